@@ -1,0 +1,134 @@
+"""Stage 2 (Sec. 3.2, S-2): adapt the real/fake transformer to one attribution level with few labels,
+lambda * cross-entropy + (1 - lambda) * hard negative mining.
+
+reads   features/<set>/ (01_extract_features.py) and runs/<run>/bin.keras (02_pretrain_binary.py)
+writes  runs/<run>/<level>.keras    the epoch best on val; <level>_last.keras the last one
+        runs/<run>/<level>.json     metrics on the test split, with the recipe
+        runs/<run>/<level>_embeddings.npz  embedding (V, D), probabilities (V, C), video, generator, class, split (V,)
+        runs/<run>/<level>_history.csv, logs/<level> (TensorBoard), <level>_confusion.png, <level>_tsne_*.png
+
+    python 03_attribute.py --level gen --epochs 12 --learning-rate 1e-3 --normalize
+
+The defaults are the paper's (500 labels per class, margin 1, lambda 0.5, rate 1e-5); a small set needs a larger rate.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import keras
+from keras import ops
+
+from common import mean_over_pairs, read_index, triplet_terms
+from evaluation import draw_figures, evaluate, print_results
+from training import (
+    add_training_arguments,
+    choose_videos,
+    file_digest,
+    finished_metrics,
+    fit,
+    make_optimizer,
+    make_recipe,
+    new_model,
+    run_script,
+    save_run,
+)
+
+
+def get_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add_training_arguments(parser)
+    add = parser.add_argument
+    add("--level", choices=("task", "sd", "team", "gen"), default="gen", help="attribution level")
+    add("--init", help="stage 1's bin.keras, or scratch for one-stage training; default: RUN/bin.keras")
+    add("--labels-per-class", type=count_or_all, default=500, help="videos per class to train on, or all")
+    add("--loss", choices=("ce", "semi", "hnm"), default="hnm", help="cross-entropy alone, or with mined triplets")
+    add("--ce-weight", type=float, default=0.5, help="lambda: the weight of cross-entropy beside mining")
+    add("--margin", type=float, default=1.0, help="alpha of Eq. (2); -1 is Eq. (4), (5) as printed")
+    add("--positives", choices=("all", "hardest", "random"), default="all", help="positives per anchor")
+    add("--normalize", action="store_true", help="mine on L2-normalised embeddings")
+    return parser.parse_args(argv)
+
+
+def count_or_all(text):
+    return None if text == "all" else int(text)
+
+
+def stage_two_loss(args):
+    """The losses by model output, their weights, and what is logged: lambda CE + (1 - lambda) mining (Sec. 3.2)."""
+
+    def terms(labels, embedding):
+        embedding = ops.normalize(embedding, axis=-1) if args.normalize else embedding
+        return triplet_terms(labels, embedding, args.margin, args.loss == "semi", args.positives)
+
+    def mining(labels, embedding):
+        return mean_over_pairs(*terms(labels, embedding))
+
+    def mined_pairs(labels, embedding):
+        values, pairs = terms(labels, embedding)
+        return ops.sum(ops.cast(values > 0, "float32") * pairs)
+
+    def spread(labels, embedding):
+        embedding = ops.normalize(embedding, axis=-1) if args.normalize else embedding
+        return ops.sum(ops.var(embedding, axis=0))  # mean squared distance to the batch's mean
+
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if args.loss == "ce":
+        return {"logits": cross_entropy}, {"logits": 1.0}, {"logits": ["accuracy"], "embedding": [spread]}
+    weights = {"logits": args.ce_weight, "embedding": 1 - args.ce_weight}
+    logged = {"logits": ["accuracy"], "embedding": [mined_pairs, spread]}
+    return {"logits": cross_entropy, "embedding": mining}, weights, logged
+
+
+def start_from(model, path):
+    """Copy stage 1's transformer into the model; the classifier keeps its fresh weights."""
+    try:
+        stage_one = keras.saving.load_model(path, compile=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: cannot be read as stage 1's model ({error}); run 02_pretrain_binary.py") from error
+    for key in ("frames", "tokens", "dim", "heads", "temporal_blocks"):
+        if stage_one.config[key] != model.config[key]:
+            raise ValueError(
+                f"{path} was trained on other features ({key} {stage_one.config[key]}, here {model.config[key]});"
+                " run 02 on these features or pass --init scratch"
+            )
+    for fresh, trained in zip(model.layers, stage_one.layers, strict=True):
+        if fresh.name != "classifier":
+            fresh.set_weights(trained.get_weights())
+
+
+def main(argv=None):
+    args = get_args(argv)
+    args.init = args.init or str(Path(args.run) / "bin.keras")
+    started = time.time()
+
+    # ---------------------------------------------------------------- load
+    rows = read_index(args.features)
+    recipe = make_recipe(args.level, args, rows, init_sha256=None if args.init == "scratch" else file_digest(args.init))
+    if done := finished_metrics(args.level, args, recipe):
+        return done
+    videos = choose_videos(rows, args.level, args, args.labels_per_class)
+
+    # ---------------------------------------------------------------- model
+    model = new_model(args, videos.classes)
+    if args.init != "scratch":
+        start_from(model, args.init)
+    losses, weights, logged = stage_two_loss(args)
+    model.compile(make_optimizer(args), losses, loss_weights=weights, metrics=logged)
+
+    # ---------------------------------------------------------------- train
+    fit(model, videos, args.level, args, recipe, margin=None if args.loss == "ce" else args.margin)
+
+    # ---------------------------------------------------------------- evaluate
+    metrics, arrays = evaluate(model, videos, args.level, args.batch_size)
+    print_results(metrics)
+
+    # ---------------------------------------------------------------- save
+    draw_figures(metrics, arrays, args.run)
+    return save_run(model, metrics, arrays, args, recipe, started)
+
+
+if __name__ == "__main__":
+    run_script(main)

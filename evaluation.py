@@ -1,0 +1,233 @@
+"""From a trained model to numbers and figures: predictions per video, metrics, the papers' tables, confusion matrix,
+t-SNE and ROC. Metrics are functions of arrays; only the last section draws.
+"""
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from common import HERE, Windows, replace_whole
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first, for machines without a screen)
+
+# ---------------------------------------------------------------- predictions
+
+
+def predict(model, windows: Windows, batch_size=64):
+    """Embedding (V, D) and class probabilities (V, C) of each video: the mean over its windows."""
+    videos = int(windows.video[-1]) + 1
+    embedding = np.zeros((videos, model.config["dim"]))
+    probabilities = np.zeros((videos, model.config["num_classes"]))
+    for start in range(0, len(windows), batch_size):
+        place = np.minimum(np.arange(start, start + batch_size), len(windows) - 1)  # one batch shape, one trace
+        real = slice(0, min(batch_size, len(windows) - start))
+        outputs = model.predict_on_batch(windows[place])
+        np.add.at(embedding, windows.video[place[real]], np.asarray(outputs["embedding"])[real])
+        np.add.at(probabilities, windows.video[place[real]], softmax(np.asarray(outputs["logits"])[real]))
+    count = np.bincount(windows.video)[:, None]
+    return embedding / count, probabilities / count
+
+
+def softmax(logits):
+    """Probabilities (B, C) in float64."""
+    powers = np.exp(np.float64(logits) - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def validation(model, windows, rows, batch_size):
+    labels = np.array([row["label"] for row in rows])
+    probabilities = predict(model, windows, batch_size)[1]
+    scores = score(labels, probabilities, model.config["class_names"])
+    likelihood = probabilities[np.arange(len(labels)), labels]
+    return {
+        "val_accuracy": scores["accuracy"],
+        "val_macro_accuracy": scores["macro_accuracy"],
+        "val_cross_entropy": -np.mean(np.log(np.maximum(likelihood, 1e-12))),
+    }
+
+
+def score(labels, probabilities, classes) -> dict:
+    """The metrics of a set of videos from labels (V,) and probabilities (V, C). Macro: over the classes present."""
+    labels, predicted = np.asarray(labels, int), np.argmax(probabilities, axis=1)
+    confusion = np.zeros((len(classes), len(classes)), int)
+    np.add.at(confusion, (labels, predicted), 1)
+    videos, right = confusion.sum(axis=1), confusion.diagonal()
+    recall = {name: right[i] / videos[i] if videos[i] else None for i, name in enumerate(classes)}
+    metrics = {
+        "classes": list(classes),
+        "videos": len(labels),
+        "accuracy": right.sum() / len(labels),
+        "accuracy_interval": wilson_interval(right.sum(), len(labels)),
+        "macro_accuracy": np.mean([value for value in recall.values() if value is not None]),
+        "majority": videos.max() / len(labels),
+        "uniform": 1 / len(classes),
+        "per_class": {name: {"videos": int(videos[i]), "accuracy": recall[name]} for i, name in enumerate(classes)},
+        "confusion": confusion.tolist(),
+    }
+    if tuple(classes) == ("Real", "Fake"):
+        called_fake = confusion[:, 1].sum()
+        metrics |= {"precision": right[1] / called_fake if called_fake else None, "recall": recall["Fake"]}
+    return json.loads(json.dumps(metrics, default=float))
+
+
+def wilson_interval(right, count, z=1.96):
+    """The 95% Wilson score interval of a proportion."""
+    p = right / count
+    middle = (p + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(p * (1 - p) / count + z**2 / (4 * count**2))
+    return [float(middle - half), float(middle + half)]
+
+
+def evaluate(model, videos, level, batch_size) -> tuple[dict, dict]:
+    """The metrics on test, and arrays over the videos of all roles: embedding (V, D), probabilities (V, C), video,
+    generator, class (V,) and split (V,): train, val, test or unseen. `videos` is what choose_videos returns.
+    """
+    if not videos.test:
+        raise ValueError("no test video: add videos, or name others by --test-generators or --test-features")
+    rows = [row | {"split": role} for role in ("train", "val", "test", "unseen") for row in getattr(videos, role)]
+    embedding, probabilities = predict(model, Windows(rows), batch_size)
+    arrays = {
+        "embedding": embedding.astype("float32"),
+        "probabilities": probabilities.astype("float32"),
+        "video": np.array([row["path"] for row in rows]),
+        "generator": np.array([row["generator"] for row in rows]),
+        "class": np.array([videos.classes[row["label"]] if "label" in row else "unseen" for row in rows]),
+        "split": np.array([row["split"] for row in rows]),
+    }
+    test, unseen = arrays["split"] == "test", arrays["split"] == "unseen"
+    metrics = {"level": level} | score([row["label"] for row in videos.test], probabilities[test], videos.classes)
+    called = np.array(videos.classes)[probabilities[unseen].argmax(axis=1)]
+    return metrics | {"excluded": videos.excluded, "unseen": unseen_report(arrays["generator"][unseen], called)}, arrays
+
+
+def unseen_report(generators, called):
+    """What the model calls generators it never trained on: {generator: {videos, predicted: {class: videos}}}."""
+    report = {}
+    for (generator, name), count in Counter(zip(generators.tolist(), called.tolist(), strict=True)).items():
+        entry = report.setdefault(generator, {"videos": 0, "predicted": {}})
+        entry["videos"] += count
+        entry["predicted"][name] = count
+    return report
+
+
+# ---------------------------------------------------------------- tables
+
+PAPER_TABLES = {"task": "2 TASK-L", "sd": "3 SD-L", "team": "6 TEAM-L", "gen": "7 GEN-L"}
+
+
+def paper_columns(level, classes):
+    """The paper's accuracies {setting: {row: per cent}} at a level; empty when the classes are not the paper's."""
+    columns = {}
+    with open(HERE / "paper_results.csv", newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            if line["table"] == PAPER_TABLES.get(level):
+                columns.setdefault(line["setting"], {})[line["row"]] = float(line["value"])
+    same = columns and all(set(classes) == set(column) - {"Overall"} for column in columns.values())
+    return columns if same else {}
+
+
+def print_results(metrics):
+    """The table of a level as the paper prints it, with the paper's columns beside ours when the classes match."""
+    level, columns = metrics["level"], paper_columns(metrics["level"], metrics["classes"])
+    names = [*metrics["classes"], "Overall (micro)", "Overall (macro)"]
+    width = max(map(len, names))
+    print(f"\n{level.upper()}-L, per cent of test videos" + "; on the right the paper's, on GenVideo" * bool(columns))
+    print("  ".join([f"{'class':{width}} {'videos':>6} {'ours':>6}", *columns]))
+    ours = [*metrics["per_class"].values()]
+    ours += [{"videos": metrics["videos"], "accuracy": metrics[key]} for key in ("accuracy", "macro_accuracy")]
+    for name, entry in zip(names, ours, strict=True):
+        theirs = (f"{column.get(name, column['Overall']):{len(key)}.2f}" for key, column in columns.items())
+        print("  ".join([f"{name:{width}} {entry['videos']:6} {percent(entry['accuracy'])}", *theirs]))
+    low, high = metrics["accuracy_interval"]
+    print(f"95% interval of micro: {percent(low)} to {percent(high)}")
+    print(f"chance: micro {percent(metrics['majority'])} (largest class), macro {percent(metrics['uniform'])}")
+    if "precision" in metrics:
+        print(f"Fake: precision {percent(metrics['precision'])}, recall {percent(metrics['recall'])}", end="")
+        print(" (paper, on GenVideo: accuracy 99.94, precision 100.00, recall 99.89)")
+    for generator, videos in metrics["excluded"].items():
+        print(f"left out, Unknown or Mixed at this level: {generator}, {videos} videos")
+    for generator, entry in metrics["unseen"].items():
+        called = ", ".join(f"{name} {count}" for name, count in Counter(entry["predicted"]).most_common(3))
+        print(f"unseen: {generator}, {entry['videos']} videos, called {called}")
+
+
+def percent(value):
+    return f"{100 * value:6.2f}" if value is not None else "     -"
+
+
+# ---------------------------------------------------------------- figures
+
+
+def save_figure(figure, path):
+    replace_whole(path, lambda file: figure.savefig(file, dpi=120, bbox_inches="tight"), suffix=".png")
+    plt.close(figure)
+
+
+def confusion_figure(metrics, path):
+    """Confusion matrix: rows true, columns predicted, coloured by the row's share, labelled by videos."""
+    confusion, classes = np.array(metrics["confusion"]), metrics["classes"]
+    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    side = 2.5 + 0.36 * len(classes)
+    figure, axes = plt.subplots(figsize=(side, side))
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(classes)), classes, rotation=90)
+    axes.set_yticks(range(len(classes)), classes)
+    for (i, j), count in np.ndenumerate(confusion):
+        if count:
+            axes.text(
+                j, i, count, ha="center", va="center", fontsize=8, color="white" if share[i, j] > 0.5 else "black"
+            )
+    axes.set(xlabel="predicted", ylabel="true", title=f"{metrics['level'].upper()}-L, {metrics['videos']} test videos")
+    save_figure(figure, path)
+
+
+def tsne_figure(embedding, groups, title, path):
+    """t-SNE of embeddings (V, D), coloured by group (V,), as the paper's Fig. 4 and 5. Needs at least 5 videos."""
+    from sklearn.manifold import TSNE
+
+    places = TSNE(perplexity=min(30, (len(embedding) - 1) / 3), init="pca", random_state=0).fit_transform(embedding)
+    figure, axes = plt.subplots(figsize=(7, 6))
+    names = sorted(set(groups), key=lambda name: (name != "Real", name))
+    colours = plt.get_cmap("tab20")
+    for i, name in enumerate(names):
+        chosen = np.asarray(groups) == name
+        axes.scatter(*places[chosen].T, s=14, color=colours(i % 20), marker="os^D"[i // 20 % 4], label=name)
+    axes.legend(fontsize=7, ncols=1 + len(names) // 21, bbox_to_anchor=(1.01, 1), loc="upper left")
+    axes.set(xticks=[], yticks=[], title=title)
+    save_figure(figure, path)
+
+
+def roc_figure(labels, fake_probability, path):
+    """ROC of Fake against Real (BIN-L) from labels (V,) and the probability of Fake (V,); returns the area."""
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    area = roc_auc_score(labels, fake_probability)
+    false_alarms, hits, _ = roc_curve(labels, fake_probability)
+    figure, axes = plt.subplots(figsize=(5, 5))
+    axes.plot(false_alarms, hits, label=f"area {area:.3f}")
+    axes.plot([0, 1], [0, 1], "k:", label="chance, 0.5")
+    axes.set(xlabel="Real called Fake", ylabel="Fake found", title=f"BIN-L, {len(labels)} test videos")
+    axes.legend()
+    save_figure(figure, path)
+    return area
+
+
+def draw_figures(metrics, arrays, run):
+    """All figures of a level into the run's folder."""
+    run, level, test = Path(run), metrics["level"], arrays["split"] == "test"
+    paths = {"confusion": run / f"{level}_confusion.png"}
+    confusion_figure(metrics, paths["confusion"])
+    if test.sum() >= 5:
+        generators, embedding = arrays["generator"][test], arrays["embedding"][test]
+        paths |= {name: run / f"{level}_tsne_{name}.png" for name in ("class", "generator")}
+        tsne_figure(embedding, arrays["class"][test], f"{level.upper()}-L, by class", paths["class"])
+        tsne_figure(embedding, generators, f"{level.upper()}-L, by generator", paths["generator"])
+    labels = arrays["class"][test] == "Fake"
+    if level == "bin" and 0 < labels.sum() < len(labels):
+        paths["roc"] = run / "bin_roc.png"
+        roc_figure(labels, arrays["probabilities"][test, 1], paths["roc"])

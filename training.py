@@ -1,0 +1,442 @@
+"""What stages 1 and 2 do alike, in order: choose the videos, train with exact resume, evaluate per video, write the
+artifacts. 02 and 03 differ in level, loss and starting point; everything here is the same for both.
+"""
+
+import csv
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from common import (
+    HERE,
+    WindowBatches,
+    Windows,
+    build_saga,
+    class_index,
+    class_names,
+    load_generators,
+    read_index,
+    read_json,
+    repair_splits,
+    replace_whole,
+    resolve_generator,
+    write_json,
+)
+from evaluation import validation
+
+# ---------------------------------------------------------------- the flags that 02 and 03 share
+
+
+def add_training_arguments(parser):
+    """Flags that mean the same in 02 and 03; defaults are the paper's (Sec. S-2)."""
+    add = parser.add_argument
+    add("--features", default="features/zoo", help="folder written by 01_extract_features.py")
+    add("--run", default="runs/zoo", help="folder for models, metrics and figures")
+    add("--generators", default=str(HERE / "generators.csv"), help="the generator table")
+    add(
+        "--train-generators",
+        type=names,
+        help="A,B,...: train on these and Real only, not on all of the table",
+    )
+    add("--test-generators", type=names, help="A,B,...: test on these and Real, not on those trained on")
+    add("--test-features", help="test on every video of this features folder, not on the test split")
+    add("--fold", type=fold, help="K/N: test on fold K of N grouped folds, not on the recorded split")
+    add("--limit", type=int, help="at most this many videos per generator and split: a small run")
+    add("--epochs", type=int, default=10, help="passes over the training windows")
+    add("--batch-size", type=int, default=64, help="windows per step")
+    add(
+        "--batching",
+        choices=("natural", "pk"),
+        default="natural",
+        help="shuffled, or dealt equally to the classes",
+    )
+    add("--learning-rate", type=float, default=1e-5, help="AdamW's initial rate")
+    add("--decay-steps", type=int, default=1000, help="steps in which the rate halves, smoothly; 0: constant")
+    add("--weight-decay", type=float, default=0.004, help="AdamW's weight decay")
+    add("--dropout", type=float, default=0.1, help="dropout in every block")
+    add(
+        "--best",
+        choices=("val", "last"),
+        default="val",
+        help="keep the epoch best on val, or train on val as well",
+    )
+    add("--seed", type=int, default=0, help="seed of weights, dropout, batches and the choice of labels")
+    add("--overwrite", action="store_true", help="train anew although the run folder holds other results")
+
+
+def names(text):
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def fold(text):
+    k, n = (int(part) for part in text.split("/"))
+    if not 1 <= k <= n or n < 2:
+        raise ValueError(text)
+    return k, n
+
+
+def run_script(main):
+    """Run a script's main: exit status 0, or 1 with one plain line on standard error where the work cannot be done."""
+    script = Path(sys.argv[0]).name
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"{script}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{script}: interrupted; the same command goes on from the last finished epoch")
+
+
+# ---------------------------------------------------------------- which videos
+
+
+class Videos(NamedTuple):
+    """Index rows by role; those of train, val and test have a "label" that counts in `classes`."""
+
+    classes: tuple[str, ...]
+    train: list[dict]
+    val: list[dict]
+    test: list[dict]
+    unseen: list[dict]  # by generators that were not trained on and are not asked for
+    excluded: dict[str, int]  # generator: videos, where its field is Unknown or Mixed
+
+
+def choose_videos(rows, level, args, labels_per_class=None) -> Videos:
+    """Who trains, validates and tests at a level, by the index's split and the flags.
+
+    A held-out generator is tested on all its videos, since it never trains, except those that share a group with a
+    training video. Raises ValueError when fewer than two classes are left to train on.
+    """
+    table = load_generators(args.generators)
+    rows = usable(rows, args.features)
+    if args.fold:
+        rows = fold_splits(rows, *args.fold, args.seed)
+    if args.limit:
+        rows = first_per(rows, ("generator", "split"), args.limit, args.seed)
+    trained = known_names(args.train_generators, table, rows) or set(table)
+    tested = known_names(args.test_generators, table, rows) or trained
+    roles, excluded = {"train": [], "val": [], "test": [], "unseen": []}, {}
+    for row in rows:
+        generator, label = row["generator"], class_index(level, row["generator"], table)
+        if generator in table and label is None:
+            excluded[generator] = excluded.get(generator, 0) + 1
+        elif generator in trained and row["split"] != "test":
+            roles["train" if args.best == "last" else row["split"]].append(row | {"label": label})
+        elif generator in tested and generator in table:
+            roles["test"].append(row | {"label": label})
+        elif generator not in trained:
+            roles["unseen"].append(row)
+    if args.test_features:
+        wanted = known_names(args.test_generators, table, rows) or set(table)
+        roles |= other_features(args.test_features, level, table, wanted)
+    else:
+        groups = {row["group"] for row in roles["train"] + roles["val"]}
+        roles["test"] = [row for row in roles["test"] if row["group"] not in groups]
+    if labels_per_class:
+        roles["train"] = first_per(roles["train"], ("label",), labels_per_class, args.seed)
+    return keep_trained_classes(class_names(level, table), roles, excluded)
+
+
+def usable(rows, features):
+    """The rows that have features, each told its folder."""
+    return [row | {"features": features} for row in rows if row["windows"] and not row["error"]]
+
+
+def known_names(wanted, table, rows):
+    """Names given by flag, resolved, with Real; empty when the flag was not given."""
+    if not wanted:
+        return set()
+    present = {row["generator"] for row in rows}
+    resolved = {resolve_generator(name, table) or name for name in wanted}
+    if missing := sorted(resolved - present):
+        raise ValueError(f"no video of {', '.join(missing)} in the features; there are: {', '.join(sorted(present))}")
+    return resolved | {"Real"}
+
+
+def first_per(rows, keys, count, seed):
+    """At most `count` rows per value of `keys`, in an order drawn by seed: fewer rows are a part of more."""
+    order = sorted(rows, key=lambda row: hashlib.sha256(f"{seed} {row['path']}".encode()).digest())
+    taken, kept = {}, []
+    for row in order:
+        value = tuple(row[key] for key in keys)
+        taken[value] = taken.get(value, 0) + 1
+        if taken[value] <= count:
+            kept.append(row)
+    return sorted(kept, key=lambda row: row["path"])
+
+
+def fold_splits(rows, k, n, seed):
+    """Grouped cross-validation: rows whose split is test in fold k of n and train elsewhere; nobody is val.
+
+    Folds are stratified by generator and drawn by seed. A generator without training videos in a fold gets a group
+    back (repair_splits), so a generator of one group is never tested.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    generators, groups = [row["generator"] for row in rows], [row["group"] for row in rows]
+    folds = StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(groups, generators, groups)
+    test = {groups[i] for i in list(folds)[k - 1][1]}
+    owners = {}
+    for generator, group in zip(generators, groups, strict=True):
+        owners.setdefault(generator, set()).add(group)
+    split = repair_splits({group: "test" if group in test else "train" for group in groups}, owners, need_test=False)
+    return [row | {"split": split[row["group"]]} for row in rows]
+
+
+def other_features(features, level, table, wanted):
+    """All videos of another features folder as test; outside the table or not wanted: unseen."""
+    roles = {"test": [], "unseen": []}
+    for row in usable(read_index(features), features):
+        label = class_index(level, row["generator"], table)
+        known = row["generator"] in wanted and label is not None
+        roles["test" if known else "unseen"].append(row | {"label": label} if known else row)
+    return roles
+
+
+def keep_trained_classes(classes, roles, excluded):
+    """Drop classes nobody trains; their videos are unseen. Says which, and which classes have no test video."""
+    present = sorted({row["label"] for row in roles["train"]})
+    if len(present) < 2:
+        raise ValueError(
+            f"training needs videos of two classes or more; there are {[classes[i] for i in present]}: add videos or"
+            " widen --train-generators"
+        )
+    if absent := [name for i, name in enumerate(classes) if i not in present]:
+        print(f"no training video, so not among the classes: {', '.join(absent)}")
+    place = {label: i for i, label in enumerate(present)}
+    roles["unseen"] += [row for row in roles["test"] if row["label"] not in place]
+    for role in ("train", "val", "test"):
+        roles[role] = [row | {"label": place[row["label"]]} for row in roles[role] if row["label"] in place]
+    classes = tuple(classes[i] for i in present)
+    if untested := [name for i, name in enumerate(classes) if i not in {row["label"] for row in roles["test"]}]:
+        print(f"no test video, so not evaluated: {', '.join(untested)}")
+    return Videos(classes, **roles, excluded=excluded)
+
+
+# ---------------------------------------------------------------- recipe and resume
+
+
+def make_recipe(level, args, rows, **more) -> dict:
+    """What a run is made from: arguments, features (index rows and their recipe), versions, git commit."""
+    features = read_json(Path(args.features) / "recipe.json")
+    lines = [f"{row['path']},{row['split']},{row['windows']}" for row in rows]
+    given = {key: value for key, value in vars(args).items() if key not in ("overwrite", "run")}
+    return {
+        "level": level,
+        "arguments": json.loads(json.dumps(given)),
+        "features": features,
+        "index_sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+        **more,
+        "versions": {"python": platform.python_version(), "keras": keras.__version__, "numpy": np.__version__}
+        | {"backend": keras.backend.backend()},
+        "git": git_commit(),
+    }
+
+
+def git_commit():
+    try:
+        git = subprocess.run(["git", "-C", HERE, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:  # a machine without git
+        return None
+    return git.stdout.strip() or None
+
+
+def file_digest(path):
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"{path}: no stage-1 model ({error.strerror}); run 02 first or pass --init scratch") from error
+
+
+def finished_metrics(level, args, recipe):
+    """The metrics of a finished run of this very recipe, or None when there is work to do.
+
+    Raises ValueError naming what differs when the folder holds a run made otherwise; --overwrite clears it instead.
+    """
+    metrics, checkpoint = Path(args.run) / f"{level}.json", Path(args.run) / f"{level}_checkpoint.npz"
+    if args.overwrite:
+        metrics.unlink(missing_ok=True)
+        checkpoint.unlink(missing_ok=True)
+    if not metrics.exists():
+        return None
+    found = read_json(metrics)
+    refuse_other_recipe(metrics, found["recipe"], recipe)
+    print(f"{metrics} is up to date (--overwrite trains anew)")
+    return found
+
+
+def refuse_other_recipe(path, found, wanted):
+    old, new = ({**recipe, **recipe["arguments"]} for recipe in (found, wanted))
+    ignored = ("arguments", "versions", "git", "seconds")
+    differ = sorted(key for key in old.keys() | new.keys() if key not in ignored and old.get(key) != new.get(key))
+    if differ:
+        raise ValueError(
+            f"{path} was made with other settings ({', '.join(differ)}); choose another --run, or --overwrite it"
+        )
+
+
+def saved_variables(model):
+    """All that training changes: weights, optimizer, and the dropout generators that a .keras file leaves out."""
+    seeds = [variable for variable in model.variables if variable.name == "seed_generator_state"]
+    return [*model.weights, *seeds, *model.optimizer.variables]
+
+
+def save_checkpoint(path, model, state: dict, best):
+    arrays = {
+        f"variable_{i}": keras.ops.convert_to_numpy(variable) for i, variable in enumerate(saved_variables(model))
+    }
+    arrays |= {f"best_{i}": weight for i, weight in enumerate(best or ())}
+    replace_whole(path, lambda file: np.savez(file, state=json.dumps(state), **arrays), suffix=".npz")
+
+
+def load_checkpoint(path, model, recipe):
+    """Restore a checkpoint into a compiled model; (state, best weights) or ({}, None) when there is none."""
+    if not path.exists():
+        return {}, None
+    variables = saved_variables(model)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            state = json.loads(str(arrays["state"]))
+            refuse_other_recipe(path, state["recipe"], recipe)
+            values = [arrays[f"variable_{i}"] for i in range(len(variables))]
+            best = [arrays[f"best_{i}"] for i in range(len(model.weights))] if "best_0" in arrays else None
+    except (KeyError, OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: damaged checkpoint ({error}); start anew with --overwrite") from error
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+    print(f"going on after epoch {state['epoch']} from {path}")
+    return state, best
+
+
+# ---------------------------------------------------------------- training
+
+
+def new_model(args, classes):
+    """SAGA for these features and classes, with weights drawn by the seed."""
+    recipe = read_json(Path(args.features) / "recipe.json")
+    keras.utils.set_random_seed(args.seed)
+    sizes = dict(frames=recipe["frames"], tokens=recipe["tokens"], dim=recipe["dim"])
+    return build_saga(len(classes), **sizes, dropout=args.dropout, class_names=classes, features=recipe)
+
+
+def make_optimizer(args):
+    """AdamW whose rate halves every `decay_steps` steps (Sec. S-2; smooth, the paper does not say)."""
+    rate = args.learning_rate
+    if args.decay_steps:
+        rate = keras.optimizers.schedules.ExponentialDecay(rate, args.decay_steps, 0.5)
+    return keras.optimizers.AdamW(rate, weight_decay=args.weight_decay)
+
+
+class EpochEnd(keras.callbacks.Callback):
+    """After each epoch: stop a failed run, validate, keep the best weights, write history and checkpoint."""
+
+    def __init__(self, level, args, recipe, validate, state, best, margin):
+        super().__init__()
+        self.level, self.args, self.recipe, self.validate, self.margin = level, args, recipe, validate, margin
+        self.history = state.get("history", [])
+        self.best_score, self.best = state.get("best_score"), best
+
+    def path(self, ending):
+        return Path(self.args.run) / f"{self.level}_{ending}"
+
+    def on_epoch_end(self, epoch, logs=None):
+        row = {
+            "epoch": epoch + 1,
+            "learning_rate": float(self.model.optimizer.learning_rate),
+        } | logs
+        check_training(row, self.margin)
+        if self.validate:
+            row |= self.validate(self.model)
+            score = [row["val_macro_accuracy"], -row["val_cross_entropy"]]
+            if self.best_score is None or score > self.best_score:
+                self.best_score, self.best = score, self.model.get_weights()
+            print(f"epoch {epoch + 1}: val macro accuracy {row['val_macro_accuracy']:.3f}")
+        self.history.append({key: value if key == "epoch" else float(value) for key, value in row.items()})
+        state = {"epoch": epoch + 1, "step": int(self.model.optimizer.iterations)}
+        state |= {"best_score": self.best_score, "history": self.history, "recipe": self.recipe}
+        save_checkpoint(self.path("checkpoint.npz"), self.model, state, self.best)
+        replace_whole(self.path("history.csv"), self.write_history)
+
+    def write_history(self, path):
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(self.history[0]))
+            writer.writeheader()
+            writer.writerows(self.history)
+
+
+def check_training(row, margin):
+    """Raise ValueError when the loss is not finite or the embeddings have collapsed to a point."""
+    epoch, rate = row["epoch"], row["learning_rate"]
+    if not np.isfinite(row["loss"]):
+        raise ValueError(f"epoch {epoch}: the loss is not finite; lower --learning-rate (now {rate:.2g})")
+    mined = row.get("embedding_loss")
+    if margin and mined and abs(mined - margin) < 0.02 * abs(margin) and row["embedding_spread"] < 0.01 * abs(margin):
+        raise ValueError(
+            f"epoch {epoch}: the embeddings have collapsed to a point (mined loss {mined:.4f} at the margin, spread"
+            f" {row['embedding_spread']:.2g}); try --normalize, a lower --learning-rate or --loss ce"
+        )
+
+
+def fit(model, videos: Videos, level, args, recipe, margin=None):
+    """Train a compiled model, going on from a checkpoint of the same recipe; ends with the chosen weights set.
+
+    Writes <level>_history.csv, TensorBoard logs and, when done, <level>_last.keras. Returns the history's rows.
+    """
+    train = Windows(videos.train)
+    labels = np.array([row["label"] for row in videos.train])[train.video]
+    model.optimizer.build(model.trainable_variables)
+    path = Path(args.run) / f"{level}_checkpoint.npz"
+    state, best = load_checkpoint(path, model, recipe)
+    start = state.get("epoch", 0)
+    workers = 1 if train.held is not None else 4
+    batches = WindowBatches(train, labels, args.batch_size, args.seed, args.batching, start, workers)
+    report_training(videos, train, batches, labels)
+    val = Windows(videos.val)
+    validate = (lambda model: validation(model, val, videos.val, args.batch_size)) if videos.val else None
+    keeper = EpochEnd(level, args, recipe, validate, state, best, margin)
+    callbacks = [keras.callbacks.TerminateOnNaN(), keeper]
+    if keras.backend.backend() == "tensorflow":  # the callback writes with TensorFlow
+        callbacks.append(keras.callbacks.TensorBoard(Path(args.run) / "logs" / level, write_graph=False))
+    verbose = 1 if sys.stdout.isatty() else 2
+    model.fit(batches, epochs=args.epochs, initial_epoch=start, shuffle=False, callbacks=callbacks, verbose=verbose)
+    save_model(model, Path(args.run) / f"{level}_last.keras")
+    if keeper.best:
+        model.set_weights(keeper.best)
+    return keeper.history
+
+
+def report_training(videos, train, batches, labels):
+    print(f"training on {len(videos.train)} videos, {len(train)} windows, {len(batches)} steps an epoch:")
+    per_class = np.bincount([row["label"] for row in videos.train], minlength=len(videos.classes))
+    print("  " + ", ".join(f"{name} {count}" for name, count in zip(videos.classes, per_class, strict=True)))
+    slots = -(-batches.batch_size // len(videos.classes))
+    short = [name for i, name in enumerate(videos.classes) if np.count_nonzero(labels == i) < slots]
+    if batches.batching == "pk" and short:
+        print(f"  fewer windows than their {slots} slots a batch, so repeated in it: {', '.join(short)}")
+
+
+def save_model(model, path):
+    """Save weights and config alone: a compiled model's file would also hold the optimizer, twice the weights."""
+    bare = build_saga(**model.config)
+    bare.set_weights(model.get_weights())
+    replace_whole(path, bare.save, suffix=".keras")
+
+
+def save_run(model, metrics, arrays, args, recipe, started):
+    """Write <level>.keras, <level>_embeddings.npz and, last, <level>.json, which marks the run as finished."""
+    level, run = metrics["level"], Path(args.run)
+    metrics |= {"recipe": recipe | {"seconds": round(time.time() - started, 1)}}
+    save_model(model, run / f"{level}.keras")
+    replace_whole(run / f"{level}_embeddings.npz", lambda file: np.savez(file, **arrays), suffix=".npz")
+    write_json(run / f"{level}.json", metrics)
+    (run / f"{level}_checkpoint.npz").unlink(missing_ok=True)
+    print(f"model, metrics and figures are in {run}")
+    return metrics
