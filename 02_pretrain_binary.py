@@ -16,9 +16,7 @@ command goes on from the last finished epoch with the same result.
 import argparse
 import time
 
-import keras
-
-from common import read_index
+from common import keras, read_index
 from evaluation import draw_figures, evaluate, print_results
 from training import (
     add_training_arguments,

@@ -16,10 +16,7 @@ import argparse
 import time
 from pathlib import Path
 
-import keras
-from keras import ops
-
-from common import mean_over_pairs, read_index, triplet_terms
+from common import keras, mean_over_pairs, ops, read_index, triplet_terms
 from evaluation import draw_figures, evaluate, print_results
 from training import (
     add_training_arguments,

@@ -5,6 +5,7 @@ The training loop is in training.py, reading and encoding videos in encoders.py.
 """
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -218,6 +219,50 @@ def map_tokens(path) -> np.ndarray:
             return np.memmap(file, dtype, "r", file.tell(), shape)
     except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
         raise ValueError(f"{path}: not a features file ({error}); delete it and run 01 again") from error
+
+
+# ---------------------------------------------------------------- splits
+
+
+def group_hash(group: str) -> float:
+    """A number in [0, 1) that depends on the group's name alone."""
+    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
+
+
+def groups_of_generators(groups, generators) -> dict[str, list[str]]:
+    """Each generator's groups by hash, from each video's group and generator."""
+    members = {}
+    for group, generator in sorted(set(zip(groups, generators, strict=True)), key=lambda pair: group_hash(pair[0])):
+        members.setdefault(generator, []).append(group)
+    return dict(sorted(members.items()))
+
+
+def assign_splits(groups, generators, recorded=None) -> dict[str, str]:
+    """{group: train, val or test} from each video's group and generator.
+
+    Groups with a recorded split keep it, whatever is added later; test takes 20 per cent of the others by hash, val 8.
+    A generator of two groups or more and none in test gives its group of the lowest hash.
+    """
+    recorded, members = recorded or {}, groups_of_generators(groups, generators)
+    splits = {}
+    for group in groups:
+        place = group_hash(group)
+        splits[group] = recorded.get(group) or ("test" if place < 0.2 else "val" if place < 0.28 else "train")
+    for own in members.values():
+        free = [group for group in own if group not in recorded]
+        if len(own) > 1 and free and "test" not in map(splits.get, own):
+            splits[free[0]] = "test"
+    return train_every_generator(splits, members, recorded)
+
+
+def train_every_generator(splits, members, fixed=()) -> dict[str, str]:
+    """A generator left without a train group gets its group of the highest hash back; groups in `fixed` stay."""
+    splits = dict(splits)
+    for own in members.values():
+        free = [group for group in own if group not in fixed]
+        if free and "train" not in map(splits.get, own):
+            splits[free[-1]] = "train"
+    return splits
 
 
 class Windows:

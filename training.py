@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import keras
 import numpy as np
 
 from common import (
@@ -22,12 +21,14 @@ from common import (
     build_saga,
     class_index,
     class_names,
+    groups_of_generators,
+    keras,
     load_generators,
     read_index,
     read_json,
-    repair_splits,
     replace_whole,
     resolve_generator,
+    train_every_generator,
     write_json,
 )
 from evaluation import validation
@@ -176,18 +177,16 @@ def fold_splits(rows, k, n, seed):
     """Grouped cross-validation: rows whose split is test in fold k of n and train elsewhere; nobody is val.
 
     Folds are stratified by generator and drawn by seed. A generator without training videos in a fold gets a group
-    back (repair_splits), so a generator of one group is never tested.
+    back, so a generator of one group is never tested.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
     generators, groups = [row["generator"] for row in rows], [row["group"] for row in rows]
     folds = StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(groups, generators, groups)
     test = {groups[i] for i in list(folds)[k - 1][1]}
-    owners = {}
-    for generator, group in zip(generators, groups, strict=True):
-        owners.setdefault(generator, set()).add(group)
-    split = repair_splits({group: "test" if group in test else "train" for group in groups}, owners, need_test=False)
-    return [row | {"split": split[row["group"]]} for row in rows]
+    splits = {group: "test" if group in test else "train" for group in groups}
+    splits = train_every_generator(splits, groups_of_generators(groups, generators))
+    return [row | {"split": splits[row["group"]]} for row in rows]
 
 
 def other_features(features, level, table, wanted):
@@ -398,6 +397,7 @@ def fit(model, videos: Videos, level, args, recipe, margin=None):
     start = state.get("epoch", 0)
     workers = 1 if train.held is not None else 4
     batches = WindowBatches(train, labels, args.batch_size, args.seed, args.batching, start, workers)
+    build_metrics(model, *batches[0])
     report_training(videos, train, batches, labels)
     val = Windows(videos.val)
     validate = (lambda model: validation(model, val, videos.val, args.batch_size)) if videos.val else None
@@ -411,6 +411,15 @@ def fit(model, videos: Videos, level, args, recipe, margin=None):
     if keeper.best:
         model.set_weights(keeper.best)
     return keeper.history
+
+
+def build_metrics(model, tokens, labels):
+    """Let Keras make its loss and metric variables now: made in the first step, they double TensorFlow's tracing."""
+    tokens, labels = tokens[:2], {name: values[:2] for name, values in labels.items()}
+    outputs = model(tokens)
+    model.compute_loss(tokens, labels, outputs)
+    model.compute_metrics(tokens, labels, outputs)
+    model.reset_metrics()
 
 
 def report_training(videos, train, batches, labels):

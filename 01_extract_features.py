@@ -1,0 +1,322 @@
+"""Videos to tokens: frames at 8 per second in windows of 8, through a frozen encoder, cached once (SAGA, Sec. S-2).
+
+reads   --videos, a folder or a CSV with the columns path,generator[,group,stratum,split]. Folders: <Generator>/,
+        Real/ + Fake/<Generator>/, or <set>/{0_real,1_fake}/. Videos, animated GIF and WebP; stills are one frame.
+writes  <features>/<Generator>/<path>.npz   tokens (S, L, T, D) float16, times (S, L) in seconds, valid (S, L): False
+                                            where the last frame is repeated as padding
+        <features>/index-<i>-of-<n>.csv     a row per video: path, generator, group, stratum, split, windows, fps,
+                                            size, length, container, error, source
+        <features>/recipe.json              encoder, tokens (T), dim (D), options, versions
+
+    python 01_extract_features.py --videos data/zoo --features features/zoo
+
+The simulated zoo takes about 20 seconds and 110 MB on two cores. A second run does only what is missing.
+"""
+
+import argparse
+import csv
+import errno
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from common import (
+    HERE,
+    INDEX_FIELDS,
+    assign_splits,
+    features_file,
+    load_generators,
+    read_index,
+    read_json,
+    write_features,
+    write_index,
+    write_json,
+)
+from encoders import build_encoder, encode_videos
+from videos import TooShortError, describe, header_seconds, list_videos
+
+INDEX_SECONDS = 30  # the index on disk is at most this old
+RECIPE_OPTIONS = ("encoder", "tokens", "dim", "frames", "fps", "pool", "equalize", "dtype")
+
+
+def get_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--videos", default="data/zoo", help="folder of videos, or a CSV: path,generator[,group,stratum,split]")
+    add("--features", default="features/zoo", help="folder to write")
+    add("--encoder", default="dct", help="frozen encoder: dct")
+    add("--pool", type=int, default=1, help="average the token grid over POOL x POOL neighbours before caching")
+    add("--limit", type=positive, help="at most this many videos per generator: a small run")
+    add("--shard", type=shard, default=(1, 1), metavar="I/N", help="do the I-th of N equal parts, 1/N to N/N")
+    add("--fps", type=frame_rate, default=8, help="frames sampled per second")
+    add("--frames", type=positive, default=8, help="frames per window (L)")
+    add(
+        "--equalize",
+        type=even_size,
+        nargs="?",
+        const=128,
+        metavar="SIZE",
+        help="first make every clip one H.264 clip of SIZE x SIZE, --frames frames at --fps; 128 without SIZE",
+    )
+    add("--batch-size", type=positive, default=64, help="frames per call of the encoder")
+    add("--threads", type=positive, default=os.cpu_count(), help="videos decoded at once")
+    add("--generators", default=HERE / "generators.csv", help="the generator table")
+    add("--overwrite", action="store_true", help="extract anew what is there")
+    return parser.parse_args(argv)
+
+
+def positive(text):
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+def frame_rate(text):
+    if not 0 < (number := float(text)) <= 1000:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1000 frames per second")
+    return int(number) if number.is_integer() else number
+
+
+def even_size(text):
+    if (number := int(text)) < 32 or number % 2:
+        raise argparse.ArgumentTypeError(f"{text} is not an even size of at least 32")
+    return number
+
+
+def shard(text):
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text} is not I/N with I from 1 to N")
+    return int(part), int(parts)
+
+
+# ---------------------------------------------------------------- what there is to do
+
+
+def set_splits(rows, recorded):
+    """Give every row its split: a CSV's own, else the one recorded for its group, else by hash (DESIGN.md)."""
+    given = {}
+    for row in rows:
+        if row["split"] and given.setdefault(row["group"], row["split"]) != row["split"]:
+            raise ValueError(
+                f"group {row['group']} is in {given[row['group']]} and in {row['split']}; a group has one split"
+            )
+    splits = assign_splits([row["group"] for row in rows], [row["generator"] for row in rows], recorded | given)
+    for row in rows:
+        row["split"] = splits[row["group"]]
+
+
+def make_recipe(args, encoder):
+    videos = Path(args.videos) / "recipe.json"
+    recipe = {"encoder": encoder.name, "tokens": encoder.tokens, "dim": encoder.dim, "frames": args.frames}
+    recipe |= {"fps": args.fps, "pool": args.pool, "equalize": args.equalize, "dtype": "float16"}
+    recipe["simulated"] = videos.is_file() and bool(read_json(videos).get("simulated"))
+    recipe["versions"] = {"python": platform.python_version(), "numpy": np.__version__}
+    recipe["versions"] |= {"opencv": cv2.__version__, "av": av.__version__}
+    return recipe | {"git": git_commit()}
+
+
+def git_commit():
+    try:
+        git = subprocess.run(["git", "-C", HERE, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:  # a machine without git
+        return None
+    return git.stdout.strip() if git.returncode == 0 else None
+
+
+def open_features(folder, recipe, overwrite):
+    """The index rows already in a features folder, by path; writes its recipe when it is new.
+
+    Raises ValueError when the folder holds features made in another way, unless they are to be overwritten.
+    """
+    path = Path(folder) / "recipe.json"
+    old = read_json(path) if path.exists() else recipe
+    differing = [key for key in RECIPE_OPTIONS if old.get(key) != recipe[key]]
+    if differing and not overwrite:
+        differences = ", ".join(f"{key} {old.get(key)} there, {recipe[key]} now" for key in differing)
+        raise ValueError(f"{folder} holds other features ({differences}); choose another --features, or --overwrite")
+    indexes = list(Path(folder).glob("index-*-of-*.csv"))
+    if differing:
+        for index in indexes:
+            index.unlink(missing_ok=True)  # its rows describe the other features
+        indexes = []
+    if differing or not path.exists():
+        write_json(path, recipe)  # makes the folder
+    return {row["path"]: row for row in read_index(folder)} if indexes else {}
+
+
+def is_done(row, old, features):
+    """Extracted before, or left out for good; errors are tried again."""
+    if row["path"] not in old:
+        return False
+    error = old[row["path"]]["error"]
+    return error.startswith(TooShortError.REASON) if error else features_file(features, row["path"]).is_file()
+
+
+def relabel(row, old):
+    """Complete a row with what the index says; True when a CSV has given it another group, stratum or split since."""
+    labels = {key: row[key] for key in ("group", "stratum", "split", "source")}
+    row |= old | labels
+    return any(old[key] != labels[key] for key in labels)
+
+
+def check_space(rows, args, recipe):
+    """Print what will be written, estimated from the headers of up to 64 videos; ValueError when it cannot fit."""
+
+    def windows_of(row):
+        samples = args.frames if args.equalize else header_seconds(row["file"]) * args.fps
+        return max(1, math.ceil(samples / args.frames))
+
+    sample = rows[:: -(-len(rows) // 64) or 1]
+    with ThreadPoolExecutor(args.threads) as pool:
+        windows = round(sum(pool.map(windows_of, sample)) * len(rows) / max(1, len(sample)))
+    needed = 2 * windows * args.frames * recipe["tokens"] * recipe["dim"]
+    free = shutil.disk_usage(args.features).free
+    print(f"to write: {len(rows)} videos, about {windows} windows, {size_text(needed)}; free: {size_text(free)}")
+    if needed > free:
+        raise ValueError(
+            f"{args.features}: about {size_text(needed)} would be written and {size_text(free)} are free; "
+            "try --pool, --limit, --shard on several disks, or another --features"
+        )
+
+
+def size_text(size):
+    unit = max(0, min(4, (int(size).bit_length() - 1) // 10))
+    return f"{size / 1024**unit:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
+
+
+# ---------------------------------------------------------------- saving
+
+
+def save(row, video, features):
+    """Write a video's features and complete its index row; returns what is wrong with the file, or None."""
+    try:
+        if isinstance(video, Exception):
+            raise video
+        write_features(features_file(features, row["path"]), video.tokens, video.times, video.valid)
+        row |= video.info | {"windows": len(video.tokens), "error": ""}
+        return f"damaged, read up to {video.times[-1, -1]:.1f} s" if video.damaged else None
+    except Exception as error:  # noted in the index; a full disk is another matter
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        row["error"] = reason(error)
+        return row["error"]
+
+
+def reason(error):
+    """One line on why a video could not be read."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split()) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
+
+
+def save_index(path, rows):
+    """Add rows to this shard's part of the index; those of another worker on the same shard stay."""
+    there = []
+    if path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            there = list(csv.DictReader(file))
+    merged = {row["path"]: row for row in [*there, *rows]}
+    write_index(path, [{key: row[key] for key in INDEX_FIELDS} for row in merged.values()])
+
+
+def print_videos(rows, ignored, table, videos):
+    groups, splits = {}, Counter(row["split"] for row in rows)
+    for row in rows:
+        groups.setdefault(row["generator"], set()).add(row["group"])
+    shares = ", ".join(f"{splits[split]} {split}" for split in ("train", "val", "test"))
+    print(f"{videos}: {len(rows)} videos of {len(groups)} generators ({shares})")
+    unseen = sorted(name for name in groups if name not in table)
+    single = sorted(name for name in groups if name in table and len(groups[name]) == 1)
+    if unseen:
+        print(f"outside the generator table, kept as unseen: {', '.join(unseen)}")
+    if single:
+        print(f"a single group, so train only and not evaluated: {', '.join(single)}")
+    if any(ignored.values()):
+        print(f"ignored: {describe(ignored)}")
+
+
+def main(argv=None):
+    args = get_args(argv)
+    started = time.time()
+
+    # ---------------------------------------------------------------- load
+    table = load_generators(args.generators)
+    encoder = build_encoder(args.encoder, args.pool)
+    rows, ignored = list_videos(args.videos, table, args.limit)
+    recipe = make_recipe(args, encoder)
+    old = open_features(args.features, recipe, args.overwrite)
+    set_splits(rows, {row["group"]: row["split"] for row in old.values()})
+    print_videos(rows, ignored, table, args.videos)
+    part, parts = args.shard
+    mine, todo, finished = rows[part - 1 :: parts], [], []
+    for row in mine:
+        if args.overwrite or not is_done(row, old, args.features):
+            todo.append(row)
+        elif relabel(row, old[row["path"]]):
+            finished.append(row)
+    check_space(todo, args, recipe)
+
+    # ---------------------------------------------------------------- encode, save
+    index, saved = Path(args.features) / f"index-{part}-of-{parts}.csv", time.time()
+    sizes = args.fps, args.frames, args.equalize, args.batch_size, args.threads
+    videos = encode_videos([row["file"] for row in todo], encoder, *sizes, spill=args.features)
+    bar = tqdm(total=len(todo), unit="clip", dynamic_ncols=True, disable=not todo)
+    try:
+        with bar, closing(videos):
+            for number, video in videos:
+                row = todo[number]
+                if note := save(row, video, args.features):
+                    bar.write(f"{row['source']}: {note}")
+                finished.append(row)
+                bar.update()
+                if time.time() - saved > INDEX_SECONDS:
+                    save_index(index, finished)
+                    saved = time.time()
+    finally:
+        save_index(index, finished)
+
+    # ---------------------------------------------------------------- report
+    seconds = time.time() - started
+    short = sum(row["error"].startswith(TooShortError.REASON) for row in mine)
+    failed = sum(bool(row["error"]) for row in mine) - short
+    done = [row for row in todo if not row["error"]]
+    counts = {"videos": len(done), "windows": sum(row["windows"] for row in done), "skipped": len(mine) - len(todo)}
+    counts |= {"failed": failed, "short": short, "seconds": seconds, "clips_per_second": len(done) / seconds}
+    print(
+        f"{args.features}: {counts['videos']} videos, {counts['windows']} windows in {seconds:.0f} s "
+        f"({counts['clips_per_second']:.1f} clips/s); {counts['skipped']} were there, {failed} failed"
+        + (f", {short} too short to equalize" if short else "")
+    )
+    if failed > 0.1 * len(mine):
+        raise ValueError(f"{failed} of {len(mine)} videos could not be read; the column error of {index} says why")
+    return counts
+
+
+def run_script(main):
+    """Exit status 0, or 1 with one plain line on standard error where the work cannot be done."""
+    script = Path(sys.argv[0]).name
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(f"{script}: interrupted; run the same command to go on")
+    except (ValueError, OSError) as error:
+        sys.exit(f"{script}: {error}")
+
+
+if __name__ == "__main__":
+    run_script(main)

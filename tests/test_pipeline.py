@@ -1,0 +1,128 @@
+"""The whole way from files to numbers: the README's commands, real clips of every format, and the controls that show
+that the pipeline can also fail to find anything.
+"""
+
+import importlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from common import HERE, LEVELS, read_index, write_index
+
+COMMANDS = re.findall(r"^(python \w+\.py.*)$", (HERE / "README.md").read_text(encoding="utf-8"), re.M)
+CORPUS = HERE.parent / "shared" / "corpus" / "clips"
+
+
+def call(script, *arguments):
+    return importlib.import_module(script).main([str(argument) for argument in arguments])
+
+
+def test_readme_shows_a_command_that_does_not_parse():
+    assert len(COMMANDS) >= 5
+    for command in COMMANDS:
+        _, script, *arguments = shlex.split(command, comments=True)
+        importlib.import_module(script.removesuffix(".py")).get_args(arguments)
+
+
+def test_results_in_the_readme_differ_from_the_measured_ones():
+    readme = (HERE / "README.md").read_text(encoding="utf-8")
+    for table in (HERE / "results").glob("*.md"):
+        assert table.read_text(encoding="utf-8").strip() in readme, f"{table.name} is not in README.md as it stands"
+
+
+@pytest.mark.skipif(not CORPUS.exists(), reason="no folder of real clips")
+def test_real_clips_of_some_format_do_not_get_through(tmp_path):
+    for generator in ("Real", "SVD", "HotShot"):
+        for suffix in ("mp4", "gif", "mkv", "avi", "mov", "webm", "webp"):
+            for clip in sorted((CORPUS / generator).glob(f"*.{suffix}"))[:4]:
+                target = tmp_path / "videos" / generator / clip.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(clip)
+    place = ["--features", tmp_path / "features", "--run", tmp_path / "run"]
+    done = call(
+        "01_extract_features", "--videos", tmp_path / "videos", "--features", tmp_path / "features", "--pool", 4
+    )
+    assert done["failed"] == 0
+    small = ["--epochs", 1, "--batch-size", 8, "--best", "last"]
+    assert call("02_pretrain_binary", *place, *small)["classes"] == ["Real", "Fake"]
+    metrics = call("03_attribute", *place, *small, "--level", "gen")
+    assert metrics["classes"] == ["Real", "SVD", "HotShot"] and metrics["videos"] >= 3
+
+
+# ---------------------------------------------------------------- slow: the README as it stands, and controls
+
+
+@pytest.mark.slow
+def test_readme_command_fails(tmp_path):
+    """Every python line of the README, in its order, on at most six videos per generator."""
+    for command in COMMANDS:
+        _, script, *arguments = shlex.split(command, comments=True)
+        if script == "reproduce.py":
+            continue  # `make check` runs the demo itself
+        arguments = [sys.executable, str(HERE / script), *arguments, "--limit", "6"]
+        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-1000:]}{done.stderr[-1000:]}"
+
+
+def chance_probability(run, level, classes):
+    """Permutation test: how often shuffled test labels agree with the predictions at least as well as the true ones."""
+    with np.load(run / f"{level}_embeddings.npz") as arrays:
+        test = arrays["split"] == "test"
+        labels = np.array([classes.index(name) for name in arrays["class"][test]])
+        called = arrays["probabilities"][test].argmax(axis=1)
+    random = np.random.default_rng(0)
+    right = np.mean(labels == called)
+    return np.mean([np.mean(random.permutation(labels) == called) >= right for _ in range(2000)])
+
+
+def train_all_levels(features, run, levels=LEVELS):
+    """Demo settings, fewer epochs: {level: probability under chance}."""
+    reproduce, found = importlib.import_module("reproduce"), {}
+    for level in levels:
+        flags = [*reproduce.DEMO, *reproduce.DEMO_LEVELS[level], "--epochs", 6]
+        place = ["--features", features, "--run", run]
+        if level == "bin":
+            metrics = call("02_pretrain_binary", *place, *flags)
+        else:
+            metrics = call("03_attribute", *place, *flags, "--level", level)
+        found[level] = chance_probability(run, level, metrics["classes"])
+    return found
+
+
+@pytest.mark.slow
+def test_strength_zero_is_told_apart(tmp_path):
+    call("simulate_videos", "--out", tmp_path / "zoo", "--clips-per-generator", 20, "--strength", 0)
+    call("01_extract_features", "--videos", tmp_path / "zoo", "--features", tmp_path / "features", "--pool", 2)
+    found = train_all_levels(tmp_path / "features", tmp_path / "run")
+    assert min(found.values()) > 0.001, found  # five tests at one in a thousand
+
+
+@pytest.mark.slow
+def test_shuffled_labels_are_learned(tmp_path):
+    zoo = HERE / "features" / "zoo"  # made by the demo
+    shutil.copytree(zoo, tmp_path / "features", copy_function=lambda source, target: target_link(source, target))
+    rows = read_index(zoo)
+    order = np.random.default_rng(0).permutation(len(rows))
+    for file in (tmp_path / "features").glob("index-*.csv"):
+        file.unlink()
+    shuffled = [row | {"generator": rows[i]["generator"]} for row, i in zip(rows, order, strict=True)]
+    write_index(tmp_path / "features" / "index-1-of-1.csv", shuffled)
+    found = train_all_levels(tmp_path / "features", tmp_path / "run", levels=("bin", "gen"))
+    assert min(found.values()) > 0.001, found
+    true = chance_probability(HERE / "runs" / "zoo", "gen", read_classes("gen"))
+    assert true < 0.001, "the same test does not see the demo's own success"
+
+
+def target_link(source, target):
+    (shutil.copy2 if source.endswith((".csv", ".json")) else __import__("os").link)(source, target)
+
+
+def read_classes(level):
+    import json
+
+    return json.loads((HERE / "runs" / "zoo" / f"{level}.json").read_text())["classes"]

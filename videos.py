@@ -1,0 +1,472 @@
+"""Videos: which files they are and whose, their frames by time, windows of frames, clips made equal.
+
+for seconds, frame in sample_frames("clip.mp4", fps=8): ...     RGB uint8 (H, W, 3), one at a time
+rows, ignored = list_videos("folder or CSV", load_generators())
+"""
+
+import csv
+import hashlib
+import io
+import itertools
+import math
+import os
+import stat
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+# ---------------------------------------------------------------- reading videos and stills
+
+VIDEO_SUFFIXES = {"mp4", "m4v", "mov", "3gp", "mkv", "webm", "avi", "gif", "webp", "mpg", "mpeg", "ts", "wmv", "flv"}
+STILL_SUFFIXES = {"png", "jpg", "jpeg", "bmp", "tif", "tiff"}
+STILL_MAGIC = {
+    **{b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"BM": "bmp"},
+    **{b"II*\0": "tiff", b"MM\0*": "tiff", b"RIFF": "webp"},
+}
+LONGEST_GAP = 60.0  # seconds; timestamps further apart are damage, and the frames are spread evenly instead
+HELD_BYTES = 32 << 20  # packets of files up to this size are kept between the two passes
+MANY_PIXELS = 512 * 512  # larger frames decode faster on several threads each, smaller ones on one
+
+
+class Video:
+    """A video or still, opened: `fps`, `size` "WxH", `length` in seconds, `container`, and frames on demand.
+
+    `times` (frames,) are seconds on screen from the first frame, read from the packets without decoding. Raises
+    ValueError or OSError with the reason when the file cannot be read.
+    """
+
+    def __init__(self, source):
+        self.source, self.stills, self.input = source, None, None
+        if isinstance(source, io.BytesIO):
+            self.open_stream(b"", hold=True)
+        else:
+            status = Path(source).stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError("not a regular file")
+            if not status.st_size:
+                raise ValueError("empty file")
+            with open(source, "rb") as file:
+                head = file.read(64)
+            kind = next((kind for magic, kind in STILL_MAGIC.items() if head.startswith(magic)), None)
+            if kind and (kind != "webp" or head[8:12] == b"WEBP"):
+                self.open_still(kind)
+            else:
+                self.open_stream(head, hold=status.st_size <= HELD_BYTES)
+        self.fps = len(self.times) / self.length if self.length else 0.0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.input is not None:
+            self.input.close()
+
+    def open_still(self, kind):
+        self.stills, starts, self.length = read_stills(self.source, kind)
+        self.times, self.container = np.array(starts), kind
+        height, width = self.stills[0].shape[:2]
+        self.size = f"{width}x{height}"
+
+    def open_stream(self, head, hold):
+        stream = self.open_input()
+        self.container = container_name(self.input, head)
+        self.size = f"{stream.width}x{stream.height}"
+        packets = read_packets(self.input, stream)
+        self.packets = list(packets) if hold else None
+        stamps = [(p.pts, p.dts, p.duration) for p in (self.packets if hold else packets) if is_frame(p)]
+        if not stamps:
+            raise ValueError("no video frames in the file")
+        # AVI stores no presentation times, and those that FFmpeg guesses can be out of order.
+        self.times, self.length, self.marks = timeline(stamps, stream, stored=self.container != "avi")
+        self.stream = stream
+        if not hold:
+            self.input.close()
+
+    def open_input(self):
+        self.input = open_container(self.source)
+        stream = self.input.streams.best("video")
+        if stream is None:
+            raise ValueError("no video stream")
+        return stream
+
+    def numbers(self, fps):
+        """Number of the frame on screen at each k / fps: the last one that has begun. One frame gives one sample."""
+        count = max(1, math.ceil(self.length * fps - 1e-3)) if len(self.times) > 1 else 1
+        return np.searchsorted(self.times, np.arange(count) / fps + 1e-4, side="right") - 1
+
+    def sample(self, fps):
+        """Yield (k / fps, RGB uint8 (H, W, 3)) of the frame on screen at each k / fps; a damaged end is left out."""
+        wanted = self.numbers(fps)
+        shown, converted, k, reformatter = None, None, 0, VideoReformatter()
+        for present in self.frames(wanted):
+            shown = shown or present
+            while k < len(wanted) and wanted[k] <= present[0]:
+                # A frame that failed to decode leaves the one before it on screen.
+                number, frame = present if wanted[k] == present[0] else shown
+                if number != converted:
+                    converted, rgb = number, to_rgb(frame, reformatter)
+                yield k / fps, rgb
+                k += 1
+            if k == len(wanted):
+                return
+            shown = present
+        if shown is None:
+            raise ValueError("no frame could be decoded")
+
+    def frames(self, wanted):
+        """Yield (number, decoded frame) in order of display; frames that nothing needs may be left out."""
+        if self.stills is not None:
+            yield from enumerate(self.stills)
+            return
+        packets, self.packets = self.packets, None  # good for one pass
+        stream = self.stream if packets else self.open_input()
+        context = stream.codec_context
+        context.thread_type = "AUTO" if stream.width * stream.height > MANY_PIXELS else "NONE"
+        known = self.marks is not None and context.name == "h264"
+        needed = {self.marks[number] for number in wanted} if known else None
+        position = -1
+        for frame in decode(packets or read_packets(self.input, stream), context, needed):
+            stamped = self.marks is not None and frame.pts is not None
+            now = int(np.searchsorted(self.marks, frame.pts, side="right")) - 1 if stamped else position + 1
+            if now > position:
+                position = now
+                yield position, frame
+
+
+def sample_frames(path, fps: float = 8):
+    """Yield (seconds, RGB uint8 (H, W, 3)) at fps frames per second by timestamp, one frame at a time."""
+    with Video(path) as video:
+        yield from video.sample(fps)
+
+
+def open_container(source):
+    if isinstance(source, io.BytesIO):
+        return av.open(source)
+    options = {"protocol_whitelist": "file"}  # a playlist that is named like a video must not reach for the network
+    return av.open(os.path.abspath(source), metadata_errors="replace", options=options)
+
+
+def header_seconds(path) -> float:
+    """A video's length as its header claims, at most what its size allows; 0 for stills and unreadable files."""
+    try:
+        if not Path(path).is_file():
+            return 0.0
+        with open_container(path) as container:
+            claimed = (container.duration or 0) / av.time_base
+        return min(max(claimed, 0.0), Path(path).stat().st_size / 250)  # no video has less than 2 kbit/s
+    except (OSError, ValueError):
+        return 0.0
+
+
+def read_stills(path, kind):
+    """Frames, their start times and the length in seconds of a still or an animated webp."""
+    data = np.fromfile(path, np.uint8)  # OpenCV cannot open every name that a file system allows
+    if kind == "webp":
+        found, animation = cv2.imdecodeanimation(data)
+        frames = [from_opencv(frame) for frame in animation.frames] if found else []
+        ends = np.cumsum(np.maximum(animation.durations, 1)) / 1000 if len(frames) > 1 else [0.0]
+        if frames:
+            return frames, [0.0, *ends[:-1]], float(ends[-1])
+    image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    if image is not None and (image.ndim == 2 or image.shape[2] == 3):
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR)  # turned as the camera was held, which UNCHANGED is not
+    if image is None:
+        raise ValueError(f"not a readable {kind} image")
+    return [from_opencv(image)], [0.0], 0.0
+
+
+def from_opencv(image):
+    """RGB uint8 (H, W, 3) of OpenCV's grey, BGR or BGRA image of 8 or 16 bits; transparent parts become black."""
+    if image.dtype == np.uint16:
+        image = (image // 257).astype(np.uint8)
+    if image.ndim == 2:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    if image.shape[2] == 4:
+        return over_black(cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA))
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def over_black(rgba):
+    alpha = rgba[..., 3:]
+    if alpha.min() == 255:
+        return np.ascontiguousarray(rgba[..., :3])
+    return (rgba[..., :3].astype(np.uint16) * alpha // 255).astype(np.uint8)
+
+
+def to_rgb(frame, reformatter):
+    """RGB uint8 (H, W, 3) of a decoded frame, turned as its display matrix says, or of a still as it is."""
+    if isinstance(frame, np.ndarray):
+        return frame
+    alpha = any(component.is_alpha for component in frame.format.components)
+    image = reformatter.reformat(frame, format="rgba" if alpha else "rgb24", threads=1).to_ndarray()
+    image = over_black(image) if alpha else image
+    turns = round(frame.rotation / 90) % 4  # counter-clockwise
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+
+def container_name(container, head) -> str:
+    """The container by its content: FFmpeg has one reader for mp4 and mov, and one for mkv and webm."""
+    names = container.format.name.split(",")
+    if "mov" in names:
+        return "mov" if container.metadata.get("major_brand", "qt").startswith("qt") else "mp4"
+    if "matroska" in names:
+        return "webm" if b"webm" in head else "mkv"
+    return names[0]
+
+
+def read_packets(container, stream):
+    """The stream's packets up to the end or the first damage."""
+    try:
+        yield from container.demux(stream)
+    except av.error.FFmpegError:
+        return
+
+
+def is_frame(packet) -> bool:
+    return packet.size > 0 and not packet.is_discard
+
+
+def timeline(stamps, stream, stored):
+    """Times (frames,) from the first frame, length in seconds, and the frames' pts (None: count frames instead).
+
+    Presentation times where all packets have one and they are `stored`, else decoding times, else the average rate.
+    """
+    for which in (0, 1) if stored else (1,):
+        ticks = [stamp[which] for stamp in stamps]
+        if None in ticks or len(set(ticks)) < 0.9 * len(ticks):
+            continue
+        marks = np.sort(np.array(ticks, np.int64))
+        times = (marks - marks[0]) * float(stream.time_base)
+        gaps = np.diff(times)
+        if len(gaps) and gaps.max() > LONGEST_GAP:
+            continue
+        last = float(stamps[int(np.argmax(ticks))][2] or 0) * float(stream.time_base)
+        if not 0 < last <= LONGEST_GAP:
+            last = float(np.median(gaps)) if len(gaps) else 0.0
+        return times, float(times[-1]) + last, marks if which == 0 else None
+    rate = float(stream.average_rate or stream.guessed_rate or 0) or 25.0
+    return np.arange(len(stamps)) / rate, len(stamps) / rate, None
+
+
+def decode(packets, context, needed=None):
+    """Yield decoded frames; a damaged packet is left out.
+
+    With `needed` pts, H.264 frames that no other frame refers to are skipped unless needed.
+    """
+    for packet in itertools.chain((packet for packet in packets if packet.size), [None]):
+        if needed is not None and packet is not None:
+            context.skip_frame = "DEFAULT" if packet.pts in needed else "NONREF"
+        try:
+            yield from context.decode(packet)
+        except av.error.FFmpegError:
+            continue
+
+
+# ---------------------------------------------------------------- windows and equal clips
+
+
+def make_windows(tokens, times, frames: int):
+    """Cut a video's tokens (N, T, D) and times (N,) into windows of `frames` (L); the last frame repeats as padding.
+
+    Returns tokens (S, L, T, D), times (S, L) and valid (S, L), which is False on padding. Tokens that already have
+    room for the padding are filled in place, so that an hour of video is not copied.
+    """
+    count = len(times)
+    number = np.arange(math.ceil(count / frames) * frames).reshape(-1, frames)  # (S, L)
+    held = np.minimum(number, count - 1)
+    if len(tokens) < number.size:
+        tokens = np.asarray(tokens)[held.ravel()]
+    tokens[count : number.size] = tokens[count - 1]
+    return tokens[: number.size].reshape(*number.shape, *tokens.shape[1:]), np.asarray(times)[held], number < count
+
+
+class TooShortError(ValueError):
+    """A clip that --equalize leaves out."""
+
+    REASON = "shorter than "
+
+
+def equalize(samples, size: int, fps: float, frames: int):
+    """A clip as H.264 in an mp4 of one size, rate and length, or ValueError when it is shorter than that.
+
+    The centre square of the first `frames` samples is scaled to size x size: afterwards metadata tells nothing.
+    """
+    squares = [centre_square(frame, size) for _, frame in itertools.islice(samples, frames)]
+    if len(squares) < frames:
+        # Not padded: a frame that repeats would tell the length.
+        raise TooShortError(f"{TooShortError.REASON}{frames / fps:g} s; cannot be equalized")
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = output.add_stream("libx264", rate=rate, options={"crf": "23", "threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"
+        for square in squares:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(square, format="rgb24")))
+        output.mux(stream.encode())
+    file.seek(0)
+    return file
+
+
+def centre_square(frame, size: int):
+    """The centre square of a frame (H, W, 3), scaled to (size, size, 3)."""
+    height, width = frame.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = frame[top : top + side, left : left + side]
+    return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if size <= side else cv2.INTER_CUBIC)
+
+
+# ---------------------------------------------------------------- which videos
+
+
+def list_folder(root, table):
+    """Index rows of the videos below a folder and a Counter of what is ignored."""
+    rows, ignored, names = [], Counter(), {}
+    for source in walk(root, ignored):
+        parts, suffix = source.split("/"), suffix_of(source)
+        if suffix not in VIDEO_SUFFIXES | STILL_SUFFIXES:
+            ignored[f"*.{suffix}" if suffix else "without extension"] += 1
+        elif found := label(parts, table, names):
+            generator, tail = found
+            rows.append(new_row("/".join((generator, *tail)), generator, source, os.path.join(root, source)))
+        else:
+            ignored["not in a generator's folder (put it in one, or name its generator in a CSV)"] += 1
+    with_videos = {row["generator"] for row in rows if suffix_of(row["source"]) in VIDEO_SUFFIXES}
+    kept = [r for r in rows if suffix_of(r["source"]) in VIDEO_SUFFIXES or r["generator"] not in with_videos]
+    ignored["stills beside videos"] += len(rows) - len(kept)
+    return kept, ignored
+
+
+def suffix_of(name):
+    return os.path.splitext(name)[1][1:].lower()
+
+
+def walk(root, ignored):
+    """Paths of the files below a folder, symbolic links followed, without hidden and system files."""
+    seen = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        if (place := os.path.realpath(folder)) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        ignored["hidden or system"] += sum(not is_shown(name) for name in folders + files)
+        folders[:] = filter(is_shown, folders)
+        for name in filter(is_shown, files):
+            file = os.path.join(folder, name)
+            if os.path.exists(file) and not os.path.isfile(file):
+                ignored["not a regular file"] += 1
+            elif not is_text(file):
+                ignored["with a name that is not UTF-8"] += 1
+            else:
+                yield Path(os.path.relpath(file, root)).as_posix()
+
+
+def is_shown(name):
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def is_text(name):
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def label(parts, table, names):
+    """(generator, the rest of the index path) of a file's path below the folder of videos; None without a generator."""
+    folders = [part.casefold() for part in parts[:-1]]
+    if "0_real" in folders:
+        below = folders.index("0_real")
+        named = max(below - 1, 0)  # DVF's set
+    elif "1_fake" in folders[1:]:
+        below = folders.index("1_fake", 1)
+        named = below - 1
+    elif "fake" in folders:
+        named = below = folders.index("fake") + 1
+    else:
+        known = (i for i, part in enumerate(parts[:-1]) if canonical(part, table, names))
+        named = below = next(known, 0)
+    if named >= len(folders) or folders[named] == "1_fake":
+        return None
+    generator = "Real" if folders[below] == "0_real" else canonical(parts[named], table, names) or parts[named]
+    # Two spellings of one generator stay apart, and so do DVF's sets.
+    spelling = () if parts[named] == generator else (parts[named],)
+    return generator, (*spelling, *parts[below + 1 :])
+
+
+def canonical(name, table, names):
+    """resolve_generator, remembered in `names`: millions of files lie in few folders."""
+    from common import resolve_generator  # with Keras behind it, which decoding does without
+
+    if name not in names:
+        names[name] = resolve_generator(name, table)
+    return names[name]
+
+
+def list_csv(path, table):
+    """Index rows of the videos that a CSV names."""
+    rows, names = [], {}
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        missing = {"path", "generator"} - set(reader.fieldnames or ())
+        if missing:
+            raise ValueError(
+                f"{path}: missing column(s) {', '.join(sorted(missing))}; expected path,generator[,group,stratum,split]"
+            )
+        for line in reader:
+            place = f"{path}, line {reader.line_num}"
+            if not line["path"] or not line["generator"]:
+                raise ValueError(f"{place}: empty path or generator")
+            if (split := line.get("split") or "") not in ("", "train", "val", "test"):
+                raise ValueError(f"{place}: split {split!r} is not train, val, test or empty")
+            given, generator = Path(line["path"]), line["generator"].strip()
+            generator = canonical(generator, table, names) or generator
+            tail = [part for part in given.parts if part not in (given.anchor, "..")]
+            name = "/".join((generator.replace("/", "_").lstrip(".") or "_", *tail))
+            file = os.path.abspath(Path(path).parent / given)
+            row = new_row(name, generator, file if ".." in given.parts else given.as_posix(), file)
+            rows.append(row | {key: line.get(key) or row[key] for key in ("group", "stratum")} | {"split": split})
+    return rows, Counter()
+
+
+def new_row(path, generator, source, file):
+    row = {"path": path, "generator": generator, "group": path, "stratum": "", "split": "", "windows": 0}
+    row |= dict.fromkeys(("fps", "size", "length", "container", "error"), "")
+    return row | {"source": source, "file": file}
+
+
+def list_videos(videos, table, limit=None):
+    """Index rows of all videos by path, and a Counter of what is ignored.
+
+    Raises ValueError naming both files when two would share a features file.
+    """
+    videos = Path(videos)
+    if not videos.exists():
+        raise ValueError(f"{videos}: no such folder or CSV; `python simulate_videos.py` makes data/zoo")
+    rows, ignored = list_folder(videos, table) if videos.is_dir() else list_csv(videos, table)
+    if not rows:
+        raise ValueError(f"{videos}: no videos found; {describe(ignored) or 'it is empty'}")
+    rows.sort(key=lambda row: (row["path"], row["file"]))
+    for row, after in itertools.pairwise(rows):
+        if row["path"] == after["path"]:
+            raise ValueError(f"{row['file']} and {after['file']} would both be {row['path']}; rename one or move it")
+    return (first_of_each(rows, limit) if limit else rows), ignored
+
+
+def first_of_each(rows, limit):
+    """At most `limit` rows of each generator, the same ones each time, in order."""
+    counts, kept = Counter(), set()
+    for row in sorted(rows, key=lambda row: hashlib.sha256(f"limit {row['path']}".encode()).digest()):
+        counts[row["generator"]] += 1
+        if counts[row["generator"]] <= limit:
+            kept.add(row["path"])
+    return [row for row in rows if row["path"] in kept]
+
+
+def describe(counts):
+    return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()) if count)
