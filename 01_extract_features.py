@@ -20,8 +20,6 @@ import math
 import os
 import platform
 import shutil
-import subprocess
-import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -33,19 +31,18 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from common import (
-    HERE,
+from common import HERE, git_commit, load_generators, run_script
+from encoders import build_encoder, encode_videos
+from features import (
     INDEX_FIELDS,
     assign_splits,
     features_file,
-    load_generators,
     read_index,
     read_json,
     write_features,
     write_index,
     write_json,
 )
-from encoders import build_encoder, encode_videos
 from videos import TooShortError, describe, header_seconds, list_videos
 
 INDEX_SECONDS = 30  # the index on disk is at most this old
@@ -109,7 +106,7 @@ def shard(text):
 
 
 def set_splits(rows, recorded):
-    """Give every row its split: a CSV's own, else the one recorded for its group, else by hash (DESIGN.md)."""
+    """Give every row its split: a CSV's own, else the one recorded for its group, else by hash."""
     given = {}
     for row in rows:
         if row["split"] and given.setdefault(row["group"], row["split"]) != row["split"]:
@@ -129,14 +126,6 @@ def make_recipe(args, encoder):
     recipe["versions"] = {"python": platform.python_version(), "numpy": np.__version__}
     recipe["versions"] |= {"opencv": cv2.__version__, "av": av.__version__}
     return recipe | {"git": git_commit()}
-
-
-def git_commit():
-    try:
-        git = subprocess.run(["git", "-C", HERE, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    except OSError:  # a machine without git
-        return None
-    return git.stdout.strip() if git.returncode == 0 else None
 
 
 def open_features(folder, recipe, overwrite):
@@ -305,17 +294,6 @@ def main(argv=None):
     if failed > 0.1 * len(mine):
         raise ValueError(f"{failed} of {len(mine)} videos could not be read; the column error of {index} says why")
     return counts
-
-
-def run_script(main):
-    """Exit status 0, or 1 with one plain line on standard error where the work cannot be done."""
-    script = Path(sys.argv[0]).name
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(f"{script}: interrupted; run the same command to go on")
-    except (ValueError, OSError) as error:
-        sys.exit(f"{script}: {error}")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ command goes on from the last finished epoch with the same result.
 import argparse
 import time
 
-from common import keras, read_index
+from common import keras, run_script
 from evaluation import draw_figures, evaluate, print_results
+from features import read_index
 from training import (
     add_training_arguments,
     choose_videos,
@@ -26,7 +27,6 @@ from training import (
     make_optimizer,
     make_recipe,
     new_model,
-    run_script,
     save_run,
 )
 

@@ -16,8 +16,9 @@ import argparse
 import time
 from pathlib import Path
 
-from common import keras, mean_over_pairs, ops, read_index, triplet_terms
+from common import keras, mean_over_pairs, ops, run_script, triplet_terms
 from evaluation import draw_figures, evaluate, print_results
+from features import read_index
 from training import (
     add_training_arguments,
     choose_videos,
@@ -27,7 +28,6 @@ from training import (
     make_optimizer,
     make_recipe,
     new_model,
-    run_script,
     save_run,
 )
 

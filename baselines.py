@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from common import features_file, map_tokens
+from features import features_file, map_tokens
 
 
 def metadata(rows, containers) -> np.ndarray:

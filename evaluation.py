@@ -10,7 +10,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from common import HERE, Windows, replace_whole
+from common import HERE
+from features import Windows, replace_whole
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first, for machines without a screen)

@@ -151,7 +151,7 @@ def corpus(args):
 def corpus_fold(features, run, seed, k):
     """One fold's test labels and predictions: {level: {"classes": names, "labels": [...], model: [...]}}."""
     from baselines import PROBES
-    from common import read_index
+    from features import read_index
     from training import choose_videos
 
     found = {}
@@ -234,6 +234,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    from training import run_script
+    from common import run_script
 
     run_script(main)

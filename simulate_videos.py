@@ -27,7 +27,7 @@ import multiprocessing
 import os
 import platform
 import signal
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +35,8 @@ import av
 import cv2
 import numpy as np
 from tqdm import tqdm
+
+from features import read_json, write_json
 
 FRAMES, FPS, SIZE = 48, 24, 128
 X264 = {"crf": "18", "preset": "veryfast", "threads": "1"}  # with one thread the bytes never vary
@@ -285,6 +287,8 @@ def make_clips(jobs: list[tuple]):
     with ProcessPoolExecutor(workers, spawn, prepare_worker) as pool:
         try:
             list(tqdm(pool.map(make_clip, jobs, chunksize=4), "simulate", len(jobs), unit="clip"))
+        except BrokenExecutor as error:
+            raise OSError("a rendering process died; run the same command to make the rest") from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -356,27 +360,24 @@ def list_clips(args, generators: dict) -> list[tuple]:
 
 def main(argv=None) -> dict:
     args = get_args(argv)
-    from common import load_generators, read_json, write_json  # here, because workers do without Keras
+    from common import load_generators  # here, because the rendering processes do without Keras
 
-    try:
-        generators = load_generators(args.generators)
-        recipe_path, recipe = args.out / "recipe.json", make_recipe(args, generators)
-        old = read_json(recipe_path) if recipe_path.exists() else {}
-        check_folder(args.out, old, recipe, args.overwrite)
-        recipe["generators"] = {**old.get("generators", {}), **recipe["generators"]}
-        write_json(recipe_path, recipe)
-        for name in generators:
-            (args.out / name).mkdir(exist_ok=True)
-        wanted = list_clips(args, generators)
-        missing = [job for job in wanted if not job[0].exists()]
-        make_clips(missing)
-    except (ValueError, OSError, RuntimeError) as error:
-        raise SystemExit(f"simulate_videos.py: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("simulate_videos.py: interrupted; the same command makes the rest") from None
+    generators = load_generators(args.generators)
+    recipe_path, recipe = args.out / "recipe.json", make_recipe(args, generators)
+    old = read_json(recipe_path) if recipe_path.exists() else {}
+    check_folder(args.out, old, recipe, args.overwrite)
+    recipe["generators"] = {**old.get("generators", {}), **recipe["generators"]}
+    write_json(recipe_path, recipe)
+    for name in generators:
+        (args.out / name).mkdir(exist_ok=True)
+    wanted = list_clips(args, generators)
+    missing = [job for job in wanted if not job[0].exists()]
+    make_clips(missing)
     print(f"{args.out}: {len(missing)} simulated clips written, {len(wanted) - len(missing)} already there")
     return {"written": len(missing), "skipped": len(wanted) - len(missing)}
 
 
 if __name__ == "__main__":
-    main()
+    from common import run_script
+
+    run_script(main)

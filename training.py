@@ -6,7 +6,6 @@ import csv
 import hashlib
 import json
 import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,21 +16,24 @@ import numpy as np
 from common import (
     HERE,
     WindowBatches,
-    Windows,
     build_saga,
     class_index,
     class_names,
-    groups_of_generators,
+    git_commit,
     keras,
     load_generators,
+    resolve_generator,
+)
+from evaluation import validation
+from features import (
+    Windows,
+    groups_of_generators,
     read_index,
     read_json,
     replace_whole,
-    resolve_generator,
     train_every_generator,
     write_json,
 )
-from evaluation import validation
 
 # ---------------------------------------------------------------- the flags that 02 and 03 share
 
@@ -82,17 +84,6 @@ def fold(text):
     if not 1 <= k <= n or n < 2:
         raise ValueError(text)
     return k, n
-
-
-def run_script(main):
-    """Run a script's main: exit status 0, or 1 with one plain line on standard error where the work cannot be done."""
-    script = Path(sys.argv[0]).name
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"{script}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"{script}: interrupted; the same command goes on from the last finished epoch")
 
 
 # ---------------------------------------------------------------- which videos
@@ -237,14 +228,6 @@ def make_recipe(level, args, rows, **more) -> dict:
         | {"backend": keras.backend.backend()},
         "git": git_commit(),
     }
-
-
-def git_commit():
-    try:
-        git = subprocess.run(["git", "-C", HERE, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    except OSError:  # a machine without git
-        return None
-    return git.stdout.strip() or None
 
 
 def file_digest(path):

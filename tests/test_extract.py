@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import scipy.fft
 
-from common import assign_splits, group_hash, load_generators, read_index, write_index
+from common import load_generators
 from encoders import GRID, SCALE, SHIFT, build_encoder, encode_videos
+from features import assign_splits, group_hash, read_index, write_index
 from videos import Video, equalize, list_videos, sample_frames
 
 extract_features = importlib.import_module("01_extract_features")

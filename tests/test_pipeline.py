@@ -12,7 +12,8 @@ import sys
 import numpy as np
 import pytest
 
-from common import HERE, LEVELS, read_index, write_index
+from common import HERE, LEVELS
+from features import read_index, write_index
 
 COMMANDS = re.findall(r"^(python \w+\.py.*)$", (HERE / "README.md").read_text(encoding="utf-8"), re.M)
 CORPUS = HERE.parent / "shared" / "corpus" / "clips"

@@ -9,22 +9,9 @@ import numpy as np
 import pytest
 
 import training
-from common import (
-    LEVELS,
-    WindowBatches,
-    Windows,
-    class_index,
-    class_names,
-    features_file,
-    load_generators,
-    map_tokens,
-    read_index,
-    resolve_generator,
-    write_features,
-    write_index,
-    write_json,
-)
+from common import LEVELS, WindowBatches, class_index, class_names, load_generators, resolve_generator
 from evaluation import score
+from features import Windows, features_file, map_tokens, read_index, write_features, write_index, write_json
 
 stage_one = importlib.import_module("02_pretrain_binary")
 stage_two = importlib.import_module("03_attribute")

@@ -1,0 +1,201 @@
+"""Features on disk, written by 01 and read by every later stage: the index, the split, a file of tokens per video.
+
+    rows = read_index("features/zoo")                               a dict per video, sorted by path
+    tokens = map_tokens(features_file("features/zoo", "SVD/a.mp4"))   (S, L, T, D), memory-mapped
+
+No Keras here: the index of a million videos is read without it.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+# ---------------------------------------------------------------- files that appear whole
+
+INDEX_FIELDS = (
+    *("path", "generator", "group", "stratum", "split", "windows"),
+    *("fps", "size", "length", "container", "error", "source"),
+)
+
+
+def replace_whole(path, write, suffix=""):
+    """Let `write(temporary path)` make a file that appears at `path` whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path, content: dict):
+    replace_whole(path, lambda file: file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+
+
+def read_json(path) -> dict:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing; run the stage that writes it") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); delete it and run its stage again") from error
+
+
+def write_index(path, rows: list[dict]):
+    """Write index rows (INDEX_FIELDS) sorted by path."""
+
+    def write(temporary):
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, INDEX_FIELDS)
+            writer.writeheader()
+            writer.writerows(sorted(rows, key=lambda row: row["path"]))
+
+    replace_whole(path, write)
+
+
+def read_index(features) -> list[dict]:
+    """All shards' index rows of a features folder, one per video, sorted by path.
+
+    A row without an error wins over one with it, then the newer file. Raises ValueError naming the folder when there
+    is no index, or the file when a column is missing.
+    """
+    files = sorted(Path(features).glob("index-*-of-*.csv"), key=lambda file: file.stat().st_mtime)
+    if not files:
+        raise ValueError(f"{features}: no index-*.csv; run 01_extract_features.py --features {features} first")
+    rows = {}
+    for path in files:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            missing = set(INDEX_FIELDS) - set(reader.fieldnames or ())
+            if missing:
+                raise ValueError(f"{path}: missing column(s) {', '.join(sorted(missing))}; run 01 again")
+            for row in reader:
+                row["windows"] = int(row["windows"] or 0)
+                if not row["error"] or rows.get(row["path"], row)["error"]:
+                    rows[row["path"]] = row
+    return [rows[path] for path in sorted(rows)]
+
+
+def features_file(features, path: str) -> Path:
+    """The features of the video that the index calls `path`."""
+    return Path(features) / f"{path}.npz"
+
+
+def write_features(path, tokens, times, valid):
+    """Save tokens (S, L, T, D) float16, times (S, L) in seconds, valid (S, L) bool, uncompressed and whole."""
+    arrays = {
+        "tokens": np.asarray(tokens, np.float16),
+        "times": np.asarray(times),
+        "valid": np.asarray(valid, bool),
+    }
+    replace_whole(path, lambda file: np.savez(file, **arrays), suffix=".npz")
+
+
+def map_tokens(path) -> np.ndarray:
+    """The tokens (S, L, T, D) of a features file as a read-only memory map: a window is read alone.
+
+    NumPy ignores mmap_mode inside .npz, so the stored array's offset is read from the zip's own headers.
+    Raises ValueError naming the file when the array is missing, compressed or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = archive.getinfo("tokens.npy")
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise ValueError("tokens are compressed")
+        with open(path, "rb") as file:
+            file.seek(member.header_offset + 26)
+            name_length, extra_length = np.frombuffer(file.read(4), "<u2")
+            file.seek(int(name_length) + int(extra_length), os.SEEK_CUR)
+            np.lib.format.read_magic(file)
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            if fortran or len(shape) != 4:
+                raise ValueError(f"tokens have shape {shape}, expected (S, L, T, D)")
+            return np.memmap(file, dtype, "r", file.tell(), shape)
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        raise ValueError(f"{path}: not a features file ({error}); delete it and run 01 again") from error
+
+
+# ---------------------------------------------------------------- splits
+
+
+def group_hash(group: str) -> float:
+    """A number in [0, 1) that depends on the group's name alone."""
+    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
+
+
+def groups_of_generators(groups, generators) -> dict[str, list[str]]:
+    """Each generator's groups by hash, from each video's group and generator."""
+    members = {}
+    for group, generator in sorted(set(zip(groups, generators, strict=True)), key=lambda pair: group_hash(pair[0])):
+        members.setdefault(generator, []).append(group)
+    return dict(sorted(members.items()))
+
+
+def assign_splits(groups, generators, recorded=None) -> dict[str, str]:
+    """{group: train, val or test} from each video's group and generator.
+
+    Groups with a recorded split keep it, whatever is added later; test takes 20 per cent of the others by hash, val 8.
+    A generator of two groups or more and none in test gives its group of the lowest hash.
+    """
+    recorded, members = recorded or {}, groups_of_generators(groups, generators)
+    splits = {}
+    for group in groups:
+        place = group_hash(group)
+        splits[group] = recorded.get(group) or ("test" if place < 0.2 else "val" if place < 0.28 else "train")
+    for own in members.values():
+        free = [group for group in own if group not in recorded]
+        if len(own) > 1 and free and "test" not in map(splits.get, own):
+            splits[free[0]] = "test"
+    return train_every_generator(splits, members, recorded)
+
+
+def train_every_generator(splits, members, fixed=()) -> dict[str, str]:
+    """A generator left without a train group gets its group of the highest hash back; groups in `fixed` stay."""
+    splits = dict(splits)
+    for own in members.values():
+        free = [group for group in own if group not in fixed]
+        if free and "train" not in map(splits.get, own):
+            splits[free[-1]] = "train"
+    return splits
+
+
+class Windows:
+    """The windows of some videos: `windows[i]` are tokens (L, T, D) for an index, (B, L, T, D) for an array of them.
+
+    Rows are the index's with their folder as "features". `video` (N,) tells each window's place in them. The windows
+    are held in memory when they fit in `memory` bytes and otherwise read one by one from the files.
+    """
+
+    def __init__(self, rows: list[dict], memory: int = 2 << 30):
+        self.video = np.repeat(np.arange(len(rows)), [row["windows"] for row in rows])
+        self.files = [features_file(row["features"], row["path"]) for row in rows]
+        self.offset = np.concatenate([np.arange(row["windows"]) for row in rows]) if rows else np.zeros(0, int)
+        self.held = None
+        if rows:
+            self.shape = map_tokens(self.files[0]).shape[1:]  # (L, T, D)
+            if 2 * len(self.video) * np.prod(self.shape) <= memory:
+                self.held = np.stack([self.read(i) for i in range(len(self.video))])
+
+    def __len__(self):
+        return len(self.video)
+
+    def __getitem__(self, i):
+        if self.held is not None:
+            return self.held[i]
+        return self.read(i) if np.ndim(i) == 0 else np.stack([self.read(j) for j in i])
+
+    def read(self, i):
+        tokens = map_tokens(self.files[self.video[i]])
+        if tokens.shape[1:] != self.shape or self.offset[i] >= len(tokens):
+            raise ValueError(
+                f"{self.files[self.video[i]]}: tokens {tokens.shape} do not match the index (window {self.offset[i]} of"
+                f" {self.shape}); delete the file and run 01 again"
+            )
+        return np.array(tokens[self.offset[i]])
