@@ -47,13 +47,20 @@ def stage(name, *arguments):
 
 # ---------------------------------------------------------------- demo
 
-DEMO = ["--batch-size", "64", "--learning-rate", "1e-3", "--decay-steps", "300"]
-DEMO_LEVELS = {  # what differs from the paper's defaults, for 1,500 clips instead of 2 million
-    "bin": ["--epochs", "8"],
-    "task": ["--labels-per-class", "all", "--normalize", "--epochs", "5"],
-    "sd": ["--labels-per-class", "all", "--normalize", "--epochs", "5"],
-    "team": ["--labels-per-class", "all", "--normalize", "--epochs", "8"],
-    "gen": ["--labels-per-class", "all", "--normalize", "--epochs", "12"],
+SMALL_DATA = [
+    "--batch-size",
+    "32",
+    "--learning-rate",
+    "3e-4",
+    "--decay-steps",
+    "0",
+]  # 1e-5 and halving are for millions
+DEMO_LEVELS = {
+    "bin": ["--epochs", "5"],
+    "task": ["--normalize", "--labels-per-class", "150", "--epochs", "6"],
+    "sd": ["--normalize", "--labels-per-class", "100", "--epochs", "6"],
+    "team": ["--normalize", "--labels-per-class", "100", "--epochs", "8"],
+    "gen": ["--normalize", "--labels-per-class", "100", "--epochs", "12"],
 }
 
 
@@ -66,7 +73,7 @@ def demo(args):
     _, seconds["extract"] = stage("01_extract_features", "--features", features, "--pool", 2)
     metrics = {}
     for level, flags in DEMO_LEVELS.items():
-        place = ["--features", features, "--run", run, *DEMO, *flags]
+        place = ["--features", features, "--run", run, *SMALL_DATA, *flags]
         if level == "bin":
             metrics[level], _ = stage("02_pretrain_binary", *place)
         else:
@@ -87,22 +94,7 @@ def demo(args):
 
 # ---------------------------------------------------------------- corpus
 
-CORPUS = [
-    "--best",
-    "last",
-    "--epochs",
-    "15",
-    "--batch-size",
-    "32",
-    "--learning-rate",
-    "5e-4",
-    "--decay-steps",
-    "300",
-    "--weight-decay",
-    "0.05",
-]
-CORPUS_LEVELS = {"bin": [], "task": ["--normalize"], "sd": ["--normalize"], "team": ["--normalize"]}
-CORPUS_LEVELS["gen"] = ["--normalize"]
+CORPUS = [*SMALL_DATA, *["--best", "last", "--epochs", "12", "--weight-decay", "0.05"]]
 
 
 def corpus_csv(corpus, path):
@@ -136,7 +128,7 @@ def corpus(args):
     results = []
     for variant, flags in {"as they are": [], "equalized": ["--equalize"]}.items():
         folder = features.with_name(features.name + "-equalized" * bool(flags))
-        stage("01_extract_features", "--videos", videos, "--features", folder, *flags, *limit)
+        stage("01_extract_features", "--videos", videos, "--features", folder, "--pool", 2, *flags, *limit)
         tests = {}
         for seed in range(args.seeds):
             for k in range(1, FOLDS + 1):
@@ -151,14 +143,15 @@ def corpus(args):
 def corpus_fold(features, run, seed, k):
     """One fold's test labels and predictions: {level: {"classes": names, "labels": [...], model: [...]}}."""
     from baselines import PROBES
+    from common import LEVELS
     from features import read_index
     from training import choose_videos
 
     found = {}
-    for level, flags in CORPUS_LEVELS.items():
-        place = ["--features", features, "--run", run, "--fold", f"{k}/{FOLDS}", "--seed", seed, *CORPUS, *flags]
+    for level in LEVELS:
+        place = ["--features", features, "--run", run, "--fold", f"{k}/{FOLDS}", "--seed", seed, *CORPUS]
         name = "02_pretrain_binary" if level == "bin" else "03_attribute"
-        place += [] if level == "bin" else ["--level", level]
+        place += [] if level == "bin" else ["--level", level, "--normalize"]
         metrics, _ = stage(name, *place)
         stage_args = importlib.import_module(name).get_args([str(part) for part in place])
         videos = choose_videos(read_index(features), level, stage_args)

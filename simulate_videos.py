@@ -67,15 +67,15 @@ HABITS = {  # team: habit, period in seconds
     "OpenAI": ("contrast", 0.8),
 }
 DEPTHS = {  # habit: how deep it goes at strength 1, as a share
-    "flicker": 0.05,  # of the brightness
-    "drift": 0.1,  # of the brightness
-    "tint": 0.05,  # of red and blue
-    "contrast": 0.1,
-    "focus": 0.35,  # of the fine detail
-    "blend": 0.7,  # of an earlier frame
-    "smooth": 0.6,  # of the average of earlier frames
-    "hold": 0.6,  # of the period that stands still
-    "surge": 0.8,  # of the speed
+    "flicker": 0.2,  # of the brightness
+    "drift": 0.25,  # of the brightness
+    "tint": 0.2,  # of red and blue
+    "contrast": 0.35,
+    "focus": 0.7,  # of the fine detail
+    "blend": 0.9,  # of an earlier frame
+    "smooth": 0.8,  # of the average of earlier frames
+    "hold": 0.7,  # of the period that stands still
+    "surge": 0.9,  # of the speed
 }
 GRID, NOISE, SHAKE = 0.5, 1.0, 0.5  # at strength 1, in grey levels, grey levels and pixels
 EASE_SECONDS, BLEND_SECONDS = 0.8, 0.125

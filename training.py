@@ -304,6 +304,7 @@ def load_checkpoint(path, model, recipe):
 def new_model(args, classes):
     """SAGA for these features and classes, with weights drawn by the seed."""
     recipe = read_json(Path(args.features) / "recipe.json")
+    keras.utils.clear_session()
     keras.utils.set_random_seed(args.seed)
     sizes = dict(frames=recipe["frames"], tokens=recipe["tokens"], dim=recipe["dim"])
     return build_saga(len(classes), **sizes, dropout=args.dropout, class_names=classes, features=recipe)
