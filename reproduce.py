@@ -10,6 +10,7 @@ corpus  a folder of real clips with clips.csv (path,label,repo,notes): five-fold
 """
 
 import argparse
+import contextlib
 import csv
 import importlib
 import json
@@ -18,7 +19,6 @@ import time
 from pathlib import Path
 
 FOLDS = 5
-ZOO = "Simulated data: these accuracies say nothing about real generators."
 
 
 def get_args(argv=None):
@@ -39,62 +39,74 @@ def get_args(argv=None):
 
 
 def stage(name, *arguments):
-    """Run a numbered script's main with these arguments; (what it returns, seconds)."""
-    started = time.time()
-    result = importlib.import_module(name).main([str(argument) for argument in arguments])
-    return result, time.time() - started
+    """Run a numbered script's main with these arguments."""
+    return importlib.import_module(name).main([str(argument) for argument in arguments])
 
+
+def train(level, *arguments):
+    """Stage 1 or 2 at a level; (metrics, the videos it chose)."""
+    from features import read_index
+    from training import choose_videos
+
+    name = "02_pretrain_binary" if level == "bin" else "03_attribute"
+    arguments = [str(argument) for argument in arguments] + ([] if level == "bin" else ["--level", level])
+    metrics = stage(name, *arguments)
+    args = importlib.import_module(name).get_args(arguments)
+    with contextlib.redirect_stdout(None):  # said by the stage already
+        return metrics, choose_videos(read_index(args.features), level, args, args.labels_per_class)
+
+
+# Rates and steps for thousands of windows; the paper's 1e-5, halved every 1,000 steps, are for millions.
+SMALL_DATA = "--batch-size 32 --learning-rate 3e-4 --decay-steps 0"
 
 # ---------------------------------------------------------------- demo
 
-SMALL_DATA = [
-    "--batch-size",
-    "32",
-    "--learning-rate",
-    "3e-4",
-    "--decay-steps",
-    "0",
-]  # 1e-5 and halving are for millions
 DEMO_LEVELS = {
-    "bin": ["--epochs", "5"],
-    "task": ["--normalize", "--labels-per-class", "150", "--epochs", "6"],
-    "sd": ["--normalize", "--labels-per-class", "100", "--epochs", "6"],
-    "team": ["--normalize", "--labels-per-class", "100", "--epochs", "8"],
-    "gen": ["--normalize", "--labels-per-class", "100", "--epochs", "12"],
+    "bin": "--epochs 5",
+    "task": "--normalize --labels-per-class 150 --epochs 6",
+    "sd": "--normalize --labels-per-class 100 --epochs 6",
+    "team": "--normalize --labels-per-class 100 --epochs 8",
+    "gen": "--normalize --labels-per-class 100 --epochs 12",
 }
 
 
 def demo(args):
-    """Simulate, extract, pretrain, attribute; the table of README's quick start."""
+    """Simulate, extract, pretrain, attribute: 6 minutes on two cores, no data needed; results in runs/zoo."""
+    from baselines import linear_probe
+    from evaluation import score
+
     run, features = args.run or "runs/zoo", args.features or "features/zoo"
-    clips = args.limit or 60
-    seconds = {}
-    _, seconds["simulate"] = stage("simulate_videos", "--clips-per-generator", clips)
-    _, seconds["extract"] = stage("01_extract_features", "--features", features, "--pool", 2)
-    metrics = {}
+    started = time.time()
+    simulated = stage("simulate_videos", "--clips-per-generator", args.limit or 60)["written"]
+    seconds = {"simulate": (simulated, time.time() - started)}
+    started = time.time()
+    extracted = stage("01_extract_features", "--features", features, "--pool", 2)["videos"]
+    seconds["extract"] = (extracted, time.time() - started)
+    lines = [
+        "| level | classes | test clips | chance micro / macro | SAGA micro (95%) / macro | linear probe micro / macro "
+        "| seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for level, flags in DEMO_LEVELS.items():
-        place = ["--features", features, "--run", run, *SMALL_DATA, *flags]
-        if level == "bin":
-            metrics[level], _ = stage("02_pretrain_binary", *place)
-        else:
-            metrics[level], _ = stage("03_attribute", *place, "--level", level)
-    print(f"\n{ZOO}")
-    print("level  classes  chance micro  macro   accuracy micro  (95% interval)  macro   seconds")
-    for level, found in metrics.items():
-        low, high = found["accuracy_interval"]
-        print(
-            f"{level:5} {len(found['classes']):8} {found['majority']:13.3f} {found['uniform']:6.3f} "
-            f"{found['accuracy']:16.3f}   ({low:.3f}, {high:.3f}) {found['macro_accuracy']:7.3f} "
-            f"{found['recipe']['seconds']:8.0f}"
+        metrics, videos = train(level, "--features", features, "--run", run, *SMALL_DATA.split(), *flags.split())
+        linear = score([row["label"] for row in videos.test], linear_probe(videos), videos.classes)
+        low, high = metrics["accuracy_interval"]
+        lines.append(
+            f"| {level.upper()}-L | {len(metrics['classes'])} | {metrics['videos']} |"
+            f" {metrics['majority']:.2f} / {metrics['uniform']:.2f} |"
+            f" {metrics['accuracy']:.2f} ({low:.2f}-{high:.2f}) / {metrics['macro_accuracy']:.2f} |"
+            f" {linear['accuracy']:.2f} / {linear['macro_accuracy']:.2f} | {metrics['recipe']['seconds']:.0f} |"
         )
-    print("  ".join(f"{name}: {value:.0f} s" for name, value in seconds.items()))
-    print(f"figures: {run}/*.png")
-    return metrics
+    print("\nSimulated clips, one seed: these accuracies say nothing about real generators.\n")
+    print("\n".join(lines) + "\n")
+    for name, (work, spent) in seconds.items():
+        print(f"{name}: {f'{work} clips in {spent:.0f} s' if work else 'up to date'}")
+    print(f"figures: {', '.join(sorted(str(path) for path in Path(run).glob('*.png')))}")
 
 
 # ---------------------------------------------------------------- corpus
 
-CORPUS = [*SMALL_DATA, *["--best", "last", "--epochs", "12", "--weight-decay", "0.05"]]
+CORPUS = f"{SMALL_DATA} --best last --epochs 12 --weight-decay 0.05"
 
 
 def corpus_csv(corpus, path):
@@ -118,7 +130,7 @@ def corpus_csv(corpus, path):
 
 
 def corpus(args):
-    """Five levels on real clips, twice: as they are, and after --equalize; every clip is tested once per seed."""
+    """Five levels on a folder of real clips, as they are and equalized: half an hour for 328 clips and one seed."""
     run, features = Path(args.run or "runs/corpus"), Path(args.features or "features/corpus")
     if not (Path(args.corpus) / "clips.csv").exists():
         raise ValueError(f"{args.corpus}/clips.csv is missing; name the folder of real clips with --corpus")
@@ -141,26 +153,18 @@ def corpus(args):
 
 
 def corpus_fold(features, run, seed, k):
-    """One fold's test labels and predictions: {level: {"classes": names, "labels": [...], model: [...]}}."""
+    """One fold's test labels and what each model calls them: {level: {"labels": names, model: names}}."""
     from baselines import PROBES
     from common import LEVELS
-    from features import read_index
-    from training import choose_videos
 
     found = {}
+    place = ["--features", features, "--run", run, "--fold", f"{k}/{FOLDS}", "--seed", seed, *CORPUS.split()]
     for level in LEVELS:
-        place = ["--features", features, "--run", run, "--fold", f"{k}/{FOLDS}", "--seed", seed, *CORPUS]
-        name = "02_pretrain_binary" if level == "bin" else "03_attribute"
-        place += [] if level == "bin" else ["--level", level, "--normalize"]
-        metrics, _ = stage(name, *place)
-        stage_args = importlib.import_module(name).get_args([str(part) for part in place])
-        videos = choose_videos(read_index(features), level, stage_args)
-        labels = [videos.classes[row["label"]] for row in videos.test]
-        found[level] = {"labels": labels, "excluded": sum(metrics["excluded"].values())}
+        metrics, videos = train(level, *place, *([] if level == "bin" else ["--normalize"]))
+        found[level] = {"labels": [videos.classes[row["label"]] for row in videos.test]}
         found[level]["SAGA"] = saga_predictions(run, level, metrics["classes"])
         for probe, predict in PROBES.items():
-            called = predict(videos, seed).argmax(axis=1)
-            found[level][probe] = [videos.classes[i] for i in called]
+            found[level][probe] = [videos.classes[i] for i in predict(videos, seed).argmax(axis=1)]
     return found
 
 

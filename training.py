@@ -8,6 +8,7 @@ import json
 import platform
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -173,8 +174,9 @@ def fold_splits(rows, k, n, seed):
     from sklearn.model_selection import StratifiedGroupKFold
 
     generators, groups = [row["generator"] for row in rows], [row["group"] for row in rows]
-    folds = StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(groups, generators, groups)
-    test = {groups[i] for i in list(folds)[k - 1][1]}
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # fewer groups than folds: dealt with below
+        folds = list(StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(groups, generators, groups))
+    test = {groups[i] for i in folds[k - 1][1]}
     splits = {group: "test" if group in test else "train" for group in groups}
     splits = train_every_generator(splits, groups_of_generators(groups, generators))
     return [row | {"split": splits[row["group"]]} for row in rows]

@@ -85,7 +85,7 @@ def train_all_levels(features, run, levels=LEVELS):
     """Demo settings, fewer epochs: {level: probability under chance}."""
     reproduce, found = importlib.import_module("reproduce"), {}
     for level in levels:
-        flags = [*reproduce.SMALL_DATA, *reproduce.DEMO_LEVELS[level], "--epochs", 6]
+        flags = [*reproduce.SMALL_DATA.split(), *reproduce.DEMO_LEVELS[level].split(), "--epochs", 6]
         place = ["--features", features, "--run", run]
         if level == "bin":
             metrics = call("02_pretrain_binary", *place, *flags)
