@@ -118,11 +118,16 @@ def set_splits(rows, recorded):
         row["split"] = splits[row["group"]]
 
 
-def make_recipe(args, encoder):
-    videos = Path(args.videos) / "recipe.json"
+def is_simulated(rows):
+    """Whether any video lies in a zoo of simulate_videos.py: a folder of generators' folders and a recipe."""
+    zoos = {row["file"].parent.parent / "recipe.json" for row in rows}
+    return any(recipe.is_file() and bool(read_json(recipe).get("simulated")) for recipe in zoos)
+
+
+def make_recipe(args, encoder, rows):
     recipe = {"encoder": encoder.name, "tokens": encoder.tokens, "dim": encoder.dim, "frames": args.frames}
     recipe |= {"fps": args.fps, "pool": args.pool, "equalize": args.equalize, "dtype": "float16"}
-    recipe["simulated"] = videos.is_file() and bool(read_json(videos).get("simulated"))
+    recipe["simulated"] = is_simulated(rows)
     recipe["versions"] = {"python": platform.python_version(), "numpy": np.__version__}
     recipe["versions"] |= {"opencv": cv2.__version__, "av": av.__version__}
     return recipe | {"git": git_commit()}
@@ -247,7 +252,7 @@ def main(argv=None):
     table = load_generators(args.generators)
     encoder = build_encoder(args.encoder, args.pool)
     rows, ignored = list_videos(args.videos, table, args.limit)
-    recipe = make_recipe(args, encoder)
+    recipe = make_recipe(args, encoder, rows)
     old = open_features(args.features, recipe, args.overwrite)
     set_splits(rows, {row["group"]: row["split"] for row in old.values()})
     print_videos(rows, ignored, table, args.videos)

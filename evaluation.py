@@ -5,7 +5,6 @@ t-SNE and ROC. Metrics are functions of arrays; only the last section draws.
 import csv
 import json
 from collections import Counter
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -103,7 +102,8 @@ def evaluate(model, videos, level, batch_size) -> tuple[dict, dict]:
     test, unseen = arrays["split"] == "test", arrays["split"] == "unseen"
     metrics = {"level": level} | score([row["label"] for row in videos.test], probabilities[test], videos.classes)
     called = np.array(videos.classes)[probabilities[unseen].argmax(axis=1)]
-    return metrics | {"excluded": videos.excluded, "unseen": unseen_report(arrays["generator"][unseen], called)}, arrays
+    metrics |= {"excluded": videos.excluded, "unseen": unseen_report(arrays["generator"][unseen], called)}
+    return metrics | {"simulated": bool(model.config["features"].get("simulated"))}, arrays
 
 
 def unseen_report(generators, called):
@@ -121,6 +121,12 @@ def unseen_report(generators, called):
 PAPER_TABLES = {"task": "2 TASK-L", "sd": "3 SD-L", "team": "6 TEAM-L", "gen": "7 GEN-L"}
 
 
+def title(metrics, what=""):
+    """What a table or figure shows, and that it is simulated where it is."""
+    simulated = ", simulated" * metrics["simulated"]
+    return f"{metrics['level'].upper()}-L, {metrics['videos']} test videos{simulated}{what}"
+
+
 def paper_columns(level, classes):
     """The paper's accuracies {setting: {row: per cent}} at a level; empty when the classes are not the paper's."""
     columns = {}
@@ -134,10 +140,10 @@ def paper_columns(level, classes):
 
 def print_results(metrics):
     """The table of a level as the paper prints it, with the paper's columns beside ours when the classes match."""
-    level, columns = metrics["level"], paper_columns(metrics["level"], metrics["classes"])
+    columns = paper_columns(metrics["level"], metrics["classes"])
     names = [*metrics["classes"], "Overall (micro)", "Overall (macro)"]
     width = max(map(len, names))
-    print(f"\n{level.upper()}-L, per cent of test videos" + "; on the right the paper's, on GenVideo" * bool(columns))
+    print("\n" + title(metrics, ", per cent" + "; on the right the paper's, on GenVideo" * bool(columns)))
     print("  ".join([f"{'class':{width}} {'videos':>6} {'ours':>6}", *columns]))
     ours = [*metrics["per_class"].values()]
     ours += [{"videos": metrics["videos"], "accuracy": metrics[key]} for key in ("accuracy", "macro_accuracy")]
@@ -183,11 +189,11 @@ def confusion_figure(metrics, path):
             axes.text(
                 j, i, count, ha="center", va="center", fontsize=8, color="white" if share[i, j] > 0.5 else "black"
             )
-    axes.set(xlabel="predicted", ylabel="true", title=f"{metrics['level'].upper()}-L, {metrics['videos']} test videos")
+    axes.set(xlabel="predicted", ylabel="true", title=title(metrics))
     save_figure(figure, path)
 
 
-def tsne_figure(embedding, groups, title, path):
+def tsne_figure(embedding, groups, metrics, what, path):
     """t-SNE of embeddings (V, D), coloured by group (V,), as the paper's Fig. 4 and 5. Needs at least 5 videos."""
     from sklearn.manifold import TSNE
 
@@ -197,14 +203,14 @@ def tsne_figure(embedding, groups, title, path):
     colours = plt.get_cmap("tab20")
     for i, name in enumerate(names):
         chosen = np.asarray(groups) == name
-        axes.scatter(*places[chosen].T, s=14, color=colours(i % 20), marker="os^D"[i // 20 % 4], label=name)
+        axes.scatter(*places[chosen].T, s=14, color=colours(i % 20), marker="os^"[i % 3], label=name)
     axes.legend(fontsize=7, ncols=1 + len(names) // 21, bbox_to_anchor=(1.01, 1), loc="upper left")
-    axes.set(xticks=[], yticks=[], title=title)
+    axes.set(xticks=[], yticks=[], title=title(metrics, f", t-SNE by {what}"))
     save_figure(figure, path)
 
 
-def roc_figure(labels, fake_probability, path):
-    """ROC of Fake against Real (BIN-L) from labels (V,) and the probability of Fake (V,); returns the area."""
+def roc_figure(labels, fake_probability, metrics, path):
+    """ROC of Fake against Real (BIN-L) from labels (V,) and the probability of Fake (V,)."""
     from sklearn.metrics import roc_auc_score, roc_curve
 
     area = roc_auc_score(labels, fake_probability)
@@ -212,23 +218,18 @@ def roc_figure(labels, fake_probability, path):
     figure, axes = plt.subplots(figsize=(5, 5))
     axes.plot(false_alarms, hits, label=f"area {area:.3f}")
     axes.plot([0, 1], [0, 1], "k:", label="chance, 0.5")
-    axes.set(xlabel="Real called Fake", ylabel="Fake found", title=f"BIN-L, {len(labels)} test videos")
+    axes.set(xlabel="Real called Fake", ylabel="Fake found", title=title(metrics))
     axes.legend()
     save_figure(figure, path)
-    return area
 
 
 def draw_figures(metrics, arrays, run):
-    """All figures of a level into the run's folder."""
-    run, level, test = Path(run), metrics["level"], arrays["split"] == "test"
-    paths = {"confusion": run / f"{level}_confusion.png"}
-    confusion_figure(metrics, paths["confusion"])
+    """All figures of a level into the run's folder; t-SNE needs five videos, ROC both classes."""
+    stem, test = f"{run}/{metrics['level']}", arrays["split"] == "test"
+    confusion_figure(metrics, f"{stem}_confusion.png")
     if test.sum() >= 5:
-        generators, embedding = arrays["generator"][test], arrays["embedding"][test]
-        paths |= {name: run / f"{level}_tsne_{name}.png" for name in ("class", "generator")}
-        tsne_figure(embedding, arrays["class"][test], f"{level.upper()}-L, by class", paths["class"])
-        tsne_figure(embedding, generators, f"{level.upper()}-L, by generator", paths["generator"])
+        for what in ("class", "generator"):
+            tsne_figure(arrays["embedding"][test], arrays[what][test], metrics, what, f"{stem}_tsne_{what}.png")
     labels = arrays["class"][test] == "Fake"
-    if level == "bin" and 0 < labels.sum() < len(labels):
-        paths["roc"] = run / "bin_roc.png"
-        roc_figure(labels, arrays["probabilities"][test, 1], paths["roc"])
+    if metrics["level"] == "bin" and 0 < labels.sum() < len(labels):
+        roc_figure(labels, arrays["probabilities"][test, 1], metrics, f"{stem}_roc.png")
