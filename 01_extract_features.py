@@ -14,7 +14,6 @@ The simulated zoo takes about 20 seconds and 110 MB on two cores. A second run d
 """
 
 import argparse
-import csv
 import errno
 import math
 import os
@@ -31,7 +30,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from common import HERE, git_commit, load_generators, run_script
+from common import HERE, git_commit, load_generators, positive, run_script
 from encoders import build_encoder, encode_videos
 from features import (
     INDEX_FIELDS,
@@ -39,6 +38,7 @@ from features import (
     features_file,
     read_index,
     read_json,
+    read_rows,
     write_features,
     write_index,
     write_json,
@@ -75,12 +75,6 @@ def get_args(argv=None):
     add("--generators", default=HERE / "generators.csv", help="the generator table")
     add("--overwrite", action="store_true", help="extract anew what is there")
     return parser.parse_args(argv)
-
-
-def positive(text):
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
 
 
 def frame_rate(text):
@@ -120,7 +114,7 @@ def set_splits(rows, recorded):
 
 def is_simulated(rows):
     """Whether any video lies in a zoo of simulate_videos.py: a folder of generators' folders and a recipe."""
-    zoos = {row["file"].parent.parent / "recipe.json" for row in rows}
+    zoos = {Path(row["file"]).parent.parent / "recipe.json" for row in rows}
     return any(recipe.is_file() and bool(read_json(recipe).get("simulated")) for recipe in zoos)
 
 
@@ -152,6 +146,20 @@ def open_features(folder, recipe, overwrite):
     if differing or not path.exists():
         write_json(path, recipe)  # makes the folder
     return {row["path"]: row for row in read_index(folder)} if indexes else {}
+
+
+def forget_renamed(rows, old, folder):
+    """Drop what the folder holds of videos that now have another path, because their generator was renamed."""
+    paths, sources = {row["path"] for row in rows}, {row["source"] for row in rows}
+    gone = {path for path, row in old.items() if row["source"] in sources and path not in paths}
+    if not gone:
+        return
+    print(f"{len(gone)} videos have another generator now; what was kept under the old one is dropped")
+    for index in Path(folder).glob("index-*-of-*.csv"):
+        write_index(index, [row for row in read_rows(index) if row["path"] not in gone])
+    for path in gone:
+        features_file(folder, path).unlink(missing_ok=True)
+        del old[path]
 
 
 def is_done(row, old, features):
@@ -220,10 +228,7 @@ def reason(error):
 
 def save_index(path, rows):
     """Add rows to this shard's part of the index; those of another worker on the same shard stay."""
-    there = []
-    if path.exists():
-        with open(path, newline="", encoding="utf-8") as file:
-            there = list(csv.DictReader(file))
+    there = read_rows(path) if path.exists() else []
     merged = {row["path"]: row for row in [*there, *rows]}
     write_index(path, [{key: row[key] for key in INDEX_FIELDS} for row in merged.values()])
 
@@ -254,6 +259,7 @@ def main(argv=None):
     rows, ignored = list_videos(args.videos, table, args.limit)
     recipe = make_recipe(args, encoder, rows)
     old = open_features(args.features, recipe, args.overwrite)
+    forget_renamed(rows, old, args.features)
     set_splits(rows, {row["group"]: row["split"] for row in old.values()})
     print_videos(rows, ignored, table, args.videos)
     part, parts = args.shard

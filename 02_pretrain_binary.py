@@ -35,8 +35,7 @@ def get_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    add_training_arguments(parser)
-    parser.add_argument("--labels-per-class", type=int, help="videos per class to train on; default: all")
+    add_training_arguments(parser, labels_per_class="all")
     return parser.parse_args(argv)
 
 
@@ -49,7 +48,7 @@ def main(argv=None):
     recipe = make_recipe("bin", args, rows)
     if done := finished_metrics("bin", args, recipe):
         return done
-    videos = choose_videos(rows, "bin", args, args.labels_per_class)
+    videos = choose_videos(rows, "bin", args)
 
     # ---------------------------------------------------------------- model
     model = new_model(args, videos.classes)
@@ -64,8 +63,9 @@ def main(argv=None):
     print_results(metrics)
 
     # ---------------------------------------------------------------- save
+    save_run(model, metrics, arrays, args, recipe, started)
     draw_figures(metrics, arrays, args.run)
-    return save_run(model, metrics, arrays, args, recipe, started)
+    return metrics
 
 
 if __name__ == "__main__":

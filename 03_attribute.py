@@ -16,7 +16,7 @@ import argparse
 import time
 from pathlib import Path
 
-from common import keras, mean_over_pairs, ops, run_script, triplet_terms
+from common import SAGA, keras, mean_over_pairs, ops, run_script, triplet_terms
 from evaluation import draw_figures, evaluate, print_results
 from features import read_index
 from training import (
@@ -36,21 +36,22 @@ def get_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    add_training_arguments(parser)
+    add_training_arguments(parser, labels_per_class=500)
     add = parser.add_argument
     add("--level", choices=("task", "sd", "team", "gen"), default="gen", help="attribution level")
     add("--init", help="stage 1's bin.keras, or scratch for one-stage training; default: RUN/bin.keras")
-    add("--labels-per-class", type=count_or_all, default=500, help="videos per class to train on, or all")
     add("--loss", choices=("ce", "semi", "hnm"), default="hnm", help="cross-entropy alone, or with mined triplets")
-    add("--ce-weight", type=float, default=0.5, help="lambda: the weight of cross-entropy beside mining")
+    add("--ce-weight", type=unit, default=0.5, help="lambda: the weight of cross-entropy beside mining")
     add("--margin", type=float, default=1.0, help="alpha of Eq. (2); -1 is Eq. (4), (5) as printed")
     add("--positives", choices=("all", "hardest", "random"), default="all", help="positives per anchor")
     add("--normalize", action="store_true", help="mine on L2-normalised embeddings")
     return parser.parse_args(argv)
 
 
-def count_or_all(text):
-    return None if text == "all" else int(text)
+def unit(text):
+    if not 0 <= (number := float(text)) <= 1:
+        raise ValueError(text)
+    return number
 
 
 def stage_two_loss(args):
@@ -67,15 +68,11 @@ def stage_two_loss(args):
         values, pairs = terms(labels, embedding)
         return ops.sum(ops.cast(values > 0, "float32") * pairs)
 
-    def spread(labels, embedding):
-        embedding = ops.normalize(embedding, axis=-1) if args.normalize else embedding
-        return ops.sum(ops.var(embedding, axis=0))  # mean squared distance to the batch's mean
-
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if args.loss == "ce":
-        return {"logits": cross_entropy}, {"logits": 1.0}, {"logits": ["accuracy"], "embedding": [spread]}
+        return {"logits": cross_entropy}, {"logits": 1.0}, {"logits": ["accuracy"]}
     weights = {"logits": args.ce_weight, "embedding": 1 - args.ce_weight}
-    logged = {"logits": ["accuracy"], "embedding": [mined_pairs, spread]}
+    logged = {"logits": ["accuracy"], "embedding": [mined_pairs]}
     return {"logits": cross_entropy, "embedding": mining}, weights, logged
 
 
@@ -85,6 +82,8 @@ def start_from(model, path):
         stage_one = keras.saving.load_model(path, compile=False)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: cannot be read as stage 1's model ({error}); run 02_pretrain_binary.py") from error
+    if not isinstance(stage_one, SAGA):
+        raise ValueError(f"{path} is not a model of 02_pretrain_binary.py")
     for key in ("frames", "tokens", "dim", "heads", "temporal_blocks"):
         if stage_one.config[key] != model.config[key]:
             raise ValueError(
@@ -102,11 +101,13 @@ def main(argv=None):
     started = time.time()
 
     # ---------------------------------------------------------------- load
+    if args.init != "scratch" and not Path(args.init).is_file():
+        raise ValueError(f"{args.init}: no stage-1 model; run 02 first or pass --init scratch")
     rows = read_index(args.features)
     recipe = make_recipe(args.level, args, rows, init_sha256=None if args.init == "scratch" else file_digest(args.init))
     if done := finished_metrics(args.level, args, recipe):
         return done
-    videos = choose_videos(rows, args.level, args, args.labels_per_class)
+    videos = choose_videos(rows, args.level, args)
 
     # ---------------------------------------------------------------- model
     model = new_model(args, videos.classes)
@@ -116,15 +117,16 @@ def main(argv=None):
     model.compile(make_optimizer(args), losses, loss_weights=weights, metrics=logged)
 
     # ---------------------------------------------------------------- train
-    fit(model, videos, args.level, args, recipe, margin=None if args.loss == "ce" else args.margin)
+    fit(model, videos, args.level, args, recipe)
 
     # ---------------------------------------------------------------- evaluate
     metrics, arrays = evaluate(model, videos, args.level, args.batch_size)
     print_results(metrics)
 
     # ---------------------------------------------------------------- save
+    save_run(model, metrics, arrays, args, recipe, started)
     draw_figures(metrics, arrays, args.run)
-    return save_run(model, metrics, arrays, args, recipe, started)
+    return metrics
 
 
 if __name__ == "__main__":

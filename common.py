@@ -175,26 +175,16 @@ OUTPUTS = ("logits", "embedding", "attention")
 class SAGA(keras.Model):
     """Frozen tokens -> spatial block -> mean over tokens -> positions -> temporal blocks -> mean over frames -> head.
 
-    `class_names` and `features` (the recipe of the features it was trained on) travel in its config.
+    `class_names`, `features` (the recipe of the features it was trained on) and `recipe` travel in its config.
     """
 
-    def __init__(
-        self,
-        num_classes,
-        frames,
-        tokens,
-        dim,
-        heads,
-        temporal_blocks,
-        dropout,
-        class_names=(),
-        features=None,
-        **kwargs,
-    ):
+    def __init__(self, num_classes, frames, tokens, dim, heads, temporal_blocks, dropout, **kwargs):
+        config = dict(num_classes=num_classes, frames=frames, tokens=tokens, dim=dim, heads=heads)
+        config |= dict(temporal_blocks=temporal_blocks, dropout=dropout)
+        config |= dict(class_names=tuple(kwargs.pop("class_names", ())))
+        config |= {key: dict(kwargs.pop(key, None) or {}) for key in ("features", "recipe")}
         super().__init__(**kwargs)
-        self.config = dict(num_classes=num_classes, frames=frames, tokens=tokens, dim=dim, heads=heads)
-        self.config |= dict(temporal_blocks=temporal_blocks, dropout=dropout)
-        self.config |= dict(class_names=tuple(class_names), features=dict(features or {}))
+        self.config = config
 
         def block(name):
             return keras_hub.layers.TransformerEncoder(
@@ -228,26 +218,19 @@ class SAGA(keras.Model):
 
 
 def build_saga(
-    num_classes,
-    frames=8,
-    tokens=729,
-    dim=1152,
-    heads=12,
-    temporal_blocks=5,
-    dropout=0.1,
-    class_names=(),
-    features=None,
+    num_classes, frames=8, tokens=729, dim=1152, heads=12, temporal_blocks=5, dropout=0.1, **description
 ) -> keras.Model:
     """SAGA's video transformer, built: 95,643,650 parameters for 2 classes at the paper's sizes (Sec. S-2).
 
     model(tokens (B, L, T, D)) -> {"logits": (B, C), "embedding": (B, D), "attention": (B, H, L, L) after softmax}, in
-    float32. Attention is that of the penultimate temporal block. Raises ValueError for sizes that cannot work.
+    float32. Attention is that of the penultimate temporal block. `description` (class_names, features, recipe) is
+    kept in the model's config. Raises ValueError for sizes that cannot work.
     """
     if temporal_blocks < 2:
         raise ValueError(f"temporal_blocks is {temporal_blocks}; T-Sigs need a penultimate block, so at least 2")
     if dim < heads:
         raise ValueError(f"{heads} heads do not fit into tokens of width {dim}")
-    model = SAGA(num_classes, frames, tokens, dim, heads, temporal_blocks, dropout, class_names, features)
+    model = SAGA(num_classes, frames, tokens, dim, heads, temporal_blocks, dropout, **description)
     model(np.zeros((1, frames, tokens, dim), "float32"))
     return model
 
@@ -346,7 +329,7 @@ def run_script(main):
     except (ValueError, OSError) as error:
         sys.exit(f"{script}: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"{script}: interrupted; run the same command to go on")
+        sys.exit(f"{script}: interrupted; the same command goes on (without --overwrite)")
 
 
 def git_commit() -> str | None:
@@ -356,3 +339,22 @@ def git_commit() -> str | None:
     except OSError:
         return None
     return git.stdout.strip() or None
+
+
+def positive(text: str) -> int:
+    """An argument of 1 or more; argparse turns the ValueError into exit status 2."""
+    if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
+def not_negative(text: str) -> float:
+    if not 0 <= (number := float(text)) < float("inf"):
+        raise ValueError(text)
+    return number
+
+
+def share(text: str) -> float:
+    if not 0 <= (number := float(text)) < 1:
+        raise ValueError(text)
+    return number

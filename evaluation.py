@@ -64,14 +64,18 @@ def score(labels, probabilities, classes) -> dict:
         "accuracy": right.sum() / len(labels),
         "accuracy_interval": wilson_interval(right.sum(), len(labels)),
         "macro_accuracy": np.mean([value for value in recall.values() if value is not None]),
+        "macro_interval": macro_interval(right[videos > 0], videos[videos > 0]),
         "majority": videos.max() / len(labels),
         "uniform": 1 / len(classes),
         "per_class": {name: {"videos": int(videos[i]), "accuracy": recall[name]} for i, name in enumerate(classes)},
         "confusion": confusion.tolist(),
     }
     if tuple(classes) == ("Real", "Fake"):
+        from sklearn.metrics import roc_auc_score
+
         called_fake = confusion[:, 1].sum()
         metrics |= {"precision": right[1] / called_fake if called_fake else None, "recall": recall["Fake"]}
+        metrics["auc"] = roc_auc_score(labels, probabilities[:, 1]) if videos.all() else None
     return json.loads(json.dumps(metrics, default=float))
 
 
@@ -83,12 +87,21 @@ def wilson_interval(right, count, z=1.96):
     return [float(middle - half), float(middle + half)]
 
 
+def macro_interval(right, count, z=1.96):
+    """The 95% normal interval of the mean of classes' accuracies (C,), each with its own count (C,).
+
+    The classes' variances are those of (right + 1) / (count + 2), so that a class of one video is not certain.
+    """
+    p = (right + 1) / (count + 2)
+    half = z * np.sqrt(np.sum(p * (1 - p) / count)) / len(count)
+    middle = np.mean(right / count)
+    return [float(max(middle - half, 0)), float(min(middle + half, 1))]
+
+
 def evaluate(model, videos, level, batch_size) -> tuple[dict, dict]:
     """The metrics on test, and arrays over the videos of all roles: embedding (V, D), probabilities (V, C), video,
     generator, class (V,) and split (V,): train, val, test or unseen. `videos` is what choose_videos returns.
     """
-    if not videos.test:
-        raise ValueError("no test video: add videos, or name others by --test-generators or --test-features")
     rows = [row | {"split": role} for role in ("train", "val", "test", "unseen") for row in getattr(videos, role)]
     embedding, probabilities = predict(model, Windows(rows), batch_size)
     arrays = {
@@ -130,12 +143,15 @@ def title(metrics, what=""):
 def paper_columns(level, classes):
     """The paper's accuracies {setting: {row: per cent}} at a level; empty when the classes are not the paper's."""
     columns = {}
-    with open(HERE / "paper_results.csv", newline="", encoding="utf-8") as file:
-        for line in csv.DictReader(file):
-            if line["table"] == PAPER_TABLES.get(level):
-                columns.setdefault(line["setting"], {})[line["row"]] = float(line["value"])
+    for line in paper_lines(PAPER_TABLES.get(level)):
+        columns.setdefault(line["setting"], {})[line["row"]] = float(line["value"])
     same = columns and all(set(classes) == set(column) - {"Overall"} for column in columns.values())
     return columns if same else {}
+
+
+def paper_lines(table):
+    with open(HERE / "paper_results.csv", newline="", encoding="utf-8") as file:
+        return [line for line in csv.DictReader(file) if line["table"] == table]
 
 
 def print_results(metrics):
@@ -150,12 +166,14 @@ def print_results(metrics):
     for name, entry in zip(names, ours, strict=True):
         theirs = (f"{column.get(name, column['Overall']):{len(key)}.2f}" for key, column in columns.items())
         print("  ".join([f"{name:{width}} {entry['videos']:6} {percent(entry['accuracy'])}", *theirs]))
-    low, high = metrics["accuracy_interval"]
-    print(f"95% interval of micro: {percent(low)} to {percent(high)}")
+    for name, key in (("micro", "accuracy_interval"), ("macro", "macro_interval")):
+        low, high = metrics[key]
+        print(f"95% interval of {name}: {percent(low)} to {percent(high)}")
     print(f"chance: micro {percent(metrics['majority'])} (largest class), macro {percent(metrics['uniform'])}")
     if "precision" in metrics:
-        print(f"Fake: precision {percent(metrics['precision'])}, recall {percent(metrics['recall'])}", end="")
-        print(" (paper, on GenVideo: accuracy 99.94, precision 100.00, recall 99.89)")
+        print(f"Fake: precision {percent(metrics['precision'])}, recall {percent(metrics['recall'])}")
+        theirs = [line for line in paper_lines("4 BIN-L") if line["row"].startswith("all 80%")]
+        print("the paper's, all of GenVideo: " + ", ".join(f"{line['setting']} {line['value']}" for line in theirs))
     for generator, videos in metrics["excluded"].items():
         print(f"left out, Unknown or Mixed at this level: {generator}, {videos} videos")
     for generator, entry in metrics["unseen"].items():
@@ -193,6 +211,9 @@ def confusion_figure(metrics, path):
     save_figure(figure, path)
 
 
+TSNE_VIDEOS = 5000  # drawn of larger sets; t-SNE's time grows faster than they do
+
+
 def tsne_figure(embedding, groups, metrics, what, path):
     """t-SNE of embeddings (V, D), coloured by group (V,), as the paper's Fig. 4 and 5. Needs at least 5 videos."""
     from sklearn.manifold import TSNE
@@ -211,12 +232,11 @@ def tsne_figure(embedding, groups, metrics, what, path):
 
 def roc_figure(labels, fake_probability, metrics, path):
     """ROC of Fake against Real (BIN-L) from labels (V,) and the probability of Fake (V,)."""
-    from sklearn.metrics import roc_auc_score, roc_curve
+    from sklearn.metrics import roc_curve
 
-    area = roc_auc_score(labels, fake_probability)
     false_alarms, hits, _ = roc_curve(labels, fake_probability)
     figure, axes = plt.subplots(figsize=(5, 5))
-    axes.plot(false_alarms, hits, label=f"area {area:.3f}")
+    axes.plot(false_alarms, hits, label=f"area {metrics['auc']:.3f}")
     axes.plot([0, 1], [0, 1], "k:", label="chance, 0.5")
     axes.set(xlabel="Real called Fake", ylabel="Fake found", title=title(metrics))
     axes.legend()
@@ -224,12 +244,13 @@ def roc_figure(labels, fake_probability, metrics, path):
 
 
 def draw_figures(metrics, arrays, run):
-    """All figures of a level into the run's folder; t-SNE needs five videos, ROC both classes."""
+    """All figures of a level into the run's folder; t-SNE needs five different videos, ROC both classes."""
     stem, test = f"{run}/{metrics['level']}", arrays["split"] == "test"
     confusion_figure(metrics, f"{stem}_confusion.png")
-    if test.sum() >= 5:
+    drawn = np.random.default_rng(0).permutation(np.flatnonzero(test))[:TSNE_VIDEOS]
+    if len(drawn) >= 5 and arrays["embedding"][drawn].std(axis=0).max() > 1e-6:
         for what in ("class", "generator"):
-            tsne_figure(arrays["embedding"][test], arrays[what][test], metrics, what, f"{stem}_tsne_{what}.png")
+            tsne_figure(arrays["embedding"][drawn], arrays[what][drawn], metrics, what, f"{stem}_tsne_{what}.png")
     labels = arrays["class"][test] == "Fake"
     if metrics["level"] == "bin" and 0 < labels.sum() < len(labels):
         roc_figure(labels, arrays["probabilities"][test, 1], metrics, f"{stem}_roc.png")

@@ -39,13 +39,18 @@ def write_json(path, content: dict):
     replace_whole(path, lambda file: file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
 
 
-def read_json(path) -> dict:
+def read_json(path, required=()) -> dict:
+    """A JSON object from a file. Raises ValueError naming the file when it is missing, damaged or lacks a key."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing; run the stage that writes it") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); delete it and run its stage again") from error
+    missing = set(required) - set(content) if isinstance(content, dict) else {"everything"}
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; delete it and run its stage again")
+    return content
 
 
 def write_index(path, rows: list[dict]):
@@ -71,16 +76,25 @@ def read_index(features) -> list[dict]:
         raise ValueError(f"{features}: no index-*.csv; run 01_extract_features.py --features {features} first")
     rows = {}
     for path in files:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            missing = set(INDEX_FIELDS) - set(reader.fieldnames or ())
-            if missing:
-                raise ValueError(f"{path}: missing column(s) {', '.join(sorted(missing))}; run 01 again")
-            for row in reader:
-                row["windows"] = int(row["windows"] or 0)
-                if not row["error"] or rows.get(row["path"], row)["error"]:
-                    rows[row["path"]] = row
+        for row in read_rows(path):
+            if not row["error"] or rows.get(row["path"], row)["error"]:
+                rows[row["path"]] = row
     return [rows[path] for path in sorted(rows)]
+
+
+def read_rows(path) -> list[dict]:
+    """The rows of one part of an index, "windows" as a number."""
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = set(INDEX_FIELDS) - set(reader.fieldnames or ())
+        if missing:
+            raise ValueError(f"{path}: missing column(s) {', '.join(sorted(missing))}; run 01 again")
+        rows = list(reader)
+    for number, row in enumerate(rows, 2):
+        if not (row["windows"] or "").isdecimal():
+            raise ValueError(f"{path}, row {number}: windows is {row['windows']!r}; delete the file and run 01 again")
+        row["windows"] = int(row["windows"])
+    return rows
 
 
 def features_file(features, path: str) -> Path:
@@ -181,7 +195,9 @@ class Windows:
         if rows:
             self.shape = map_tokens(self.files[0]).shape[1:]  # (L, T, D)
             if 2 * len(self.video) * np.prod(self.shape) <= memory:
-                self.held = np.stack([self.read(i) for i in range(len(self.video))])
+                self.held = np.empty((len(self.video), *self.shape), np.float16)
+                for i in range(len(self.video)):
+                    self.held[i] = self.read(i)
 
     def __len__(self):
         return len(self.video)
@@ -198,4 +214,7 @@ class Windows:
                 f"{self.files[self.video[i]]}: tokens {tokens.shape} do not match the index (window {self.offset[i]} of"
                 f" {self.shape}); delete the file and run 01 again"
             )
-        return np.array(tokens[self.offset[i]])
+        window = np.array(tokens[self.offset[i]])
+        if not np.isfinite(window).all():
+            raise ValueError(f"{self.files[self.video[i]]}: tokens are not finite; delete the file and run 01 again")
+        return window

@@ -4,7 +4,7 @@
     python reproduce.py demo
     python reproduce.py corpus --corpus ../shared/corpus
 
-demo    simulate the zoo, extract, pretrain, attribute at four levels; one table; results in runs/zoo
+demo    simulate the zoo, extract, pretrain, attribute at four levels; one table; results in runs/demo
 corpus  a folder of real clips with clips.csv (path,label,repo,notes): five-fold grouped cross-validation of all five
         levels, as the clips are and equalized, beside a metadata-only and a linear probe; writes results/corpus.*
 """
@@ -28,8 +28,8 @@ def get_args(argv=None):
     parser.add_argument("name", nargs="?", choices=tuple(ENTRIES), help="the experiment")
     parser.add_argument("--list", action="store_true", help="print the experiments")
     parser.add_argument("--corpus", default="../shared/corpus", help="corpus: folder with clips/ and clips.csv")
-    parser.add_argument("--features", help="folder of the features; default features/zoo or features/corpus")
-    parser.add_argument("--run", help="folder of the runs; default runs/zoo or runs/corpus")
+    parser.add_argument("--features", help="folder of the features; default features/demo or features/corpus")
+    parser.add_argument("--run", help="folder of the runs; default runs/demo or runs/corpus")
     parser.add_argument("--seeds", type=int, default=1, help="corpus: repetitions with other folds and weights")
     parser.add_argument("--limit", type=int, help="at most this many videos per generator: a small run")
     args = parser.parse_args(argv)
@@ -53,7 +53,7 @@ def train(level, *arguments):
     metrics = stage(name, *arguments)
     args = importlib.import_module(name).get_args(arguments)
     with contextlib.redirect_stdout(None):  # said by the stage already
-        return metrics, choose_videos(read_index(args.features), level, args, args.labels_per_class)
+        return metrics, choose_videos(read_index(args.features), level, args)
 
 
 # Rates and steps for thousands of windows; the paper's 1e-5, halved every 1,000 steps, are for millions.
@@ -61,26 +61,28 @@ SMALL_DATA = "--batch-size 32 --learning-rate 3e-4 --decay-steps 0"
 
 # ---------------------------------------------------------------- demo
 
-DEMO_LEVELS = {
+DEMO_LEVELS = {  # on the unit sphere a margin of 1 pulls small sets together; 0.2 is usual there
     "bin": "--epochs 5",
-    "task": "--normalize --labels-per-class 150 --epochs 6",
-    "sd": "--normalize --labels-per-class 100 --epochs 6",
-    "team": "--normalize --labels-per-class 100 --epochs 8",
-    "gen": "--normalize --labels-per-class 100 --epochs 12",
+    "task": "--normalize --margin 0.2 --labels-per-class 150 --epochs 5",
+    "sd": "--normalize --margin 0.2 --labels-per-class 100 --epochs 5",
+    "team": "--normalize --margin 0.2 --labels-per-class 100 --epochs 8",
+    "gen": "--normalize --margin 0.2 --labels-per-class 100 --epochs 11",
 }
 
 
 def demo(args):
-    """Simulate, extract, pretrain, attribute: 6 minutes on two cores, no data needed; results in runs/zoo."""
+    """Simulate, extract, pretrain, attribute: 6 minutes on two cores, no data needed; results in runs/demo."""
     from baselines import linear_probe
     from evaluation import score
 
-    run, features = args.run or "runs/zoo", args.features or "features/zoo"
+    name = f"demo-{args.limit}" if args.limit else "demo"
+    run, features = args.run or f"runs/{name}", args.features or f"features/{name}"
+    limit = ["--limit", args.limit] if args.limit else []
     started = time.time()
-    simulated = stage("simulate_videos", "--clips-per-generator", args.limit or 60)["written"]
+    simulated = stage("simulate_videos")["written"]
     seconds = {"simulate": (simulated, time.time() - started)}
     started = time.time()
-    extracted = stage("01_extract_features", "--features", features, "--pool", 2)["videos"]
+    extracted = stage("01_extract_features", "--features", features, "--pool", 2, *limit)["videos"]
     seconds["extract"] = (extracted, time.time() - started)
     lines = [
         "| level | classes | test clips | chance micro / macro | SAGA micro (95%) / macro | linear probe micro / macro "
@@ -110,27 +112,36 @@ CORPUS = f"{SMALL_DATA} --best last --epochs 12 --weight-decay 0.05"
 
 
 def corpus_csv(corpus, path):
-    """Write the CSV that 01 reads. The group is the source repository where a label has several; otherwise clips that
-    are noted to share a first frame or content with another go with it, and every other clip stands alone.
+    """Write the CSV that 01 reads: path, generator, group.
+
+    Clips of one source repository are one group where their label has several repositories, and so are clips noted
+    to share a first frame or content; every other clip stands alone.
     """
     with open(Path(corpus) / "clips.csv", newline="", encoding="utf-8") as file:
         clips = list(csv.DictReader(file))
-    repositories = {}
+    repositories, group = {}, {clip["path"]: clip["path"] for clip in clips}
     for clip in clips:
         repositories.setdefault(clip["label"], set()).add(clip["repo"])
+    joined = [(clip["path"], clip["repo"]) for clip in clips if len(repositories[clip["label"]]) > 1]
+    for clip in clips:
+        if shared := re.search(r"shares first frame/content with (\S+)", clip["notes"]):
+            joined.append((clip["path"], f"{clip['label']}/{shared[1]}"))
+    for one, other in joined:
+        old, new = group[one], group.setdefault(other, other)
+        group = {name: new if whose == old else whose for name, whose in group.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "generator", "group"])
         for clip in clips:
-            shared = re.search(r"shares first frame/content with (\S+)", clip["notes"])
-            own = f"{clip['label']}/{shared[1]}" if shared else clip["path"]
-            group = clip["repo"] if len(repositories[clip["label"]]) > 1 else own
-            writer.writerow([(Path(corpus) / "clips" / clip["path"]).resolve(), clip["label"], group])
+            place = (Path(corpus) / "clips" / clip["path"]).resolve()
+            writer.writerow([place, clip["label"], group[clip["path"]]])
 
 
 def corpus(args):
     """Five levels on a folder of real clips, as they are and equalized: half an hour for 328 clips and one seed."""
+    from common import LEVELS
+
     run, features = Path(args.run or "runs/corpus"), Path(args.features or "features/corpus")
     if not (Path(args.corpus) / "clips.csv").exists():
         raise ValueError(f"{args.corpus}/clips.csv is missing; name the folder of real clips with --corpus")
@@ -141,13 +152,13 @@ def corpus(args):
     for variant, flags in {"as they are": [], "equalized": ["--equalize"]}.items():
         folder = features.with_name(features.name + "-equalized" * bool(flags))
         stage("01_extract_features", "--videos", videos, "--features", folder, "--pool", 2, *flags, *limit)
-        tests = {}
+        seeds = []
         for seed in range(args.seeds):
-            for k in range(1, FOLDS + 1):
-                fold_run = run / f"{folder.name}-seed{seed}-fold{k}"
-                for level, scores in corpus_fold(folder, fold_run, seed, k).items():
-                    tests.setdefault(level, []).append(scores)
-        results += [corpus_row(variant, level, folds) for level, folds in tests.items()]
+            places = [run / f"{folder.name}-seed{seed}-fold{k}" for k in range(1, FOLDS + 1)]
+            seeds.append([corpus_fold(folder, place, seed, k) for k, place in enumerate(places, 1)])
+        results += [
+            corpus_row(variant, level, [[fold[level] for fold in folds] for folds in seeds]) for level in LEVELS
+        ]
     write_corpus(results, args.seeds)
     return results
 
@@ -176,30 +187,34 @@ def saga_predictions(run, level, classes):
         return [classes[i] for i in arrays["probabilities"][test].argmax(axis=1)]
 
 
-def corpus_row(variant, level, folds):
-    """Pool the folds of a level: micro and macro accuracy per model, both chance levels, accuracies per fold."""
+def corpus_row(variant, level, seeds):
+    """A level's accuracies: folds are pooled, seeds averaged; the interval is that of as many clips as one seed tests.
+
+    `seeds` holds per seed and fold {"labels": names, model: names}.
+    """
     import numpy as np
 
     from evaluation import wilson_interval
 
-    labels = np.array([name for fold in folds for name in fold["labels"]])
-    names, counts = np.unique(labels, return_counts=True)
-    row = {"clips": variant, "level": level, "videos": len(labels), "classes": len(names)}
-    row |= {"majority": counts.max() / len(labels), "uniform": 1 / len(names), "models": {}}
+    row = {"clips": variant, "level": level, "models": {}}
     for model in ("SAGA", "linear on mean tokens", "metadata only"):
-        right = np.array([name for fold in folds for name in fold[model]]) == labels
-        row["models"][model] = {
-            "micro": right.mean(),
-            "interval": wilson_interval(right.sum(), len(right)),
-            "macro": np.mean([right[labels == name].mean() for name in names]),
-            "folds": [np.mean(np.array(fold[model]) == np.array(fold["labels"])) for fold in folds],
-        }
-    return json.loads(json.dumps(row, default=float))
+        micro, macro, folds = [], [], []
+        for tests in seeds:
+            labels, called = (np.concatenate([fold[key] for fold in tests]) for key in ("labels", model))
+            names, counts = np.unique(labels, return_counts=True)
+            right = labels == called
+            micro.append(right.mean())
+            macro.append(np.mean([right[labels == name].mean() for name in names]))
+            folds.append([np.mean(np.array(fold["labels"]) == np.array(fold[model])) for fold in tests])
+        interval = wilson_interval(np.mean(micro) * len(labels), len(labels))
+        row["models"][model] = {"micro": np.mean(micro), "interval": interval, "macro": np.mean(macro), "folds": folds}
+    row |= {"videos": len(labels), "classes": len(names), "majority": counts.max() / len(labels)}
+    return json.loads(json.dumps(row | {"uniform": 1 / len(names)}, default=float))
 
 
 def write_corpus(results, seeds):
     lines = [
-        "| clips | level | classes | test clips | chance micro / macro | SAGA micro (95%) / macro | folds of SAGA |"
+        "| clips | level | classes | test clips | chance micro / macro | SAGA micro (95%) / macro | SAGA by fold |"
         " linear micro / macro | metadata micro / macro |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -210,7 +225,7 @@ def write_corpus(results, seeds):
             f"| {row['clips']} | {row['level'].upper()}-L | {row['classes']} | {row['videos']} |"
             f" {row['majority']:.2f} / {row['uniform']:.2f} |"
             f" {saga['micro']:.2f} ({low:.2f}-{high:.2f}) / {saga['macro']:.2f} |"
-            f" {', '.join(f'{value:.2f}' for value in saga['folds'])} |"
+            f" {', '.join(f'{value:.2f}' for value in saga['folds'][0])} |"
             f" {linear['micro']:.2f} / {linear['macro']:.2f} | {metadata['micro']:.2f} / {metadata['macro']:.2f} |"
         )
     Path("results").mkdir(exist_ok=True)

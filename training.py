@@ -9,6 +9,8 @@ import platform
 import sys
 import time
 import warnings
+import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +25,10 @@ from common import (
     git_commit,
     keras,
     load_generators,
+    not_negative,
+    positive,
     resolve_generator,
+    share,
 )
 from evaluation import validation
 from features import (
@@ -39,39 +44,26 @@ from features import (
 # ---------------------------------------------------------------- the flags that 02 and 03 share
 
 
-def add_training_arguments(parser):
+def add_training_arguments(parser, labels_per_class):
     """Flags that mean the same in 02 and 03; defaults are the paper's (Sec. S-2)."""
     add = parser.add_argument
     add("--features", default="features/zoo", help="folder written by 01_extract_features.py")
     add("--run", default="runs/zoo", help="folder for models, metrics and figures")
     add("--generators", default=str(HERE / "generators.csv"), help="the generator table")
-    add(
-        "--train-generators",
-        type=names,
-        help="A,B,...: train on these and Real only, not on all of the table",
-    )
+    add("--train-generators", type=names, help="A,B,...: train on these and Real only, not on all of the table")
     add("--test-generators", type=names, help="A,B,...: test on these and Real, not on those trained on")
     add("--test-features", help="test on every video of this features folder, not on the test split")
-    add("--fold", type=fold, help="K/N: test on fold K of N grouped folds, not on the recorded split")
-    add("--limit", type=int, help="at most this many videos per generator and split: a small run")
-    add("--epochs", type=int, default=10, help="passes over the training windows")
-    add("--batch-size", type=int, default=64, help="windows per step")
-    add(
-        "--batching",
-        choices=("natural", "pk"),
-        default="natural",
-        help="shuffled, or dealt equally to the classes",
-    )
-    add("--learning-rate", type=float, default=1e-5, help="AdamW's initial rate")
+    add("--fold", type=fold, help="K/N: test on fold K of N grouped folds, train on the others; no val")
+    add("--labels-per-class", type=count_or_all, default=labels_per_class, help="videos per class to train on, or all")
+    add("--limit", type=positive, help="at most this many videos per generator and split: a small run")
+    add("--epochs", type=positive, default=10, help="passes over the training windows")
+    add("--batch-size", type=positive, default=64, help="windows per step")
+    add("--batching", choices=("natural", "pk"), default="natural", help="shuffled, or dealt equally to the classes")
+    add("--learning-rate", type=not_negative, default=1e-5, help="AdamW's initial rate")
     add("--decay-steps", type=int, default=1000, help="steps in which the rate halves, smoothly; 0: constant")
-    add("--weight-decay", type=float, default=0.004, help="AdamW's weight decay")
-    add("--dropout", type=float, default=0.1, help="dropout in every block")
-    add(
-        "--best",
-        choices=("val", "last"),
-        default="val",
-        help="keep the epoch best on val, or train on val as well",
-    )
+    add("--weight-decay", type=not_negative, default=0.004, help="AdamW's weight decay")
+    add("--dropout", type=share, default=0.1, help="dropout in every block")
+    add("--best", choices=("val", "last"), default="val", help="keep the epoch best on val, or train on val as well")
     add("--seed", type=int, default=0, help="seed of weights, dropout, batches and the choice of labels")
     add("--overwrite", action="store_true", help="train anew although the run folder holds other results")
 
@@ -85,6 +77,10 @@ def fold(text):
     if not 1 <= k <= n or n < 2:
         raise ValueError(text)
     return k, n
+
+
+def count_or_all(text):
+    return "all" if text == "all" else positive(text)
 
 
 # ---------------------------------------------------------------- which videos
@@ -101,40 +97,63 @@ class Videos(NamedTuple):
     excluded: dict[str, int]  # generator: videos, where its field is Unknown or Mixed
 
 
-def choose_videos(rows, level, args, labels_per_class=None) -> Videos:
+def choose_videos(rows, level, args) -> Videos:
     """Who trains, validates and tests at a level, by the index's split and the flags.
 
-    A held-out generator is tested on all its videos, since it never trains, except those that share a group with a
-    training video. Raises ValueError when fewer than two classes are left to train on.
+    A held-out generator is tested on all its videos, since it never trains. No tested video shares a group with a
+    training video. Raises ValueError when fewer than two classes are left to train on, or no video to test.
     """
     table = load_generators(args.generators)
     rows = usable(rows, args.features)
     if args.fold:
         rows = fold_splits(rows, *args.fold, args.seed)
+    other = other_features(args) if args.test_features else []
     if args.limit:
-        rows = first_per(rows, ("generator", "split"), args.limit, args.seed)
+        rows, other = (first_per(part, ("generator", "split"), args.limit, args.seed) for part in (rows, other))
     trained = known_names(args.train_generators, table, rows) or set(table)
-    tested = known_names(args.test_generators, table, rows) or trained
-    roles, excluded = {"train": [], "val": [], "test": [], "unseen": []}, {}
-    for row in rows:
-        generator, label = row["generator"], class_index(level, row["generator"], table)
-        if generator in table and label is None:
-            excluded[generator] = excluded.get(generator, 0) + 1
-        elif generator in trained and row["split"] != "test":
-            roles["train" if args.best == "last" else row["split"]].append(row | {"label": label})
-        elif generator in tested and generator in table:
+    if outside := sorted(trained - set(table)):
+        raise ValueError(f"outside the generator table, so never trained on: {', '.join(outside)}")
+    tested = known_names(args.test_generators, table, other or rows) or (set(table) if other else trained)
+    roles, excluded = {"train": [], "val": [], "test": [], "unseen": []}, Counter()
+
+    def evaluated(row, label):
+        if row["generator"] in table and label is None:
+            excluded[row["generator"]] += 1
+        elif row["generator"] in tested & set(table):
             roles["test"].append(row | {"label": label})
-        elif generator not in trained:
+        elif other or row["generator"] not in trained:
             roles["unseen"].append(row)
-    if args.test_features:
-        wanted = known_names(args.test_generators, table, rows) or set(table)
-        roles |= other_features(args.test_features, level, table, wanted)
-    else:
-        groups = {row["group"] for row in roles["train"] + roles["val"]}
-        roles["test"] = [row for row in roles["test"] if row["group"] not in groups]
-    if labels_per_class:
-        roles["train"] = first_per(roles["train"], ("label",), labels_per_class, args.seed)
-    return keep_trained_classes(class_names(level, table), roles, excluded)
+
+    for row in rows:
+        label = class_index(level, row["generator"], table)
+        if row["generator"] in trained and label is not None and row["split"] != "test":
+            roles["train" if args.best == "last" else row["split"]].append(row | {"label": label})
+        elif not other:
+            evaluated(row, label)
+    for row in other:
+        evaluated(row, class_index(level, row["generator"], table))
+    groups = {row["group"] for row in roles["train"] + roles["val"]}
+    apart = [row for row in roles["test"] if row["group"] not in groups]
+    if len(apart) < len(roles["test"]):
+        print(f"{len(roles['test']) - len(apart)} videos share a group with training videos and are not tested")
+    roles["test"] = apart
+    if args.labels_per_class != "all":
+        roles["train"] = first_per(roles["train"], ("label",), args.labels_per_class, args.seed)
+    return keep_trained_classes(class_names(level, table), roles, dict(excluded))
+
+
+def other_features(args):
+    """The rows of --test-features. Raises ValueError when its features were made in another way."""
+    ours, theirs = (features_recipe(folder) for folder in (args.features, args.test_features))
+    options = ("encoder", "tokens", "dim", "frames", "fps", "pool")
+    differing = [key for key in options if ours.get(key) != theirs.get(key)]
+    if differing:
+        raise ValueError(f"{args.test_features} holds other features than {args.features} ({', '.join(differing)})")
+    return usable(read_index(args.test_features), args.test_features)
+
+
+def features_recipe(folder):
+    return read_json(Path(folder) / "recipe.json", ("frames", "tokens", "dim"))
 
 
 def usable(rows, features):
@@ -182,16 +201,6 @@ def fold_splits(rows, k, n, seed):
     return [row | {"split": splits[row["group"]]} for row in rows]
 
 
-def other_features(features, level, table, wanted):
-    """All videos of another features folder as test; outside the table or not wanted: unseen."""
-    roles = {"test": [], "unseen": []}
-    for row in usable(read_index(features), features):
-        label = class_index(level, row["generator"], table)
-        known = row["generator"] in wanted and label is not None
-        roles["test" if known else "unseen"].append(row | {"label": label} if known else row)
-    return roles
-
-
 def keep_trained_classes(classes, roles, excluded):
     """Drop classes nobody trains; their videos are unseen. Says which, and which classes have no test video."""
     present = sorted({row["label"] for row in roles["train"]})
@@ -207,7 +216,10 @@ def keep_trained_classes(classes, roles, excluded):
     for role in ("train", "val", "test"):
         roles[role] = [row | {"label": place[row["label"]]} for row in roles[role] if row["label"] in place]
     classes = tuple(classes[i] for i in present)
-    if untested := [name for i, name in enumerate(classes) if i not in {row["label"] for row in roles["test"]}]:
+    tested = {row["label"] for row in roles["test"]}
+    if not tested:
+        raise ValueError("no test video: add videos, or name others by --test-generators or --test-features")
+    if untested := [name for i, name in enumerate(classes) if i not in tested]:
         print(f"no test video, so not evaluated: {', '.join(untested)}")
     return Videos(classes, **roles, excluded=excluded)
 
@@ -215,16 +227,19 @@ def keep_trained_classes(classes, roles, excluded):
 # ---------------------------------------------------------------- recipe and resume
 
 
+PATHS = ("features", "test_features", "generators", "init", "run")  # compared by what they hold, not by name
+
+
 def make_recipe(level, args, rows, **more) -> dict:
     """What a run is made from: arguments, features (index rows and their recipe), versions, git commit."""
-    features = read_json(Path(args.features) / "recipe.json")
-    lines = [f"{row['path']},{row['split']},{row['windows']}" for row in rows]
-    given = {key: value for key, value in vars(args).items() if key not in ("overwrite", "run")}
+    given = {key: value for key, value in vars(args).items() if key != "overwrite"}
     return {
         "level": level,
         "arguments": json.loads(json.dumps(given)),
-        "features": features,
-        "index_sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+        "features": features_recipe(args.features),
+        "index_sha256": index_digest(rows),
+        "test_index_sha256": index_digest(read_index(args.test_features)) if args.test_features else None,
+        "table_sha256": file_digest(args.generators),
         **more,
         "versions": {"python": platform.python_version(), "keras": keras.__version__, "numpy": np.__version__}
         | {"backend": keras.backend.backend()},
@@ -232,12 +247,14 @@ def make_recipe(level, args, rows, **more) -> dict:
     }
 
 
+def index_digest(rows):
+    lines = [",".join(str(row[key]) for key in ("path", "generator", "group", "split", "windows")) for row in rows]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def file_digest(path):
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ValueError(f"{path}: no stage-1 model ({error.strerror}); run 02 first or pass --init scratch") from error
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def finished_metrics(level, args, recipe):
@@ -245,22 +262,30 @@ def finished_metrics(level, args, recipe):
 
     Raises ValueError naming what differs when the folder holds a run made otherwise; --overwrite clears it instead.
     """
+    Path(args.run).mkdir(parents=True, exist_ok=True)
     metrics, checkpoint = Path(args.run) / f"{level}.json", Path(args.run) / f"{level}_checkpoint.npz"
     if args.overwrite:
         metrics.unlink(missing_ok=True)
         checkpoint.unlink(missing_ok=True)
     if not metrics.exists():
         return None
-    found = read_json(metrics)
+    found = read_json(metrics, ("recipe",))
     refuse_other_recipe(metrics, found["recipe"], recipe)
     print(f"{metrics} is up to date (--overwrite trains anew)")
     return found
 
 
 def refuse_other_recipe(path, found, wanted):
-    old, new = ({**recipe, **recipe["arguments"]} for recipe in (found, wanted))
-    ignored = ("arguments", "versions", "git", "seconds")
-    differ = sorted(key for key in old.keys() | new.keys() if key not in ignored and old.get(key) != new.get(key))
+    """Raise ValueError when two recipes differ in more than versions, commit and the names of folders."""
+
+    def settings(recipe):
+        flat = {key: value for key, value in recipe["arguments"].items() if key not in PATHS}
+        features = {key: value for key, value in recipe["features"].items() if key not in ("versions", "git")}
+        digests = {key: recipe.get(key) for key in recipe if key.endswith("_sha256")}
+        return flat | digests | {"features": features}
+
+    old, new = settings(found), settings(wanted)
+    differ = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if differ:
         raise ValueError(
             f"{path} was made with other settings ({', '.join(differ)}); choose another --run, or --overwrite it"
@@ -289,11 +314,11 @@ def load_checkpoint(path, model, recipe):
     try:
         with np.load(path, allow_pickle=False) as arrays:
             state = json.loads(str(arrays["state"]))
-            refuse_other_recipe(path, state["recipe"], recipe)
             values = [arrays[f"variable_{i}"] for i in range(len(variables))]
             best = [arrays[f"best_{i}"] for i in range(len(model.weights))] if "best_0" in arrays else None
-    except (KeyError, OSError, json.JSONDecodeError) as error:
+    except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: damaged checkpoint ({error}); start anew with --overwrite") from error
+    refuse_other_recipe(path, state["recipe"], recipe)
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
     print(f"going on after epoch {state['epoch']} from {path}")
@@ -305,7 +330,7 @@ def load_checkpoint(path, model, recipe):
 
 def new_model(args, classes):
     """SAGA for these features and classes, with weights drawn by the seed."""
-    recipe = read_json(Path(args.features) / "recipe.json")
+    recipe = features_recipe(args.features)
     keras.utils.clear_session()
     keras.utils.set_random_seed(args.seed)
     sizes = dict(frames=recipe["frames"], tokens=recipe["tokens"], dim=recipe["dim"])
@@ -323,9 +348,10 @@ def make_optimizer(args):
 class EpochEnd(keras.callbacks.Callback):
     """After each epoch: stop a failed run, validate, keep the best weights, write history and checkpoint."""
 
-    def __init__(self, level, args, recipe, validate, state, best, margin):
+    def __init__(self, level, args, recipe, val, val_rows, sample, state, best):
         super().__init__()
-        self.level, self.args, self.recipe, self.validate, self.margin = level, args, recipe, validate, margin
+        self.level, self.args, self.recipe, self.sample = level, args, recipe, sample
+        self.val, self.val_rows = val, val_rows
         self.history = state.get("history", [])
         self.best_score, self.best = state.get("best_score"), best
 
@@ -333,13 +359,11 @@ class EpochEnd(keras.callbacks.Callback):
         return Path(self.args.run) / f"{self.level}_{ending}"
 
     def on_epoch_end(self, epoch, logs=None):
-        row = {
-            "epoch": epoch + 1,
-            "learning_rate": float(self.model.optimizer.learning_rate),
-        } | logs
-        check_training(row, self.margin)
-        if self.validate:
-            row |= self.validate(self.model)
+        row = {"epoch": epoch + 1, "learning_rate": float(self.model.optimizer.learning_rate)} | logs
+        row["spread"] = spread(np.asarray(self.model.predict_on_batch(self.sample)["embedding"]))
+        check_training(row)
+        if self.val_rows:
+            row |= validation(self.model, self.val, self.val_rows, self.args.batch_size)
             score = [row["val_macro_accuracy"], -row["val_cross_entropy"]]
             if self.best_score is None or score > self.best_score:
                 self.best_score, self.best = score, self.model.get_weights()
@@ -357,25 +381,29 @@ class EpochEnd(keras.callbacks.Callback):
             writer.writerows(self.history)
 
 
-def check_training(row, margin):
-    """Raise ValueError when the loss is not finite or the embeddings have collapsed to a point."""
+def spread(embedding) -> float:
+    """The share of the mean squared length of embeddings (B, D) that is variance: 0 when all are one point."""
+    return float(embedding.var(axis=0).sum() / max(np.square(embedding).sum(axis=1).mean(), 1e-12))
+
+
+def check_training(row):
+    """Raise ValueError when the loss is not finite, or when mining has pulled the embeddings together to a point."""
     epoch, rate = row["epoch"], row["learning_rate"]
     if not np.isfinite(row["loss"]):
         raise ValueError(f"epoch {epoch}: the loss is not finite; lower --learning-rate (now {rate:.2g})")
-    mined = row.get("embedding_loss")
-    if margin and mined and abs(mined - margin) < 0.02 * abs(margin) and row["embedding_spread"] < 0.01 * abs(margin):
+    if "embedding_loss" in row and row["spread"] < 1e-4:
         raise ValueError(
-            f"epoch {epoch}: the embeddings have collapsed to a point (mined loss {mined:.4f} at the margin, spread"
-            f" {row['embedding_spread']:.2g}); try --normalize, a lower --learning-rate or --loss ce"
+            f"epoch {epoch}: the embeddings have collapsed to a point (mined loss {row['embedding_loss']:.4f}, spread"
+            f" {row['spread']:.1g}); try --normalize, a smaller --margin or --learning-rate, or --loss ce"
         )
 
 
-def fit(model, videos: Videos, level, args, recipe, margin=None):
+def fit(model, videos: Videos, level, args, recipe):
     """Train a compiled model, going on from a checkpoint of the same recipe; ends with the chosen weights set.
 
-    Writes <level>_history.csv, TensorBoard logs and, when done, <level>_last.keras. Returns the history's rows.
+    Writes <level>_history.csv, TensorBoard logs and, when done, <level>_last.keras.
     """
-    train = Windows(videos.train)
+    train, val = Windows(videos.train), Windows(videos.val)
     labels = np.array([row["label"] for row in videos.train])[train.video]
     model.optimizer.build(model.trainable_variables)
     path = Path(args.run) / f"{level}_checkpoint.npz"
@@ -384,19 +412,17 @@ def fit(model, videos: Videos, level, args, recipe, margin=None):
     workers = 1 if train.held is not None else 4
     batches = WindowBatches(train, labels, args.batch_size, args.seed, args.batching, start, workers)
     build_metrics(model, *batches[0])
-    report_training(videos, train, batches, labels)
-    val = Windows(videos.val)
-    validate = (lambda model: validation(model, val, videos.val, args.batch_size)) if videos.val else None
-    keeper = EpochEnd(level, args, recipe, validate, state, best, margin)
+    report_training(videos, train, batches, labels, args)
+    sample = train[np.resize(np.random.default_rng(args.seed).permutation(len(train)), args.batch_size)]
+    keeper = EpochEnd(level, args, recipe, val, videos.val, sample, state, best)
     callbacks = [keras.callbacks.TerminateOnNaN(), keeper]
     if keras.backend.backend() == "tensorflow":  # the callback writes with TensorFlow
         callbacks.append(keras.callbacks.TensorBoard(Path(args.run) / "logs" / level, write_graph=False))
     verbose = 1 if sys.stdout.isatty() else 2
     model.fit(batches, epochs=args.epochs, initial_epoch=start, shuffle=False, callbacks=callbacks, verbose=verbose)
-    save_model(model, Path(args.run) / f"{level}_last.keras")
+    save_model(model, Path(args.run) / f"{level}_last.keras", recipe)
     if keeper.best:
         model.set_weights(keeper.best)
-    return keeper.history
 
 
 def build_metrics(model, tokens, labels):
@@ -408,19 +434,26 @@ def build_metrics(model, tokens, labels):
     model.reset_metrics()
 
 
-def report_training(videos, train, batches, labels):
+def report_training(videos, train, batches, labels, args):
+    """Print how many videos of each class train, and where there are fewer than asked for or than a batch wants."""
     print(f"training on {len(videos.train)} videos, {len(train)} windows, {len(batches)} steps an epoch:")
     per_class = np.bincount([row["label"] for row in videos.train], minlength=len(videos.classes))
-    print("  " + ", ".join(f"{name} {count}" for name, count in zip(videos.classes, per_class, strict=True)))
+    counts = dict(zip(videos.classes, per_class.tolist(), strict=True))
+    print("  " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+    wanted = args.labels_per_class
+    if wanted != "all" and (short := [name for name in counts if counts[name] < wanted]):
+        print(f"  fewer than the {wanted} labels per class asked for, so all there are: {', '.join(short)}")
     slots = -(-batches.batch_size // len(videos.classes))
     short = [name for i, name in enumerate(videos.classes) if np.count_nonzero(labels == i) < slots]
     if batches.batching == "pk" and short:
         print(f"  fewer windows than their {slots} slots a batch, so repeated in it: {', '.join(short)}")
+    if not videos.val and args.best == "val":
+        print("  no val video, so the last epoch is kept")
 
 
-def save_model(model, path):
+def save_model(model, path, recipe):
     """Save weights and config alone: a compiled model's file would also hold the optimizer, twice the weights."""
-    bare = build_saga(**model.config)
+    bare = build_saga(**model.config | {"recipe": recipe})
     bare.set_weights(model.get_weights())
     replace_whole(path, bare.save, suffix=".keras")
 
@@ -429,7 +462,8 @@ def save_run(model, metrics, arrays, args, recipe, started):
     """Write <level>.keras, <level>_embeddings.npz and, last, <level>.json, which marks the run as finished."""
     level, run = metrics["level"], Path(args.run)
     metrics |= {"recipe": recipe | {"seconds": round(time.time() - started, 1)}}
-    save_model(model, run / f"{level}.keras")
+    save_model(model, run / f"{level}.keras", recipe)
+    arrays = arrays | {"recipe": json.dumps(recipe)}
     replace_whole(run / f"{level}_embeddings.npz", lambda file: np.savez(file, **arrays), suffix=".npz")
     write_json(run / f"{level}.json", metrics)
     (run / f"{level}_checkpoint.npz").unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -146,6 +147,18 @@ def test_artifact_with_a_missing_key_or_column_is_read(features, tmp_path):
     (tmp_path / "index-1-of-1.csv").write_text("path,generator\na,b\n")
     with pytest.raises(ValueError, match="missing column"):
         read_index(tmp_path)
+    write_json(tmp_path / "recipe.json", {"frames": 8, "token": 2})
+    with pytest.raises(ValueError, match="recipe.json lacks dim, tokens"):
+        training.features_recipe(tmp_path)
+    (tmp_path / "recipe.json").write_text("[1")
+    with pytest.raises(ValueError, match="recipe.json: not valid JSON"):
+        training.features_recipe(tmp_path)
+
+
+def test_tokens_that_are_not_finite_are_read(tmp_path):
+    write_features(features_file(tmp_path, "Real/a"), np.full((1, 8, 2, 12), np.nan), np.zeros((1, 8)), np.ones((1, 8)))
+    with pytest.raises(ValueError, match=r"a\.npz: tokens are not finite"):
+        Windows([{"path": "Real/a", "features": tmp_path, "windows": 1}])
 
 
 # ---------------------------------------------------------------- who trains and who is tested
@@ -176,6 +189,10 @@ def test_held_out_generator_trains_or_is_tested_on_a_part(features, tmp_path):
     assert {row["generator"] for row in videos.train} == {"Real", "SVD", "Pika"}
     assert sum(row["generator"] == "Latte" for row in videos.test) == 20
     assert {row["generator"] for row in videos.test} == {"Real", "Latte"}
+    with pytest.raises(ValueError, match="outside the generator table.*WildScrape"):
+        training.choose_videos(
+            read_index(features), "bin", arguments(features, tmp_path, "--train-generators", "WildScrape")
+        )
     with pytest.raises(ValueError, match="no video of Sora"):
         training.choose_videos(read_index(features), "bin", arguments(features, tmp_path, "--train-generators", "Sora"))
 
@@ -188,8 +205,8 @@ def test_held_out_video_shares_a_group_with_training(features, tmp_path):
 
 
 def test_few_labels_are_not_a_part_of_more_labels(features, tmp_path):
-    args = arguments(features, tmp_path)
-    few, more = (training.choose_videos(read_index(features), "gen", args, count) for count in (3, 8))
+    flags = (["--labels-per-class", count] for count in ("3", "8"))
+    few, more = (training.choose_videos(read_index(features), "gen", arguments(features, tmp_path, *f)) for f in flags)
     assert len(few.train) == 18 and len(more.train) == 48 and paths(few.train) < paths(more.train)
 
 
@@ -224,11 +241,12 @@ def test_metrics_differ_from_a_count_by_hand():
 def test_run_lacks_an_artifact_or_a_key(run):
     for level in ("bin", "gen"):
         metrics = json.loads((run / f"{level}.json").read_text())
-        keys = "level classes videos accuracy accuracy_interval macro_accuracy majority uniform per_class confusion"
-        assert set(keys.split()) | {"excluded", "unseen", "recipe"} <= set(metrics)
+        keys = "level classes videos accuracy accuracy_interval macro_accuracy macro_interval majority uniform"
+        assert set(keys.split()) | {"per_class", "confusion", "excluded", "unseen", "recipe"} <= set(metrics)
         assert metrics["unseen"]["WildScrape"]["videos"] == 20
         with np.load(run / f"{level}_embeddings.npz", allow_pickle=False) as arrays:
             assert arrays["embedding"].shape == (140, 12)
+            assert json.loads(str(arrays["recipe"]))["level"] == level
             assert arrays["probabilities"].shape == (140, len(metrics["classes"]))
             np.testing.assert_allclose(arrays["probabilities"].sum(axis=1), 1, atol=1e-5)
             right = arrays["probabilities"].argmax(1) == [
@@ -237,7 +255,7 @@ def test_run_lacks_an_artifact_or_a_key(run):
             assert right[arrays["split"] == "test"].mean() == pytest.approx(metrics["accuracy"])
         model = keras.saving.load_model(run / f"{level}.keras", compile=False)
         assert model.config["class_names"] == tuple(metrics["classes"])
-        assert model.config["features"]["encoder"] == "invented"
+        assert model.config["features"]["encoder"] == "invented" and model.config["recipe"]["level"] == level
         for name in (f"{level}_last.keras", f"{level}_confusion.png", f"{level}_tsne_generator.png"):
             assert (run / name).stat().st_size > 1000
         with open(run / f"{level}_history.csv", newline="") as file:
@@ -245,7 +263,7 @@ def test_run_lacks_an_artifact_or_a_key(run):
         assert list((run / "logs" / level).rglob("events*")) and not (run / f"{level}_checkpoint.npz").exists()
     with open(run / "gen_history.csv", newline="") as file:
         row = next(csv.DictReader(file))
-    logged = {"logits_loss", "embedding_loss", "embedding_mined_pairs", "embedding_spread", "val_macro_accuracy"}
+    logged = {"logits_loss", "embedding_loss", "embedding_mined_pairs", "spread", "val_macro_accuracy"}
     assert logged <= set(row)
 
 
@@ -260,6 +278,44 @@ def test_second_run_trains_again_or_takes_other_settings(features, run, capsys):
     assert "up to date" in capsys.readouterr().out and (run / "bin.keras").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="other settings.*seed.*--run"):
         stage_one.main(["--features", str(features), "--run", str(run), *SMALL, "--seed", "5"])
+
+
+def test_other_features_under_the_same_name_count_as_the_same(features, run, tmp_path):
+    copy = shutil.copytree(features, tmp_path / "copy")
+    place = ["--run", str(run), *SMALL]
+    stage_one.main(["--features", str(copy), *place])  # the name of the folder does not matter
+    write_json(copy / "recipe.json", {"encoder": "other", "frames": 8, "tokens": 2, "dim": 12})
+    with pytest.raises(ValueError, match="other settings.*features"):
+        stage_one.main(["--features", str(copy), *place])
+    write_json(copy / "recipe.json", {"encoder": "invented", "frames": 8, "tokens": 2, "dim": 12})
+    rows = read_index(copy)
+    write_index(copy / "index-1-of-1.csv", [row | {"group": "all"} for row in rows])
+    with pytest.raises(ValueError, match="other settings.*index_sha256"):
+        stage_one.main(["--features", str(copy), *place])
+
+
+def test_test_features_leak_training_videos_or_fit_badly(features, tmp_path):
+    args = arguments(features, tmp_path, "--test-features", str(features))
+    videos = training.choose_videos(read_index(features), "gen", args)
+    assert not paths(videos.test) & paths(videos.train + videos.val) and len(videos.test) == 30
+    other = shutil.copytree(features, tmp_path / "other")
+    write_json(other / "recipe.json", {"encoder": "invented", "frames": 8, "tokens": 9, "dim": 12})
+    with pytest.raises(ValueError, match="other features.*tokens"):
+        training.choose_videos(
+            read_index(features), "gen", arguments(features, tmp_path, "--test-features", str(other))
+        )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["--batch-size", "0"], ["--epochs", "0"], ["--limit", "-1"], ["--dropout", "1.5"], ["--learning-rate", "-1"]]
+    + [["--labels-per-class", "0"], ["--fold", "6/5"]],
+)
+def test_wrong_arguments_do_not_end_with_status_2(wrong):
+    for stage in (stage_one, stage_two):
+        with pytest.raises(SystemExit) as stopped:
+            stage.get_args(wrong)
+        assert stopped.value.code == 2
 
 
 def test_resumed_run_differs_from_an_uninterrupted_one(features, run, tmp_path, monkeypatch):
@@ -281,16 +337,36 @@ def test_resumed_run_differs_from_an_uninterrupted_one(features, run, tmp_path, 
     whole, resumed = (keras.saving.load_model(folder / "gen_last.keras", compile=False) for folder in (run, tmp_path))
     for one, other in zip(whole.get_weights(), resumed.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+    assert (tmp_path / "gen_history.csv").read_text() == (run / "gen_history.csv").read_text()
+    best, again = (np.load(folder / "gen_embeddings.npz")["probabilities"] for folder in (run, tmp_path))
+    np.testing.assert_array_equal(best, again)
+
+
+def test_damaged_checkpoint_is_a_traceback(features, run, tmp_path):
+    args = arguments(features, tmp_path)
+    model = training.new_model(args, ("Real", "Fake"))
+    model.compile(training.make_optimizer(args))
+    model.optimizer.build(model.trainable_variables)
+    for content in (
+        b"junk",
+        (run / "gen_embeddings.npz").read_bytes()[:500],
+        (run / "gen_embeddings.npz").read_bytes(),
+    ):
+        (tmp_path / "bin_checkpoint.npz").write_bytes(content)
+        with pytest.raises(ValueError, match="bin_checkpoint.npz: damaged checkpoint"):
+            training.load_checkpoint(tmp_path / "bin_checkpoint.npz", model, {})
 
 
 def test_collapse_or_a_loss_that_is_not_finite_goes_on():
-    healthy = {"epoch": 1, "learning_rate": 1e-4, "loss": 1.0, "embedding_loss": 1.0, "embedding_spread": 0.7}
-    training.check_training(healthy, 1.0)
-    training.check_training(healthy | {"embedding_spread": 0.0}, None)
+    healthy = {"epoch": 1, "learning_rate": 1e-4, "loss": 1.0, "embedding_loss": 1.0, "spread": 0.3}
+    training.check_training(healthy)
     with pytest.raises(ValueError, match="collapsed.*--normalize"):
-        training.check_training(healthy | {"embedding_spread": 1e-4}, 1.0)
+        training.check_training(healthy | {"spread": 1e-6})
     with pytest.raises(ValueError, match="not finite.*--learning-rate"):
-        training.check_training(healthy | {"loss": float("nan")}, 1.0)
+        training.check_training(healthy | {"loss": float("nan")})
+    one_point = np.tile(np.random.default_rng(0).normal(size=12), (8, 1))
+    assert training.spread(one_point) < 1e-9
+    assert training.spread(np.random.default_rng(0).normal(size=(8, 12))) > 0.5
 
 
 def test_stage_two_starts_from_a_model_that_does_not_fit(features, run, tmp_path):
