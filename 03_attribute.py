@@ -81,7 +81,8 @@ def start_from(model, path):
     try:
         stage_one = keras.saving.load_model(path, compile=False)
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: cannot be read as stage 1's model ({error}); run 02_pretrain_binary.py") from error
+        why = " ".join(str(error).split())
+        raise ValueError(f"{path}: cannot be read as stage 1's model ({why}); run 02_pretrain_binary.py") from error
     if not isinstance(stage_one, SAGA):
         raise ValueError(f"{path} is not a model of 02_pretrain_binary.py")
     for key in ("frames", "tokens", "dim", "heads", "temporal_blocks"):

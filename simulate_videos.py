@@ -23,6 +23,7 @@ Expect  1500 clips, 25 MB, 40 seconds on two idle cores
 import argparse
 import hashlib
 import io
+import json
 import multiprocessing
 import os
 import platform
@@ -302,6 +303,7 @@ def make_recipe(args, generators: dict) -> dict:
         "seed": args.seed,
         "strength": args.strength,
         "clip": {"frames": FRAMES, "fps": FPS, "size": SIZE, "codec": "libx264", "pixels": "yuv420p", **X264},
+        "marks": {"residues": RESIDUES, "habits": HABITS, "depths": DEPTHS, "levels": [GRID, NOISE, SHAKE]},
         "generators": {row.name: [row.task, row.sd_version, row.team] for row in generators.values()},
         "versions": {**versions, "av": av.__version__},
     }
@@ -316,8 +318,8 @@ def check_folder(out: Path, old: dict, recipe: dict, overwrite: bool):
         for clip in clips:
             clip.unlink()
         old.clear()
-    for key in ("seed", "strength", "clip", "generators") if clips and old else ():
-        was, now = old[key], recipe[key]
+    for key in ("seed", "strength", "clip", "marks", "generators") if clips and old else ():
+        was, now = old.get(key), json.loads(json.dumps(recipe[key]))
         if key == "generators":  # rows may be added, not changed
             was, now = ({name: rows[name] for name in was if name in now} for rows in (was, now))
         if was != now:

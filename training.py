@@ -4,6 +4,7 @@ artifacts. 02 and 03 differ in level, loss and starting point; everything here i
 
 import csv
 import hashlib
+import itertools
 import json
 import platform
 import sys
@@ -60,7 +61,7 @@ def add_training_arguments(parser, labels_per_class):
     add("--batch-size", type=positive, default=64, help="windows per step")
     add("--batching", choices=("natural", "pk"), default="natural", help="shuffled, or dealt equally to the classes")
     add("--learning-rate", type=not_negative, default=1e-5, help="AdamW's initial rate")
-    add("--decay-steps", type=int, default=1000, help="steps in which the rate halves, smoothly; 0: constant")
+    add("--decay-steps", type=not_negative, default=1000, help="steps in which the rate halves, smoothly; 0: constant")
     add("--weight-decay", type=not_negative, default=0.004, help="AdamW's weight decay")
     add("--dropout", type=share, default=0.1, help="dropout in every block")
     add("--best", choices=("val", "last"), default="val", help="keep the epoch best on val, or train on val as well")
@@ -114,32 +115,35 @@ def choose_videos(rows, level, args) -> Videos:
     if outside := sorted(trained - set(table)):
         raise ValueError(f"outside the generator table, so never trained on: {', '.join(outside)}")
     tested = known_names(args.test_generators, table, other or rows) or (set(table) if other else trained)
+    labels = {name: class_index(level, name, table) for name in {row["generator"] for row in rows + other}}
+
+    def trains(row):
+        return row["generator"] in trained and row["split"] != "test" and labels[row["generator"]] is not None
+
     roles, excluded = {"train": [], "val": [], "test": [], "unseen": []}, Counter()
-
-    def evaluated(row, label):
-        if row["generator"] in table and label is None:
-            excluded[row["generator"]] += 1
-        elif row["generator"] in tested & set(table):
+    for row in filter(trains, rows):
+        roles["train" if args.best == "last" else row["split"]].append(row | {"label": labels[row["generator"]]})
+    for row in other or itertools.filterfalse(trains, rows):
+        generator, label = row["generator"], labels[row["generator"]]
+        if generator in table and label is None:
+            excluded[generator] += 1
+        elif generator in tested & set(table):
             roles["test"].append(row | {"label": label})
-        elif other or row["generator"] not in trained:
+        elif other or generator not in trained:
             roles["unseen"].append(row)
+    roles["test"] = apart_from_training(roles)
+    if args.labels_per_class != "all":
+        roles["train"] = first_per(roles["train"], ("label",), args.labels_per_class, args.seed)
+    return keep_trained_classes(class_names(level, table), roles, dict(excluded))
 
-    for row in rows:
-        label = class_index(level, row["generator"], table)
-        if row["generator"] in trained and label is not None and row["split"] != "test":
-            roles["train" if args.best == "last" else row["split"]].append(row | {"label": label})
-        elif not other:
-            evaluated(row, label)
-    for row in other:
-        evaluated(row, class_index(level, row["generator"], table))
+
+def apart_from_training(roles):
+    """The test videos whose group no training video shares."""
     groups = {row["group"] for row in roles["train"] + roles["val"]}
     apart = [row for row in roles["test"] if row["group"] not in groups]
     if len(apart) < len(roles["test"]):
         print(f"{len(roles['test']) - len(apart)} videos share a group with training videos and are not tested")
-    roles["test"] = apart
-    if args.labels_per_class != "all":
-        roles["train"] = first_per(roles["train"], ("label",), args.labels_per_class, args.seed)
-    return keep_trained_classes(class_names(level, table), roles, dict(excluded))
+    return apart
 
 
 def other_features(args):

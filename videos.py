@@ -448,6 +448,8 @@ def list_videos(videos, table, limit=None):
     videos = Path(videos)
     if not videos.exists():
         raise ValueError(f"{videos}: no such folder or CSV; `python simulate_videos.py` makes data/zoo")
+    if not videos.is_dir() and videos.suffix.lower() != ".csv":
+        raise ValueError(f"{videos}: neither a folder nor a .csv file; give the folder that the video is in")
     rows, ignored = list_folder(videos, table) if videos.is_dir() else list_csv(videos, table)
     if not rows:
         raise ValueError(f"{videos}: no videos found; {describe(ignored) or 'it is empty'}")

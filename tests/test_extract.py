@@ -17,7 +17,7 @@ import scipy.fft
 
 from common import load_generators
 from encoders import GRID, SCALE, SHIFT, build_encoder, encode_videos
-from features import assign_splits, group_hash, read_index, write_index
+from features import assign_splits, group_hash, read_index, read_json, write_index
 from videos import Video, equalize, list_videos, sample_frames
 
 extract_features = importlib.import_module("01_extract_features")
@@ -537,7 +537,7 @@ def test_an_interruption_leaves_an_index_and_the_same_command_goes_on(clips, tmp
 
     monkeypatch.setattr(extract_features, "save", interrupted)
     monkeypatch.setattr("sys.argv", ["01", "--videos", str(clips), "--features", str(tmp_path)])
-    with pytest.raises(SystemExit, match="run the same command to go on"):
+    with pytest.raises(SystemExit, match="the same command goes on"):
         extract_features.run_script(extract_features.main)
     assert [row["path"] for row in read_index(tmp_path)] == sorted(saved)
     monkeypatch.setattr(extract_features, "save", save)
@@ -570,6 +570,26 @@ def test_equalized_clips_tell_nothing_by_their_metadata(tmp_path):
     with Video(equalize(enumerate(frames), 64, 8, 8)) as video:
         shown = [frame for _, frame in video.sample(8)]
     assert len(shown) == 8 and np.abs(shown[7].mean((0, 1)) - (255, 0, 0)).max() < 12
+
+
+def test_a_renamed_generator_leaves_its_videos_under_the_old_name_too(tmp_path):
+    clips = [write_clip(tmp_path / "v" / f"{i}.mp4") for i in range(3)]
+    columns = ("path", "generator")
+    table = write_csv(tmp_path / "set.csv", columns, *((clip, "SVD") for clip in clips))
+    extract("--videos", table, "--features", tmp_path / "f")
+    write_csv(tmp_path / "set.csv", columns, (clips[0], "Pika"), *((clip, "SVD") for clip in clips[1:]))
+    assert extract("--videos", table, "--features", tmp_path / "f")["videos"] == 1
+    assert sorted(row["generator"] for row in read_index(tmp_path / "f")) == ["Pika", "SVD", "SVD"]
+    assert len(list((tmp_path / "f").rglob("*.npz"))) == 3
+
+
+def test_a_zoo_is_not_known_as_simulated(tmp_path):
+    clip = write_clip(tmp_path / "zoo" / "Sora" / "0000.mp4")
+    (tmp_path / "zoo" / "recipe.json").write_text('{"simulated": true}')
+    table = write_csv(tmp_path / "set.csv", ("path", "generator"), (clip, "Sora"))
+    for number, videos in enumerate((tmp_path / "zoo", table)):
+        extract("--videos", videos, "--features", tmp_path / f"f{number}")
+        assert read_json(tmp_path / f"f{number}" / "recipe.json")["simulated"] is True
 
 
 @pytest.mark.skipif(not CORPUS.exists(), reason="the shared corpus is not here")
