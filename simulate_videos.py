@@ -323,8 +323,8 @@ def check_folder(out: Path, old: dict, recipe: dict, overwrite: bool):
         if key == "generators":  # rows may be added, not changed
             was, now = ({name: rows[name] for name in was if name in now} for rows in (was, now))
         if was != now:
-            remedy = "choose another --out, or replace the clips with --overwrite"
-            raise ValueError(f"{out} was made with {key} {was}, not {now}; {remedy}")
+            which = f"{key} {was}, not {now}" if key in ("seed", "strength") else f"other {key}"
+            raise ValueError(f"{out} was made with {which}; choose another --out, or replace it with --overwrite")
 
 
 def get_args(argv=None):
