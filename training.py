@@ -365,7 +365,7 @@ class EpochEnd(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         row = {"epoch": epoch + 1, "learning_rate": float(self.model.optimizer.learning_rate)} | logs
         row["spread"] = spread(np.asarray(self.model.predict_on_batch(self.sample)["embedding"]))
-        check_training(row)
+        check_training([*self.history, row])
         if self.val_rows:
             row |= validation(self.model, self.val, self.val_rows, self.args.batch_size)
             score = [row["val_macro_accuracy"], -row["val_cross_entropy"]]
@@ -390,15 +390,20 @@ def spread(embedding) -> float:
     return float(embedding.var(axis=0).sum() / max(np.square(embedding).sum(axis=1).mean(), 1e-12))
 
 
-def check_training(row):
-    """Raise ValueError when the loss is not finite, or when mining has pulled the embeddings together to a point."""
-    epoch, rate = row["epoch"], row["learning_rate"]
+def check_training(history):
+    """Raise ValueError when the loss is not finite, or when mining holds the embeddings together at a point.
+
+    Coming from stage 1, where all fakes are one class, the first epoch may pass through such a point; two may not.
+    """
+    row = history[-1]
     if not np.isfinite(row["loss"]):
-        raise ValueError(f"epoch {epoch}: the loss is not finite; lower --learning-rate (now {rate:.2g})")
-    if "embedding_loss" in row and row["spread"] < 1e-4:
+        rate = row["learning_rate"]
+        raise ValueError(f"epoch {row['epoch']}: the loss is not finite; lower --learning-rate (now {rate:.2g})")
+    if "embedding_loss" in row and len(history) > 1 and max(last["spread"] for last in history[-2:]) < 1e-4:
         raise ValueError(
-            f"epoch {epoch}: the embeddings have collapsed to a point (mined loss {row['embedding_loss']:.4f}, spread"
-            f" {row['spread']:.1g}); try --normalize, a smaller --margin or --learning-rate, or --loss ce"
+            f"epoch {row['epoch']}: the embeddings have collapsed to a point (mined loss {row['embedding_loss']:.4f},"
+            f" spread {row['spread']:.1g}); try --normalize, a smaller --margin or --learning-rate, a larger --ce-weight"
+            " or --loss ce"
         )
 
 

@@ -359,11 +359,13 @@ def test_damaged_checkpoint_is_a_traceback(features, run, tmp_path):
 
 def test_collapse_or_a_loss_that_is_not_finite_goes_on():
     healthy = {"epoch": 1, "learning_rate": 1e-4, "loss": 1.0, "embedding_loss": 1.0, "spread": 0.3}
-    training.check_training(healthy)
+    collapsed = healthy | {"spread": 1e-6}
+    training.check_training([healthy, collapsed])
+    training.check_training([collapsed])
     with pytest.raises(ValueError, match="collapsed.*--normalize"):
-        training.check_training(healthy | {"spread": 1e-6})
+        training.check_training([healthy, collapsed, collapsed])
     with pytest.raises(ValueError, match="not finite.*--learning-rate"):
-        training.check_training(healthy | {"loss": float("nan")})
+        training.check_training([healthy | {"loss": float("nan")}])
     one_point = np.tile(np.random.default_rng(0).normal(size=12), (8, 1))
     assert training.spread(one_point) < 1e-9
     assert training.spread(np.random.default_rng(0).normal(size=(8, 12))) > 0.5
