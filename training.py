@@ -402,8 +402,8 @@ def check_training(history):
     if "embedding_loss" in row and len(history) > 1 and max(last["spread"] for last in history[-2:]) < 1e-4:
         raise ValueError(
             f"epoch {row['epoch']}: the embeddings have collapsed to a point (mined loss {row['embedding_loss']:.4f},"
-            f" spread {row['spread']:.1g}); try --normalize, a smaller --margin or --learning-rate, a larger --ce-weight"
-            " or --loss ce"
+            f" spread {row['spread']:.1g}); try --normalize, a smaller --margin or --learning-rate, a larger"
+            " --ce-weight or --loss ce"
         )
 
 
