@@ -63,7 +63,7 @@ SMALL_DATA = "--batch-size 32 --learning-rate 3e-4 --decay-steps 0"
 
 DEMO_LEVELS = {  # on few clips the paper's margin of 1 and lambda of 0.5 can pull all embeddings to one point
     "bin": "--epochs 5",
-    "task": "--normalize --margin 0.2 --ce-weight 0.8 --labels-per-class 150 --epochs 5",
+    "task": "--normalize --margin 0.2 --ce-weight 0.8 --labels-per-class 300 --epochs 5",
     "sd": "--normalize --margin 0.2 --ce-weight 0.8 --labels-per-class 100 --epochs 5",
     "team": "--normalize --margin 0.2 --ce-weight 0.8 --labels-per-class 100 --epochs 8",
     "gen": "--normalize --margin 0.2 --ce-weight 0.8 --labels-per-class 100 --epochs 11",
