@@ -9,8 +9,8 @@ writes  runs/<run>/bin.keras        the epoch best on val, the start of stage 2;
     python 02_pretrain_binary.py --batch-size 32 --epochs 5 --learning-rate 3e-4 --decay-steps 0
 
 The defaults are the paper's, made for 1.6 million videos: its rate of 1e-5 hardly moves on a small set. The line above
-is for the simulated zoo: a minute on two cores, accuracy 0.91 (majority 0.75).
-Interrupted, the same command goes on from the last finished epoch and ends with the same result.
+is what `make demo` passes for the simulated zoo: a minute on two cores, accuracy 0.91 (majority 0.75). Interrupted,
+the same command goes on from the last finished epoch and ends with the same result.
 """
 
 import argparse
