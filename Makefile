@@ -26,4 +26,4 @@ lint: .venv/ready
 	touch $@
 
 clean:
-	rm -rf data/zoo features/zoo runs/zoo
+	rm -rf data/zoo features/zoo features/demo runs/zoo runs/demo

@@ -119,6 +119,8 @@ def corpus_csv(corpus, path):
     """
     with open(Path(corpus) / "clips.csv", newline="", encoding="utf-8") as file:
         clips = list(csv.DictReader(file))
+    if missing := {"path", "label", "repo", "notes"} - set(clips[0] if clips else ()):
+        raise ValueError(f"{corpus}/clips.csv: missing column(s) {', '.join(sorted(missing))}")
     repositories, group = {}, {clip["path"]: clip["path"] for clip in clips}
     for clip in clips:
         repositories.setdefault(clip["label"], set()).add(clip["repo"])

@@ -230,7 +230,6 @@ def keep_trained_classes(classes, roles, excluded):
 
 # ---------------------------------------------------------------- recipe and resume
 
-
 PATHS = ("features", "test_features", "generators", "init", "run")  # compared by what they hold, not by name
 
 
@@ -283,8 +282,8 @@ def refuse_other_recipe(path, found, wanted):
     """Raise ValueError when two recipes differ in more than versions, commit and the names of folders."""
 
     def settings(recipe):
-        flat = {key: value for key, value in recipe["arguments"].items() if key not in PATHS}
-        features = {key: value for key, value in recipe["features"].items() if key not in ("versions", "git")}
+        flat = {key: value for key, value in recipe.get("arguments", {}).items() if key not in PATHS}
+        features = {key: value for key, value in recipe.get("features", {}).items() if key not in ("versions", "git")}
         digests = {key: recipe.get(key) for key in recipe if key.endswith("_sha256")}
         return flat | digests | {"features": features}
 
