@@ -33,14 +33,13 @@ from tqdm import tqdm
 from common import HERE, git_commit, load_generators, positive, run_script
 from encoders import build_encoder, encode_videos
 from features import (
-    INDEX_FIELDS,
-    assign_splits,
+    add_to_index,
     features_file,
+    forget_renamed,
     read_index,
     read_json,
-    read_rows,
+    set_splits,
     write_features,
-    write_index,
     write_json,
 )
 from videos import TooShortError, describe, header_seconds, list_videos
@@ -99,19 +98,6 @@ def shard(text):
 # ---------------------------------------------------------------- what there is to do
 
 
-def set_splits(rows, recorded):
-    """Give every row its split: a CSV's own, else the one recorded for its group, else by hash."""
-    given = {}
-    for row in rows:
-        if row["split"] and given.setdefault(row["group"], row["split"]) != row["split"]:
-            raise ValueError(
-                f"group {row['group']} is in {given[row['group']]} and in {row['split']}; a group has one split"
-            )
-    splits = assign_splits([row["group"] for row in rows], [row["generator"] for row in rows], recorded | given)
-    for row in rows:
-        row["split"] = splits[row["group"]]
-
-
 def is_simulated(rows):
     """Whether any video lies in a zoo of simulate_videos.py: a folder of generators' folders and a recipe."""
     zoos = {Path(row["file"]).parent.parent / "recipe.json" for row in rows}
@@ -146,20 +132,6 @@ def open_features(folder, recipe, overwrite):
     if differing or not path.exists():
         write_json(path, recipe)  # makes the folder
     return {row["path"]: row for row in read_index(folder)} if indexes else {}
-
-
-def forget_renamed(rows, old, folder):
-    """Drop what the folder holds of videos that now have another path, because their generator was renamed."""
-    paths, sources = {row["path"] for row in rows}, {row["source"] for row in rows}
-    gone = {path for path, row in old.items() if row["source"] in sources and path not in paths}
-    if not gone:
-        return
-    print(f"{len(gone)} videos have another generator now; what was kept under the old one is dropped")
-    for index in Path(folder).glob("index-*-of-*.csv"):
-        write_index(index, [row for row in read_rows(index) if row["path"] not in gone])
-    for path in gone:
-        features_file(folder, path).unlink(missing_ok=True)
-        del old[path]
 
 
 def is_done(row, old, features):
@@ -226,13 +198,6 @@ def reason(error):
     return " ".join(text.split()) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
 
 
-def save_index(path, rows):
-    """Add rows to this shard's part of the index; those of another worker on the same shard stay."""
-    there = read_rows(path) if path.exists() else []
-    merged = {row["path"]: row for row in [*there, *rows]}
-    write_index(path, [{key: row[key] for key in INDEX_FIELDS} for row in merged.values()])
-
-
 def print_videos(rows, ignored, table, videos):
     groups, splits = {}, Counter(row["split"] for row in rows)
     for row in rows:
@@ -285,10 +250,10 @@ def main(argv=None):
                 finished.append(row)
                 bar.update()
                 if time.time() - saved > INDEX_SECONDS:
-                    save_index(index, finished)
+                    add_to_index(index, finished)
                     saved = time.time()
     finally:
-        save_index(index, finished)
+        add_to_index(index, finished)
 
     # ---------------------------------------------------------------- report
     seconds = time.time() - started

@@ -97,6 +97,27 @@ def read_rows(path) -> list[dict]:
     return rows
 
 
+def add_to_index(path, rows):
+    """Add rows to this shard's part of the index; those of another worker on the same shard stay."""
+    there = read_rows(path) if path.exists() else []
+    merged = {row["path"]: row for row in [*there, *rows]}
+    write_index(path, [{key: row[key] for key in INDEX_FIELDS} for row in merged.values()])
+
+
+def forget_renamed(rows, old, folder):
+    """Drop what the folder holds of videos that now have another path, because their generator was renamed."""
+    paths, sources = {row["path"] for row in rows}, {row["source"] for row in rows}
+    gone = {path for path, row in old.items() if row["source"] in sources and path not in paths}
+    if not gone:
+        return
+    print(f"{len(gone)} videos have another generator now; what was kept under the old one is dropped")
+    for index in Path(folder).glob("index-*-of-*.csv"):
+        write_index(index, [row for row in read_rows(index) if row["path"] not in gone])
+    for path in gone:
+        features_file(folder, path).unlink(missing_ok=True)
+        del old[path]
+
+
 def features_file(features, path: str) -> Path:
     """The features of the video that the index calls `path`."""
     return Path(features) / f"{path}.npz"
@@ -168,6 +189,19 @@ def assign_splits(groups, generators, recorded=None) -> dict[str, str]:
         if len(own) > 1 and free and "test" not in map(splits.get, own):
             splits[free[0]] = "test"
     return train_every_generator(splits, members, recorded)
+
+
+def set_splits(rows, recorded):
+    """Give every row its split: a CSV's own, else the one recorded for its group, else by hash."""
+    given = {}
+    for row in rows:
+        if row["split"] and given.setdefault(row["group"], row["split"]) != row["split"]:
+            raise ValueError(
+                f"group {row['group']} is in {given[row['group']]} and in {row['split']}; a group has one split"
+            )
+    splits = assign_splits([row["group"] for row in rows], [row["generator"] for row in rows], recorded | given)
+    for row in rows:
+        row["split"] = splits[row["group"]]
 
 
 def train_every_generator(splits, members, fixed=()) -> dict[str, str]:
