@@ -31,7 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import HERE, git_commit, load_generators, positive, run_script
-from encoders import build_encoder, encode_videos
+from encoders import ENCODERS, build_encoder, encode_videos
 from features import (
     add_to_index,
     features_file,
@@ -45,7 +45,9 @@ from features import (
 from videos import TooShortError, describe, header_seconds, list_videos
 
 INDEX_SECONDS = 30  # the index on disk is at most this old
-RECIPE_OPTIONS = ("encoder", "tokens", "dim", "frames", "fps", "pool", "equalize", "dtype")
+RECIPE_OPTIONS = ("encoder", "layer", "tokens", "dim", "frames", "fps", "pool", "equalize", "dtype")
+RECIPE_OPTIONS += ("encoder_dtype", "weights_sha256", "prepare")
+DTYPES = ("float32", "bfloat16", "mixed_bfloat16", "float16", "mixed_float16")
 
 
 def get_args(argv=None):
@@ -55,7 +57,14 @@ def get_args(argv=None):
     add = parser.add_argument
     add("--videos", default="data/zoo", help="folder of videos, or a CSV: path,generator[,group,stratum,split]")
     add("--features", default="features/zoo", help="folder to write")
-    add("--encoder", default="dct", help="frozen encoder: dct")
+    add(
+        "--encoder",
+        default="dct",
+        help=f"frozen encoder: {', '.join(ENCODERS)}, or a KerasHub preset of the last three",
+    )
+    add("--layer", help="clip: projection (768-d) or pooled (1024-d); mobilenet: conv_pw_1 to conv_pw_13")
+    add("--encoder-weights", metavar="FILE", help="mobilenet: weights for a machine that cannot download them")
+    add("--encoder-dtype", choices=DTYPES, help="dtype of a pretrained encoder; without it float32")
     add("--pool", type=int, default=1, help="average the token grid over POOL x POOL neighbours before caching")
     add("--limit", type=positive, help="at most this many videos per generator: a small run")
     add("--shard", type=shard, default=(1, 1), metavar="I/N", help="do the I-th of N equal parts, 1/N to N/N")
@@ -107,7 +116,7 @@ def is_simulated(rows):
 def make_recipe(args, encoder, rows):
     recipe = {"encoder": encoder.name, "tokens": encoder.tokens, "dim": encoder.dim, "frames": args.frames}
     recipe |= {"fps": args.fps, "pool": args.pool, "equalize": args.equalize, "dtype": "float16"}
-    recipe["simulated"] = is_simulated(rows)
+    recipe |= encoder.recipe | {"simulated": is_simulated(rows)}
     recipe["versions"] = {"python": platform.python_version(), "numpy": np.__version__}
     recipe["versions"] |= {"opencv": cv2.__version__, "av": av.__version__}
     return recipe | {"git": git_commit()}
@@ -120,9 +129,9 @@ def open_features(folder, recipe, overwrite):
     """
     path = Path(folder) / "recipe.json"
     old = read_json(path) if path.exists() else recipe
-    differing = [key for key in RECIPE_OPTIONS if old.get(key) != recipe[key]]
+    differing = [key for key in RECIPE_OPTIONS if old.get(key) != recipe.get(key)]
     if differing and not overwrite:
-        differences = ", ".join(f"{key} {old.get(key)} there, {recipe[key]} now" for key in differing)
+        differences = ", ".join(f"{key} {old.get(key)} there, {recipe.get(key)} now" for key in differing)
         raise ValueError(f"{folder} holds other features ({differences}); choose another --features, or --overwrite")
     indexes = list(Path(folder).glob("index-*-of-*.csv"))
     if differing:
@@ -220,7 +229,7 @@ def main(argv=None):
 
     # ---------------------------------------------------------------- load
     table = load_generators(args.generators)
-    encoder = build_encoder(args.encoder, args.pool)
+    encoder = build_encoder(args.encoder, args.pool, args.layer, args.encoder_weights, args.encoder_dtype)
     rows, ignored = list_videos(args.videos, table, args.limit)
     recipe = make_recipe(args, encoder, rows)
     old = open_features(args.features, recipe, args.overwrite)

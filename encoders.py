@@ -3,8 +3,9 @@
     encoder = build_encoder("dct")
     for number, video in encode_videos(["a.mp4", "b.gif"], encoder): video.tokens     (S, L, T, D)
 
-An encoder is any object with `name`, `tokens` (T), `dim` (D), `prepare(frame)`, which makes an array of an RGB uint8
-frame (H, W, 3) on the threads that decode, and `encode(list of prepared frames)` -> (N, T, D), in the main thread.
+An encoder is any object with `name`, `tokens` (T), `dim` (D), `recipe` (a dict: what else its tokens depend on),
+`prepare(frame)`, which makes an array of an RGB uint8 frame (H, W, 3) on the threads that decode, and `encode(list of
+prepared frames)` -> (N, T, D), in the main thread. The block DCT is here, the pretrained ones are in pretrained.py.
 """
 
 import functools
@@ -47,7 +48,7 @@ class BlockDCT:
     name, dim = "dct", 144
 
     def __init__(self, pool: int = 1):
-        self.pool = pool
+        self.pool, self.recipe = pool, {}
         self.tokens = pooled_tokens(GRID, pool)
 
     def prepare(self, frame):
@@ -165,14 +166,32 @@ def pool_tokens(tokens, pool: int):
     return grid.mean(axis=(2, 4)).reshape(count, -1, dim)
 
 
-ENCODERS = {"dct": BlockDCT}
+ENCODERS = ("dct", "mobilenet", "siglip", "dinov2", "clip")
 
 
-def build_encoder(name: str, pool: int = 1):
-    """The encoder called `name`; `pool` averages its token grid pool x pool. Raises ValueError listing the choices."""
-    if name not in ENCODERS:
-        raise ValueError(f"unknown encoder {name!r}; choose one of {', '.join(ENCODERS)}")
-    return ENCODERS[name](pool)
+def build_encoder(name: str, pool: int = 1, layer=None, weights=None, dtype=None):
+    """The encoder called `name`, or of a KerasHub preset of SigLIP, DINOv2 or CLIP: its name, handle or folder.
+
+    `pool` averages its token grid pool x pool; `layer` chooses among the outputs of clip and mobilenet; `weights` is a
+    file for mobilenet; `dtype` (float32) is that of a pretrained model. Raises ValueError saying what to pass instead.
+    """
+    if weights and name != "mobilenet":
+        raise ValueError(f"--encoder-weights is for mobilenet; {name} takes a preset folder as --encoder")
+    if name == "dct":
+        if layer or dtype:
+            raise ValueError("--layer and --encoder-dtype are for pretrained encoders, not for dct")
+        return BlockDCT(pool)
+    import pretrained  # here, since it loads Keras
+
+    dtype = dtype or "float32"
+    if name == "mobilenet":
+        return pretrained.load_mobilenet(layer, weights, dtype, pool)
+    if name not in ENCODERS and not pretrained.is_preset(name):
+        raise ValueError(
+            f"unknown encoder {name!r}; choose one of {', '.join(ENCODERS)}, or a KerasHub preset of SigLIP, DINOv2 or"
+            " CLIP: its name, hf:// or kaggle:// handle, or a folder"
+        )
+    return pretrained.load_preset(name, layer, dtype, pool)
 
 
 # ---------------------------------------------------------------- videos through an encoder

@@ -64,6 +64,7 @@ def add_training_arguments(parser, labels_per_class):
     add("--decay-steps", type=not_negative, default=1000, help="steps in which the rate halves, smoothly; 0: constant")
     add("--weight-decay", type=not_negative, default=0.004, help="AdamW's weight decay")
     add("--dropout", type=share, default=0.1, help="dropout in every block")
+    add("--dtype", choices=("float32", "mixed_bfloat16"), default="float32", help="what the transformer computes in")
     add("--best", choices=("val", "last"), default="val", help="keep the epoch best on val, or train on val as well")
     add("--seed", type=int, default=0, help="seed of weights, dropout, batches and the choice of labels")
     add("--overwrite", action="store_true", help="train anew although the run folder holds other results")
@@ -149,7 +150,7 @@ def apart_from_training(roles):
 def other_features(args):
     """The rows of --test-features. Raises ValueError when its features were made in another way."""
     ours, theirs = (features_recipe(folder) for folder in (args.features, args.test_features))
-    options = ("encoder", "tokens", "dim", "frames", "fps", "pool")
+    options = ("encoder", "layer", "weights_sha256", "tokens", "dim", "frames", "fps", "pool")
     differing = [key for key in options if ours.get(key) != theirs.get(key)]
     if differing:
         raise ValueError(f"{args.test_features} holds other features than {args.features} ({', '.join(differing)})")
@@ -337,7 +338,8 @@ def new_model(args, classes):
     keras.utils.clear_session()
     keras.utils.set_random_seed(args.seed)
     sizes = dict(frames=recipe["frames"], tokens=recipe["tokens"], dim=recipe["dim"])
-    return build_saga(len(classes), **sizes, dropout=args.dropout, class_names=classes, features=recipe)
+    description = dict(class_names=classes, features=recipe)
+    return build_saga(len(classes), **sizes, dropout=args.dropout, dtype=args.dtype, **description)
 
 
 def make_optimizer(args):
