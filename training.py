@@ -463,7 +463,7 @@ def report_training(videos, train, batches, labels, args):
 
 def save_model(model, path, recipe):
     """Save weights and config alone: a compiled model's file would also hold the optimizer, twice the weights."""
-    bare = build_saga(**model.config | {"recipe": recipe})
+    bare = build_saga(**model.config | {"recipe": recipe}, dtype=model.dtype_policy)
     bare.set_weights(model.get_weights())
     replace_whole(path, bare.save, suffix=".keras")
 
