@@ -9,7 +9,7 @@ CLIP_SCALE, CLIP_OFFSET = [0.0146, 0.0150, 0.0142], [-1.79, -1.75, -1.48]  # CLI
 
 
 def tiny_presets(folder) -> dict[str, Path]:
-    """Write a SigLIP (48 px, so 42 are used: 9 tokens), a DINOv2 with two registers and a CLIP; returns their folders."""
+    """Write a SigLIP (48 px, of which 42 are used), a DINOv2 with two registers and a CLIP; returns their folders."""
     keras.utils.set_random_seed(1)
     models, layers = keras_hub.models, keras_hub.layers
     sizes = dict(num_layers=BLOCKS, num_heads=HEADS, intermediate_dim=MLP, hidden_dim=WIDTH)
