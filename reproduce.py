@@ -14,6 +14,7 @@ import contextlib
 import csv
 import importlib
 import json
+import math
 import re
 import time
 from pathlib import Path
@@ -28,6 +29,8 @@ def get_args(argv=None):
     parser.add_argument("name", nargs="?", choices=tuple(ENTRIES), help="the experiment")
     parser.add_argument("--list", action="store_true", help="print the experiments")
     parser.add_argument("--corpus", default="../shared/corpus", help="corpus: folder with clips/ and clips.csv")
+    parser.add_argument("--encoder", choices=tuple(CORPUS_ENCODERS), default="dct", help="corpus: the frozen encoder")
+    parser.add_argument("--encoder-weights", help="mobilenet's weights, for a machine that cannot download them")
     parser.add_argument("--features", help="folder of the features; default features/demo or features/corpus")
     parser.add_argument("--run", help="folder of the runs; default runs/demo or runs/corpus")
     parser.add_argument("--seeds", type=int, default=1, help="corpus: repetitions with other folds and weights")
@@ -140,65 +143,81 @@ def corpus_csv(corpus, path):
             writer.writerow([place, clip["label"], group[clip["path"]]])
 
 
-def corpus(args):
-    """Five levels on a folder of real clips, as they are and equalized: half an hour for 328 clips and one seed."""
-    from common import LEVELS
+CORPUS_ENCODERS = {  # four tokens a frame each
+    "dct": "--pool 2",
+    "mobilenet": "--encoder mobilenet --layer conv_pw_3 --pool 28",
+}
+VARIANTS = {"as they are": "", "equalized": "--equalize"}
 
-    run, features = Path(args.run or "runs/corpus"), Path(args.features or "features/corpus")
+
+def extract_corpus(args, flags):
+    """Features of the corpus by stage 01, in a folder named after its flags."""
     if not (Path(args.corpus) / "clips.csv").exists():
         raise ValueError(f"{args.corpus}/clips.csv is missing; name the folder of real clips with --corpus")
-    videos = features.parent / f"{features.name}.csv"
+    videos = Path(args.features or "features/corpus").with_suffix(".csv")
     corpus_csv(args.corpus, videos)
+    return extract(args, videos, videos.with_suffix(""), flags)
+
+
+def extract(args, videos, features, flags):
+    folder = features.with_name("-".join([features.name, *re.findall(r"\w+", flags)]))
+    weights = ["--encoder-weights", args.encoder_weights] if "mobilenet" in flags and args.encoder_weights else []
     limit = ["--limit", args.limit] if args.limit else []
+    stage("01_extract_features", "--videos", videos, "--features", folder, *flags.split(), *weights, *limit)
+    return folder
+
+
+def corpus(args):
+    """Five levels on a folder of real clips, as they are and equalized, by an --encoder: half an hour for one seed."""
+    from common import LEVELS
+
     results = []
-    for variant, flags in {"as they are": [], "equalized": ["--equalize"]}.items():
-        folder = features.with_name(features.name + "-equalized" * bool(flags))
-        stage("01_extract_features", "--videos", videos, "--features", folder, "--pool", 2, *flags, *limit)
-        seeds = []
-        for seed in range(args.seeds):
-            places = [run / f"{folder.name}-seed{seed}-fold{k}" for k in range(1, FOLDS + 1)]
-            seeds.append([corpus_fold(folder, place, seed, k) for k, place in enumerate(places, 1)])
-        results += [
-            corpus_row(variant, level, [[fold[level] for fold in folds] for folds in seeds]) for level in LEVELS
+    for variant, flags in VARIANTS.items():
+        folder = extract_corpus(args, f"{CORPUS_ENCODERS[args.encoder]} {flags}")
+        runs = Path(args.run or "runs/corpus") / folder.name
+        seeds = [
+            [corpus_fold(folder, runs / f"seed{seed}-fold{k}", seed, k) for k in range(1, FOLDS + 1)]
+            for seed in range(args.seeds)
         ]
+        results += [{"encoder": args.encoder, "clips": variant} | accuracy_row(level, seeds) for level in LEVELS]
     write_corpus(results, args.seeds)
     return results
 
 
 def corpus_fold(features, run, seed, k):
     """One fold's test labels and what each model calls them: {level: {"labels": names, model: names}}."""
-    from baselines import PROBES
     from common import LEVELS
 
-    found = {}
     place = ["--features", features, "--run", run, "--fold", f"{k}/{FOLDS}", "--seed", seed, *CORPUS.split()]
-    for level in LEVELS:
-        metrics, videos = train(level, *place, *([] if level == "bin" else ["--normalize"]))
-        found[level] = {"labels": [videos.classes[row["label"]] for row in videos.test]}
-        found[level]["SAGA"] = saga_predictions(run, level, metrics["classes"])
-        for probe, predict in PROBES.items():
-            found[level][probe] = [videos.classes[i] for i in predict(videos, seed).argmax(axis=1)]
-    return found
+    return {level: called(level, run, seed, *place, *([] if level == "bin" else ["--normalize"])) for level in LEVELS}
 
 
-def saga_predictions(run, level, classes):
+def called(level, run, seed, *arguments):
+    """Train SAGA and the probes at a level: {"labels": the test labels, model: what it calls them}."""
     import numpy as np
 
+    from baselines import PROBES
+
+    metrics, videos = train(level, *arguments)
     with np.load(Path(run) / f"{level}_embeddings.npz") as arrays:
         test = arrays["split"] == "test"
-        return [classes[i] for i in arrays["probabilities"][test].argmax(axis=1)]
+        names = {"SAGA": [metrics["classes"][i] for i in arrays["probabilities"][test].argmax(axis=1)]}
+    for probe, predict in PROBES.items():
+        names[probe] = [videos.classes[i] for i in predict(videos, seed).argmax(axis=1)]
+    return {"labels": [videos.classes[row["label"]] for row in videos.test]} | names
 
 
-def corpus_row(variant, level, seeds):
+def accuracy_row(level, seeds):
     """A level's accuracies: folds are pooled, seeds averaged; the interval is that of as many clips as one seed tests.
 
-    `seeds` holds per seed and fold {"labels": names, model: names}.
+    `seeds` holds per seed and fold {level: {"labels": names, model: names}}.
     """
     import numpy as np
 
     from evaluation import wilson_interval
 
-    row = {"clips": variant, "level": level, "models": {}}
+    seeds = [[fold[level] for fold in folds] for folds in seeds]
+    row = {"level": level, "models": {}}
     for model in ("SAGA", "linear on mean tokens", "metadata only"):
         micro, macro, folds = [], [], []
         for tests in seeds:
@@ -215,34 +234,154 @@ def corpus_row(variant, level, seeds):
 
 
 def write_corpus(results, seeds):
+    """Add an encoder's rows to results/corpus.*, in place of its older ones."""
+    path = Path("results/corpus.json")
+    older = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = [row for row in older if row["encoder"] != results[0]["encoder"]] + results
     lines = [
-        "| clips | level | classes | test clips | chance micro / macro | SAGA micro (95%) / macro | SAGA by fold |"
-        " linear micro / macro | metadata micro / macro |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| clips | level | encoder | classes | test clips | chance micro / macro | SAGA micro (95%) / macro |"
+        " SAGA by fold | linear micro / macro | metadata micro / macro |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in results:
+    order = {key: i for i, key in enumerate([*VARIANTS, "bin", "task", "sd", "team", "gen"])}
+    rows.sort(key=lambda row: (order[row["clips"]], order[row["level"]], row["encoder"]))
+    for row in rows:
         saga, linear, metadata = row["models"].values()
         low, high = saga["interval"]
         lines.append(
-            f"| {row['clips']} | {row['level'].upper()}-L | {row['classes']} | {row['videos']} |"
+            f"| {row['clips']} | {row['level'].upper()}-L | {row['encoder']} | {row['classes']} | {row['videos']} |"
             f" {row['majority']:.2f} / {row['uniform']:.2f} |"
             f" {saga['micro']:.2f} ({low:.2f}-{high:.2f}) / {saga['macro']:.2f} |"
             f" {', '.join(f'{value:.2f}' for value in saga['folds'][0])} |"
             f" {linear['micro']:.2f} / {linear['macro']:.2f} | {metadata['micro']:.2f} / {metadata['macro']:.2f} |"
         )
+    write_results("corpus", {"seeds": seeds, "rows": rows}, lines)
+
+
+def write_results(name, results, lines):
     Path("results").mkdir(exist_ok=True)
-    Path("results/corpus.json").write_text(json.dumps({"seeds": seeds, "rows": results}, indent=1) + "\n")
-    Path("results/corpus.md").write_text("\n".join(lines) + "\n")
+    Path(f"results/{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    Path(f"results/{name}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
-ENTRIES = {"demo": demo, "corpus": corpus}
+# ---------------------------------------------------------------- mobilenet-layers, options
+
+LAYERS = {  # pooled to four tokens a frame: name: {setting: (flags of 01, flags of 03)}
+    layer: {layer: (f"--encoder mobilenet --layer {layer} --pool {pool}", "")}
+    for layer, pool in {"conv_pw_3": 28, "conv_pw_5": 14, "conv_pw_11": 7}.items()
+}
+MOBILENET = CORPUS_ENCODERS["mobilenet"]
+OPTIONS = {  # the first setting of an encoder is what the others are compared with
+    "dct": {
+        "--pool 1": ("", ""),
+        "--pool 2": ("--pool 2", ""),
+        "--pool 4": ("--pool 4", ""),
+        "--pool 2, --dtype mixed_bfloat16": ("--pool 2", "--dtype mixed_bfloat16"),
+    },
+    "mobilenet": {
+        "--pool 28": (MOBILENET, ""),
+        "--pool 28, --encoder-dtype bfloat16": (f"{MOBILENET} --encoder-dtype bfloat16", ""),
+    },
+}
+
+
+def mobilenet_layers(args):
+    """Layers of MobileNet at GEN-L on the corpus, as the clips are and equalized: SAGA from scratch, linear probe."""
+    return compare(args, "mobilenet-layers", LAYERS, VARIANTS)
+
+
+def options(args):
+    """What --pool, --dtype and --encoder-dtype change, in tokens and at GEN-L, on 30 clips per class and the corpus."""
+    return compare(args, "options", OPTIONS, {"zoo": None, "equalized": "--equalize"})
+
+
+def compare(args, name, encoders, datasets):
+    """A row per data set and setting: tokens, their change, GEN-L accuracy of SAGA (one stage, CE) and the probe."""
+    lines = [
+        "| clips | encoder | setting | tokens | change | test clips | chance micro / macro | SAGA micro (95%) / macro |"
+        " linear micro / macro |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    rows = []
+    for data, equalize in datasets.items():
+        for encoder, settings in encoders.items():
+            reference = None
+            for setting, (extraction, training) in settings.items():
+                folder = (
+                    extract_zoo(args, extraction) if data == "zoo" else extract_corpus(args, f"{extraction} {equalize}")
+                )
+                reference = reference or folder
+                seeds = one_stage(args, folder, training, [None] if data == "zoo" else range(1, FOLDS + 1))
+                row = {"clips": data, "encoder": encoder, "setting": setting} | accuracy_row("gen", seeds)
+                rows.append(row | {"change": token_change(folder, reference)})
+                lines.append(compare_line(rows[-1], folder))
+    write_results(name, {"seeds": args.seeds, "rows": rows}, lines)
+    return rows
+
+
+def extract_zoo(args, flags):
+    stage("simulate_videos")
+    return extract(args, "data/zoo", Path("features/zoo"), f"{flags} --limit 30")
+
+
+def one_stage(args, features, flags, folds):
+    """SAGA at GEN-L from scratch with cross-entropy, and the probes, by seed and fold."""
+    runs = Path(args.run or "runs/compare") / "-".join([features.name, *re.findall(r"\w+", flags)])
+    seeds = []
+    for seed in range(args.seeds):
+        seeds.append([])
+        for k in folds:
+            run = runs / f"seed{seed}-fold{k}"
+            place = ["--features", features, "--run", run, "--seed", seed, *CORPUS.split(), *flags.split()]
+            fold = ["--fold", f"{k}/{FOLDS}"] if k else []
+            seeds[-1].append({"gen": called("gen", run, seed, *place, *fold, "--init", "scratch", "--loss", "ce")})
+    return seeds
+
+
+def token_change(folder, reference) -> float:
+    """RMS difference of tokens from a reference's, pooled ones spread again, over the RMS deviation from their mean."""
+    import numpy as np
+
+    from features import features_file, map_tokens, read_index
+
+    difference, total, square, count = 0.0, 0.0, 0.0, 0
+    for row in read_index(reference):
+        ours, theirs = (
+            np.float64(map_tokens(features_file(place, row["path"]))) for place in (folder, reference)
+        )  # (S, L, T, D)
+        side, grid = (math.isqrt(tokens.shape[2]) for tokens in (ours, theirs))
+        spread = ours.reshape(*ours.shape[:2], side, side, -1).repeat(grid // side, 2).repeat(grid // side, 3)
+        difference += np.square(spread.reshape(theirs.shape) - theirs).sum()
+        total, square, count = (
+            total + theirs.sum((0, 1, 2)),
+            square + np.square(theirs).sum(),
+            count + theirs[..., 0].size,
+        )
+    return float(np.sqrt(difference / (square - np.square(total).sum() / count)))
+
+
+def compare_line(row, folder):
+    from features import read_json
+
+    recipe = read_json(folder / "recipe.json")
+    saga, linear, _ = row["models"].values()
+    low, high = saga["interval"]
+    return (
+        f"| {row['clips']} | {row['encoder']} | {row['setting']} | {recipe['tokens']} x {recipe['dim']} |"
+        f" {row['change']:.3f} | {row['videos']} | {row['majority']:.2f} / {row['uniform']:.2f} |"
+        f" {saga['micro']:.2f} ({low:.2f}-{high:.2f}) / {saga['macro']:.2f} |"
+        f" {linear['micro']:.2f} / {linear['macro']:.2f} |"
+    )
+
+
+ENTRIES = {"demo": demo, "corpus": corpus, "mobilenet-layers": mobilenet_layers, "options": options}
 
 
 def main(argv=None):
     args = get_args(argv)
     if args.list:
-        print("\n".join(f"{name:8} {entry.__doc__.strip()}" for name, entry in ENTRIES.items()))
+        print("\n".join(f"{name:16} {entry.__doc__.strip()}" for name, entry in ENTRIES.items()))
         return None
     return ENTRIES[args.name](args)
 
