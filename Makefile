@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo corpus test check lint clean
+.PHONY: demo corpus test check parity lint clean
 
 demo: .venv/ready
 	$(RUN) reproduce.py demo
@@ -16,6 +16,10 @@ test: .venv/ready
 check: demo
 	$(RUN) -m pytest -m slow
 
+# Encoders against Transformers, in an environment of its own: PyTorch is large.
+parity: .venv-parity/ready
+	.venv-parity/bin/python tests/parity.py
+
 lint: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -23,6 +27,11 @@ lint: .venv/ready
 .venv/ready: requirements.txt tests/requirements.txt
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r tests/requirements.txt
+	touch $@
+
+.venv-parity/ready: requirements.txt tests/requirements-parity.txt
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-parity.txt
 	touch $@
 
 clean:

@@ -9,8 +9,10 @@ Frames are prepared as each model was trained, with NumPy on the threads that de
 antialiasing, shifted and scaled.
 """
 
+import contextlib
 import functools
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +20,7 @@ from typing import NamedTuple
 import cv2
 import h5py
 import numpy as np
+from kagglehub.config import get_cache_folder
 from scipy.sparse import csr_array
 
 from common import keras, keras_hub, ops
@@ -27,7 +30,10 @@ from encoders import pool_tokens, pooled_tokens
 
 
 class Preparation(NamedTuple):
-    """How a frame becomes a model's input: KerasHub's image converter with antialias on, in NumPy."""
+    """How a frame becomes a model's input: KerasHub's image converter of a float frame with antialias on, in NumPy.
+
+    Before the scale the two agree within 0.02 of the 255 grey levels, on noise of any size; neither clips or rounds.
+    """
 
     size: int
     scale: list[float]  # per channel: frame * scale + offset
@@ -101,7 +107,8 @@ def weights_digest(model) -> str:
     """One name for the same weights, wherever they came from and on every backend."""
     digest = hashlib.sha256()
     for weight in model.weights:
-        if keras.backend.is_float_dtype(weight.dtype):  # position ids are int32 or int64
+        derived = weight.name == "interpolated_position_embeddings"  # its last bits depend on the processor
+        if keras.backend.is_float_dtype(weight.dtype) and not derived:  # position ids are int32 or int64
             digest.update(np.ascontiguousarray(ops.convert_to_numpy(weight)).view(np.uint8).data)
     return digest.hexdigest()
 
@@ -114,8 +121,10 @@ BACKBONES = {
     "dinov2": keras_hub.models.DINOV2Backbone,
     "clip": keras_hub.models.CLIPBackbone,
 }
+LAYERS = {"siglip": (), "dinov2": (), "clip": ("projection", "pooled")}  # what --layer chooses from, default first
 IMAGENET_MEAN, IMAGENET_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 DINOV2_SIZE = 378  # 27 x 27 patches, as many as SigLIP's; its position embeddings are interpolated from 37 x 37
+os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network it warns of each of its retries
 
 
 def is_preset(name: str) -> bool:
@@ -129,16 +138,38 @@ def load_preset(name: str, layer=None, dtype="float32", pool=1) -> Pretrained:
     Raises ValueError, saying which files go where, when the preset cannot be downloaded or read.
     """
     preset = PRESETS.get(name, name)
-    try:
+    with plain_errors(preset):
         converter = keras_hub.layers.ImageConverter.from_preset(preset)
         family = family_of(converter)
+    check_layer(family, layer, LAYERS[family])  # before the weights are downloaded
+    layer = layer or next(iter(LAYERS[family]), None)
+    with plain_errors(preset):
         sizes = {"image_shape": (DINOV2_SIZE, DINOV2_SIZE, 3)} if family == "dinov2" else {}
         backbone = BACKBONES[family].from_preset(preset, dtype=dtype, **sizes)
-    except Exception as error:  # of the hubs' clients, HDF5, Keras: many kinds
+        model, grid = TOKENS[family](backbone, layer)
+        prepare = preparation(converter, model.input_shape[1])
+    return Pretrained(family, model, grid, prepare, pool, preset=preset, layer=layer, encoder_dtype=dtype)
+
+
+@contextlib.contextmanager
+def plain_errors(preset):
+    """Whatever KerasHub, a hub's client or HDF5 raises becomes a ValueError of one line that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        remove_empty_folders(preset)
         raise ValueError(f"{preset} cannot be loaded ({one_line(error)}); {remedy(preset)}") from error
-    model, grid = TOKENS[family](backbone, layer)
-    recipe = {"preset": preset, "layer": layer, "encoder_dtype": dtype}
-    return Pretrained(family, model, grid, preparation(converter, model.input_shape[1]), pool, **recipe)
+
+
+def remove_empty_folders(preset):
+    """Undo what kagglehub does before it knows whether it can download: make a folder for the model."""
+    handle, cache = kaggle_handle(preset), Path(get_cache_folder())
+    if handle.startswith("kaggle://") and ".." not in handle:
+        folder = cache / "models" / handle.removeprefix("kaggle://").strip("/")
+        with contextlib.suppress(OSError):  # there is none, or it holds files
+            while folder != cache:
+                folder.rmdir()
+                folder = folder.parent
 
 
 def family_of(converter):
@@ -155,9 +186,10 @@ def preparation(converter, size) -> Preparation:
     if converter is None:  # DINOv2's published preparation
         scale, offset = 1 / 255 / IMAGENET_STD, -IMAGENET_MEAN / IMAGENET_STD
         return Preparation(size, scale.tolist(), offset.tolist(), True, "bicubic")
-    scale, offset = (np.broadcast_to(value, 3).tolist() for value in (converter.scale, converter.offset))
     if converter.interpolation not in KERNELS or converter.pad_to_aspect_ratio:
         raise ValueError(f"a preset that resizes by {converter.interpolation} or pads its images is not supported")
+    scale = np.broadcast_to(1.0 if converter.scale is None else converter.scale, 3).tolist()
+    offset = np.broadcast_to(0.0 if converter.offset is None else converter.offset, 3).tolist()
     return Preparation(size, scale, offset, converter.crop_to_aspect_ratio, converter.interpolation)
 
 
@@ -170,7 +202,6 @@ def in_dtype(vision, policy):
 
 def siglip_tokens(backbone, layer):
     """Images -> tokens after the vision encoder's last LayerNorm, before its pooling head."""
-    check_layer("siglip", layer, ())
     vision = in_dtype(backbone.vision_encoder, backbone.dtype_policy)
     grid = vision.image_shape[0] // vision.patch_size
     images = keras.Input(
@@ -184,14 +215,18 @@ def siglip_tokens(backbone, layer):
 
 def dinov2_tokens(backbone, layer):
     """Images -> patch tokens after the last LayerNorm, without class and register tokens."""
-    check_layer("dinov2", layer, ())
     interpolate_positions(backbone.embeddings)
     patches = backbone.output[:, 1 + backbone.num_register_tokens :]
     return keras.Model(backbone.inputs[0], patches), DINOV2_SIZE // backbone.patch_size
 
 
 def interpolate_positions(embeddings):
-    """Resize position embeddings as DINOv2 was published: bicubic with a = -3/4, OpenCV's, where KerasHub has -1/2."""
+    """Resize position embeddings as PyTorch does: bicubic with a = -3/4, OpenCV's too, where KerasHub has -1/2.
+
+    The published models with registers antialias, which has a = -1/2 in both: KerasHub's are kept.
+    """
+    if embeddings.antialias_in_interpolation:
+        return
     learned = np.float32(ops.convert_to_numpy(embeddings.position_embeddings))[0]  # (1 + positions, D)
     old, new = (
         shape[0] // embeddings.patch_size for shape in (embeddings.position_embedding_shape, embeddings.image_shape)
@@ -204,7 +239,6 @@ def interpolate_positions(embeddings):
 
 def clip_tokens(backbone, layer):
     """Images -> one token: the projected image embedding, or the pooled class token before the projection."""
-    check_layer("clip", layer, ("projection", "pooled"))
     vision = in_dtype(backbone.vision_encoder, backbone.dtype_policy)
     images = keras.Input(vision.image_shape)
     x = backbone.vision_pooler(vision({"images": images}))  # (N, width)
@@ -228,11 +262,17 @@ def remedy(preset):
         return (
             "a preset folder holds config.json, image_converter.json and model.weights.h5 of KerasHub's save_to_preset"
         )
-    for backbone in BACKBONES.values():
-        preset = backbone.presets.get(preset, {}).get("kaggle_handle", preset)
-    place = preset.replace("kaggle://", "https://www.kaggle.com/models/").replace("hf://", "https://huggingface.co/")
+    place = kaggle_handle(preset).replace("kaggle://", "https://www.kaggle.com/models/")
+    place = place.replace("hf://", "https://huggingface.co/")
     files = "config.json, image_converter.json and model.weights.h5"
     return f"fetch {files} from {place} into a folder and pass --encoder FOLDER"
+
+
+def kaggle_handle(preset):
+    """Where a built-in preset is on Kaggle; any other preset as it is."""
+    for backbone in BACKBONES.values():
+        preset = backbone.presets.get(preset, {}).get("kaggle_handle", preset)
+    return preset
 
 
 def one_line(error):
@@ -255,6 +295,8 @@ def load_mobilenet(layer=None, weights=None, dtype="float32", pool=1) -> Pretrai
     check_layer("mobilenet", layer, MOBILENET_LAYERS)
     try:
         blocks = saved_blocks(weights) if weights else len(MOBILENET_LAYERS)
+        if layer not in MOBILENET_LAYERS[:blocks]:
+            raise ValueError(f"it holds {blocks} of MobileNet's 13 blocks, too few for --layer {layer}")
         model = mobilenet(blocks, dtype, None if weights else "imagenet")
         if weights:
             model.load_weights(weights)

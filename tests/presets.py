@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from common import keras, keras_hub
 
 WIDTH, BLOCKS, HEADS, MLP = 32, 2, 2, 64
@@ -21,6 +23,7 @@ def tiny_presets(folder) -> dict[str, Path]:
     clip = models.CLIPBackbone(
         models.CLIPVisionEncoder(**image, image_shape=(56, 56, 3)), models.CLIPTextEncoder(**text), projection_dim=24
     )
+    clip.vision_encoder.embedding.position_ids.assign(np.arange(17)[None])  # KerasHub leaves them at zero
     dinov2 = models.DINOV2Backbone(**image, num_register_tokens=2, image_shape=(518, 518, 3))
     stretch = dict(scale=1 / 127.5, offset=-1.0, interpolation="bicubic", antialias=True, crop_to_aspect_ratio=False)
     crop = dict(scale=CLIP_SCALE, offset=CLIP_OFFSET, interpolation="bicubic")
