@@ -3,7 +3,7 @@
     encoder = load_preset("siglip")                        729 x 1152 per frame (SAGA, Sec. S-2)
     encoder = load_preset("clip", layer="pooled")          1 x 1024; "projection" is the 1 x 768 image embedding
     encoder = load_preset("hf://keras/...", dtype="bfloat16")
-    encoder = load_mobilenet(layer="conv_pw_5", weights="mobilenet_1_0_224_tf_no_top.h5")
+    encoder = load_mobilenet(weights="mobilenet_1_0_224_tf_no_top.h5")
 
 Frames are prepared as each model was trained, with NumPy on the threads that decode: cropped or stretched, resized with
 antialiasing, shifted and scaled.
@@ -30,9 +30,10 @@ from encoders import pool_tokens, pooled_tokens
 
 
 class Preparation(NamedTuple):
-    """How a frame becomes a model's input: KerasHub's image converter of a float frame with antialias on, in NumPy.
+    """How a frame becomes a model's input: KerasHub's image converter with antialias on, in NumPy.
 
-    Before the scale the two agree within 0.02 of the 255 grey levels, on noise of any size; neither clips or rounds.
+    Before the scale the two agree within 0.02 of the 255 grey levels, on noise of any size, but for the converter's
+    rounding of an integer frame.
     """
 
     size: int
@@ -45,7 +46,7 @@ class Preparation(NamedTuple):
         """Float32 (size, size, 3) of an RGB uint8 frame (H, W, 3)."""
         if self.crop:
             frame = central_square(frame)
-        resized = resize(frame, self.size, self.interpolation)
+        resized = np.clip(resize(frame, self.size, self.interpolation), 0, 255)  # bicubic overshoots
         return resized * np.float32(self.scale) + np.float32(self.offset)
 
 
@@ -283,7 +284,7 @@ def one_line(error):
 
 MOBILENET_FILE = "https://storage.googleapis.com/tensorflow/keras-applications/mobilenet/mobilenet_1_0_224_tf_no_top.h5"
 MOBILENET_LAYERS = tuple(f"conv_pw_{block}" for block in range(1, 14))
-MOBILENET_LAYER = "conv_pw_5"
+MOBILENET_LAYER = "conv_pw_3"
 
 
 def load_mobilenet(layer=None, weights=None, dtype="float32", pool=1) -> Pretrained:

@@ -12,7 +12,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from keras.src.legacy.saving import legacy_h5_format
 from PIL import Image
 from presets import BLOCKS, HEADS, WIDTH, tiny_presets
 from test_extract import CORPUS, write_clip
@@ -82,14 +81,15 @@ def saved(folder, *names):
 def test_prepared_pixels_differ_from_kerashubs_converter(family, scale, offset, interpolation):
     crop = family == "clip"
     options = dict(scale=scale, offset=offset, crop_to_aspect_ratio=crop, interpolation=interpolation, antialias=True)
-    for size in (378, 224, 56):
-        converter = CONVERTERS[family](image_size=(size, size), **options)
-        prepare = pretrained.preparation(converter, size)
+    for size in (378, 56):
+        prepare = pretrained.preparation(CONVERTERS[family](image_size=(size, size), **options), size)
+        converter = CONVERTERS[family](image_size=(size, size), **options | {"scale": None, "offset": None})
         for shape in SHAPES:
             frame = noise(*shape)
-            theirs = keras.ops.convert_to_numpy(converter(frame.astype(np.float32)))
-            levels = np.abs(prepare(frame) - theirs).max((0, 1)) / prepare.scale
-            assert prepare(frame).dtype == np.float32 and levels.max() < 0.02, (size, shape, levels)
+            exact, rounded = (keras.ops.convert_to_numpy(converter(one)) for one in (np.float32(frame), frame))
+            ours = (prepare(frame) - np.float32(prepare.offset)) / np.float32(prepare.scale)
+            assert np.abs(ours - exact.clip(0, 255)).max() < 0.02, (size, shape)
+            assert np.abs(ours - rounded).max() < 0.52, (size, shape)
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
@@ -103,7 +103,7 @@ def test_resized_pixels_differ_from_pillows(crop, interpolation):
             top, left = (height - side) // 2, (width - side) // 2
             image = Image.fromarray(frame).crop((left, top, left + side, top + side) if crop else None)
             theirs = np.asarray(image.resize((size, size), RESAMPLING[interpolation]), np.float32)
-            assert np.abs(prepare(frame) - theirs).max() < 1.1, (size, height, width)
+            assert np.abs(prepare(frame) - theirs).max() < 1.5, (size, height, width)
 
 
 def test_a_converter_without_scale_and_offset_makes_nan():
@@ -245,6 +245,12 @@ def test_the_weights_name_depends_on_how_positions_are_interpolated(encoders):
     assert pretrained.weights_digest(model) != encoders["dinov2"].recipe["weights_sha256"]
 
 
+def inner_layers(layer):
+    """The layers of a model, with those inside its models."""
+    for inner in getattr(layer, "layers", []):
+        yield from inner_layers(inner) if isinstance(inner, keras.Model) else [inner]
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "mixed_bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_encoder_dtype_is_ignored(presets, tokens, family, dtype):
@@ -254,6 +260,8 @@ def test_encoder_dtype_is_ignored(presets, tokens, family, dtype):
     assert half.dtype == np.float32 and encoder.recipe["encoder_dtype"] == dtype
     stored = {str(weight.dtype) for weight in encoder.model.weights if "float" in str(weight.dtype)}
     assert stored == {"bfloat16" if dtype == "bfloat16" else "float32"}
+    computed = {layer.compute_dtype for layer in inner_layers(encoder.model) if layer.weights}
+    assert computed == {"bfloat16"}
     difference = np.abs(half - made).max() / made.std()
     assert 1e-3 < difference < 0.15  # bfloat16 has 8 bits: steps of 1/256
 
@@ -360,6 +368,7 @@ def offline(monkeypatch, tmp_path):
     def fail(*arguments, **options):
         raise socket.gaierror(-2, "Name or service not known")
 
+    keras.ops.ones(1)  # here TensorFlow looks for GPUs, and may complain, on standard error
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "huggingface"))
@@ -417,7 +426,7 @@ def mobilenet_files(tmp_path_factory):
         if "kernel" not in weight.name:
             weight.assign(random.uniform(low, high, weight.shape))
     with h5py.File(folder / "whole.h5", "w") as file:
-        legacy_h5_format.save_weights_to_hdf5_group(file, whole)
+        keras.src.legacy.saving.legacy_h5_format.save_weights_to_hdf5_group(file, whole)
     cut = keras.Model(whole.input, whole.get_layer("conv_pw_5_relu").output)
     cut.save_weights(folder / "cut.weights.h5")
     return folder, cut
@@ -425,7 +434,9 @@ def mobilenet_files(tmp_path_factory):
 
 def test_mobilenet_tokens_depend_on_the_layout_of_the_file(mobilenet_files):
     folder, cut = mobilenet_files
-    new, old = (build_encoder("mobilenet", weights=folder / name) for name in ("cut.weights.h5", "whole.h5"))
+    new, old = (
+        build_encoder("mobilenet", layer="conv_pw_5", weights=folder / name) for name in ("cut.weights.h5", "whole.h5")
+    )
     prepared = [new.prepare(noise(60, 80)), new.prepare(noise(50, 40))]
     made = new.encode(prepared)
     assert (new.tokens, new.dim, made.shape, made.dtype) == (784, 256, (2, 784, 256), np.float32)
@@ -433,7 +444,7 @@ def test_mobilenet_tokens_depend_on_the_layout_of_the_file(mobilenet_files):
     np.testing.assert_array_equal(old.encode(prepared), made)
     assert old.recipe == new.recipe
     np.testing.assert_allclose(made, np.reshape(cut(np.stack(prepared)), (2, 784, 256)), atol=1e-5)
-    pooled = build_encoder("mobilenet", pool=14, weights=folder / "cut.weights.h5")
+    pooled = build_encoder("mobilenet", pool=14, layer="conv_pw_5", weights=folder / "cut.weights.h5")
     expected = made.reshape(2, 2, 14, 2, 14, 256).mean((2, 4)).reshape(2, 4, 256)
     np.testing.assert_allclose(pooled.encode(prepared), expected, atol=1e-5)
 
@@ -468,7 +479,7 @@ def test_mobilenet_weights_that_do_not_fit_are_not_explained(mobilenet_files, pr
 
 @pytest.mark.skipif(not (WEIGHTS.exists() and CORPUS.exists()), reason="the shared weights or corpus are not here")
 def test_real_weights_see_frames_on_another_scale_than_they_were_trained_on():
-    encoder = build_encoder("mobilenet", weights=WEIGHTS)
+    encoder = build_encoder("mobilenet", layer="conv_pw_5", weights=WEIGHTS)
     norm = encoder.model.get_layer("conv_pw_5_bn")
     files = [sorted(folder.iterdir())[0] for folder in sorted((CORPUS / "clips").iterdir())][:16]
     frames = [next(sample_frames(file))[1] for file in files]
