@@ -421,12 +421,12 @@ def fit(model, videos: Videos, level, args, recipe):
     start = state.get("epoch", 0)
     workers = 1 if train.held is not None else 4
     batches = WindowBatches(train, labels, args.batch_size, args.seed, args.batching, start, workers)
-    build_metrics(model, *batches[0])
     report_training(videos, train, batches, labels, args)
     sample = train[np.resize(np.random.default_rng(args.seed).permutation(len(train)), args.batch_size)]
     keeper = EpochEnd(level, args, recipe, val, videos.val, sample, state, best)
     callbacks = [keras.callbacks.TerminateOnNaN(), keeper]
-    if keras.backend.backend() == "tensorflow":  # the callback writes with TensorFlow
+    if keras.backend.backend() == "tensorflow":
+        build_metrics(model, *batches[0])  # JAX traces once either way, and its callback would need TensorFlow
         callbacks.append(keras.callbacks.TensorBoard(Path(args.run) / "logs" / level, write_graph=False))
     verbose = 1 if sys.stdout.isatty() else 2
     model.fit(batches, epochs=args.epochs, initial_epoch=start, shuffle=False, callbacks=callbacks, verbose=verbose)

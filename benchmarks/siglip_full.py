@@ -44,7 +44,7 @@ def measure(*arguments):
 
 
 def read_tokens(features):
-    (file,) = Path(features).glob("*/*.npz")
+    (file,) = Path(features).rglob("*.npz")
     return np.load(file)["tokens"].astype(np.float64)
 
 
