@@ -9,7 +9,6 @@ writes  <features>/<Generator>/<path>.npz   tokens (S, L, T, D) float16, times (
         <features>/recipe.json              encoder, tokens (T), dim (D), options, versions
 
     python 01_extract_features.py --videos data/zoo --features features/zoo
-
     python 01_extract_features.py --encoder siglip --encoder-dtype bfloat16 --videos data/zoo --features features/siglip
 
 With the default encoder the simulated zoo takes about 20 seconds and 110 MB on two cores. A second run does only what
@@ -33,8 +32,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from common import HERE, git_commit, load_generators, positive, run_script
-from encoders import ENCODERS, build_encoder, encode_videos
+from common import HERE, git_commit, keras, keras_hub, load_generators, positive, run_script
+from encoders import DTYPES, ENCODERS, build_encoder, encode_videos
 from features import (
     add_to_index,
     features_file,
@@ -50,7 +49,6 @@ from videos import TooShortError, describe, header_seconds, list_videos
 INDEX_SECONDS = 30  # the index on disk is at most this old
 RECIPE_OPTIONS = ("encoder", "layer", "tokens", "dim", "frames", "fps", "pool", "equalize", "dtype")
 RECIPE_OPTIONS += ("encoder_dtype", "weights_sha256", "prepare")
-DTYPES = ("float32", "bfloat16", "mixed_bfloat16", "float16", "mixed_float16")
 
 
 def get_args(argv=None):
@@ -60,14 +58,10 @@ def get_args(argv=None):
     add = parser.add_argument
     add("--videos", default="data/zoo", help="folder of videos, or a CSV: path,generator[,group,stratum,split]")
     add("--features", default="features/zoo", help="folder to write")
-    add(
-        "--encoder",
-        default="dct",
-        help=f"frozen encoder: {', '.join(ENCODERS)}, or a KerasHub preset of the last three",
-    )
+    add("--encoder", default="dct", help=f"{', '.join(ENCODERS)}, or a KerasHub preset of the last three")
     add("--layer", help="clip: projection (768-d) or pooled (1024-d); mobilenet: conv_pw_1 to conv_pw_13")
     add("--encoder-weights", metavar="FILE", help="mobilenet: weights for a machine that cannot download them")
-    add("--encoder-dtype", choices=DTYPES, help="dtype of a pretrained encoder; without it float32")
+    add("--encoder-dtype", choices=DTYPES, help="of a pretrained encoder; without it float32")
     add("--pool", type=int, default=1, help="average the token grid over POOL x POOL neighbours before caching")
     add("--limit", type=positive, help="at most this many videos per generator: a small run")
     add("--shard", type=shard, default=(1, 1), metavar="I/N", help="do the I-th of N equal parts, 1/N to N/N")
@@ -122,6 +116,7 @@ def make_recipe(args, encoder, rows):
     recipe |= encoder.recipe | {"simulated": is_simulated(rows)}
     recipe["versions"] = {"python": platform.python_version(), "numpy": np.__version__}
     recipe["versions"] |= {"opencv": cv2.__version__, "av": av.__version__}
+    recipe["versions"] |= {"keras": keras.__version__, "keras_hub": keras_hub.__version__}
     return recipe | {"git": git_commit()}
 
 

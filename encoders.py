@@ -167,6 +167,7 @@ def pool_tokens(tokens, pool: int):
 
 
 ENCODERS = ("dct", "mobilenet", "siglip", "dinov2", "clip")
+DTYPES = ("float32", "bfloat16", "mixed_bfloat16", "float16", "mixed_float16")
 
 
 def build_encoder(name: str, pool: int = 1, layer=None, weights=None, dtype=None):

@@ -205,9 +205,8 @@ def siglip_tokens(backbone, layer):
     """Images -> tokens after the vision encoder's last LayerNorm, before its pooling head."""
     vision = in_dtype(backbone.vision_encoder, backbone.dtype_policy)
     grid = vision.image_shape[0] // vision.patch_size
-    images = keras.Input(
-        (grid * vision.patch_size, grid * vision.patch_size, 3)
-    )  # 378: of 384, no patch sees the last 6
+    size = grid * vision.patch_size  # 378: of 384, no patch sees the last 6
+    images = keras.Input((size, size, 3))
     x = vision.embedding(images)
     for block in vision.encoder_layers:
         x = block(x)

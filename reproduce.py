@@ -2,7 +2,7 @@
 
     python reproduce.py --list
     python reproduce.py demo
-    python reproduce.py corpus --corpus ../shared/corpus --encoder mobilenet
+    python reproduce.py corpus --corpus ../shared/corpus
 
 demo              simulate the zoo, extract, pretrain, attribute at four levels; one table; results in runs/demo
 corpus            a folder of real clips with clips.csv (path,label,repo,notes): five-fold grouped cross-validation of
@@ -183,8 +183,11 @@ def corpus(args):
             [corpus_fold(folder, runs / f"seed{seed}-fold{k}", seed, k) for k in range(1, FOLDS + 1)]
             for seed in range(args.seeds)
         ]
-        results += [{"encoder": args.encoder, "clips": variant} | accuracy_row(level, seeds) for level in LEVELS]
-    write_corpus(results, args.seeds)
+        results += [
+            {"encoder": args.encoder, "clips": variant, "seeds": args.seeds} | accuracy_row(level, seeds)
+            for level in LEVELS
+        ]
+    write_corpus(results)
     return results
 
 
@@ -237,10 +240,10 @@ def accuracy_row(level, seeds):
     return json.loads(json.dumps(row | {"uniform": 1 / len(names)}, default=float))
 
 
-def write_corpus(results, seeds):
+def write_corpus(results):
     """Add an encoder's rows to results/corpus.*, in place of its older ones."""
     path = Path("results/corpus.json")
-    older = json.loads(path.read_text())["rows"] if path.exists() else []
+    older = json.loads(path.read_text()) if path.exists() else []
     rows = [row for row in older if row["encoder"] != results[0]["encoder"]] + results
     lines = [
         "| clips | level | encoder | classes | test clips | chance micro / macro | SAGA micro (95%) / macro |"
@@ -259,24 +262,26 @@ def write_corpus(results, seeds):
             f" {', '.join(f'{value:.2f}' for value in saga['folds'][0])} |"
             f" {linear['micro']:.2f} / {linear['macro']:.2f} | {metadata['micro']:.2f} / {metadata['macro']:.2f} |"
         )
-    write_results("corpus", {"seeds": seeds, "rows": rows}, lines)
+    write_results("corpus", rows, lines)
 
 
 def write_results(name, results, lines):
-    Path("results").mkdir(exist_ok=True)
-    Path(f"results/{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    from features import write_json
+
+    write_json(Path(f"results/{name}.json"), results)
     Path(f"results/{name}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
 # ---------------------------------------------------------------- mobilenet-layers, options
 
-LAYERS = {  # pooled to four tokens a frame: name: {setting: (flags of 01, flags of 03)}
+# Per encoder its settings: (flags of 01, flags of 03). The first is what the tokens of the others are compared with.
+LAYERS = {  # each pooled to four tokens a frame
     layer: {layer: (f"--encoder mobilenet --layer {layer} --pool {pool}", "")}
     for layer, pool in {"conv_pw_3": 28, "conv_pw_5": 14, "conv_pw_11": 7}.items()
 }
 MOBILENET = CORPUS_ENCODERS["mobilenet"]
-OPTIONS = {  # the first setting of an encoder is what the others are compared with
+OPTIONS = {
     "dct": {
         "--pool 1": ("", ""),
         "--pool 2": ("--pool 2", ""),
@@ -317,10 +322,12 @@ def compare(args, name, encoders, datasets):
                 )
                 reference = reference or folder
                 seeds = one_stage(args, folder, training, [None] if data == "zoo" else range(1, FOLDS + 1))
-                row = {"clips": data, "encoder": encoder, "setting": setting} | accuracy_row("gen", seeds)
+                row = {"clips": data, "encoder": encoder, "setting": setting, "seeds": args.seeds} | accuracy_row(
+                    "gen", seeds
+                )
                 rows.append(row | {"change": token_change(folder, reference)})
                 lines.append(compare_line(rows[-1], folder))
-    write_results(name, {"seeds": args.seeds, "rows": rows}, lines)
+    write_results(name, rows, lines)
     return rows
 
 
@@ -349,19 +356,16 @@ def token_change(folder, reference) -> float:
 
     from features import features_file, map_tokens, read_index
 
-    difference, total, square, count = 0.0, 0.0, 0.0, 0
+    difference = total = square = count = 0
     for row in read_index(reference):
-        ours, theirs = (
-            np.float64(map_tokens(features_file(place, row["path"]))) for place in (folder, reference)
-        )  # (S, L, T, D)
+        files = (features_file(place, row["path"]) for place in (folder, reference))
+        ours, theirs = (np.float64(map_tokens(file)) for file in files)  # (S, L, T, D)
         side, grid = (math.isqrt(tokens.shape[2]) for tokens in (ours, theirs))
         spread = ours.reshape(*ours.shape[:2], side, side, -1).repeat(grid // side, 2).repeat(grid // side, 3)
         difference += np.square(spread.reshape(theirs.shape) - theirs).sum()
-        total, square, count = (
-            total + theirs.sum((0, 1, 2)),
-            square + np.square(theirs).sum(),
-            count + theirs[..., 0].size,
-        )
+        total += theirs.sum((0, 1, 2))
+        square += np.square(theirs).sum()
+        count += theirs[..., 0].size
     return float(np.sqrt(difference / (square - np.square(total).sum() / count)))
 
 

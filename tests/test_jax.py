@@ -17,7 +17,6 @@ import training
 from common import HERE, OUTPUTS, build_saga, hard_negative_loss, keras, ops, semi_hard_negative_loss
 from features import features_file, map_tokens, read_index, read_json
 
-pytest.importorskip("jax")
 ENCODERS = ("dct", "mobilenet", "siglip", "dinov2", "clip")
 LOSSES = ("hard negatives", "semi-hard negatives", "cross-entropy")
 SPLITS = ("train", "train", "val", "test")
