@@ -287,9 +287,10 @@ MOBILENET_LAYER = "conv_pw_3"
 
 
 def load_mobilenet(layer=None, weights=None, dtype="float32", pool=1) -> Pretrained:
-    """MobileNet v1 (ImageNet, 224 px), tokens of an inner layer: what follows its 1 x 1 convolution, after the ReLU.
+    """MobileNet v1 (ImageNet, 224 px), tokens of an inner 1 x 1 convolution, standardised per channel as on ImageNet.
 
-    `weights` is the file that Keras downloads, or one saved from a MobileNet cut after any block that the layer needs.
+    After the ReLU, pooled tokens of different clips are so alike (98% of their energy is common to all) that hard
+    negative mining pulls every embedding to one point; see `standardised`. `weights` is the file that Keras downloads, or one saved from a MobileNet cut after any block that the layer needs.
     """
     layer = layer or MOBILENET_LAYER
     check_layer("mobilenet", layer, MOBILENET_LAYERS)
@@ -300,7 +301,7 @@ def load_mobilenet(layer=None, weights=None, dtype="float32", pool=1) -> Pretrai
         model = mobilenet(blocks, dtype, None if weights else "imagenet")
         if weights:
             model.load_weights(weights)
-        x = model.get_layer(f"{layer}_relu").output
+        x = standardised(model.get_layer(f"{layer}_bn"))
     except Exception as error:  # of the download, HDF5, Keras
         what = f"{weights} cannot be read" if weights else "MobileNet's weights cannot be downloaded"
         raise ValueError(
@@ -320,6 +321,14 @@ def mobilenet(blocks, dtype, weights):
     finally:
         keras.config.set_dtype_policy(policy)
     return keras.Model(whole.input, whole.get_layer(f"conv_pw_{blocks}_relu").output)
+
+
+def standardised(norm):
+    """What a batch normalisation makes of its input by its moving statistics alone, without learned scale and shift."""
+    plain = keras.layers.BatchNormalization(center=False, scale=False, epsilon=norm.epsilon, dtype=norm.dtype_policy)
+    x = plain(norm.input)
+    plain.set_weights([norm.moving_mean, norm.moving_variance])
+    return x
 
 
 def saved_blocks(path) -> int:
