@@ -443,7 +443,9 @@ def test_mobilenet_tokens_depend_on_the_layout_of_the_file(mobilenet_files):
     assert made.std() > 0.1
     np.testing.assert_array_equal(old.encode(prepared), made)
     assert old.recipe == new.recipe
-    np.testing.assert_allclose(made, np.reshape(cut(np.stack(prepared)), (2, 784, 256)), atol=1e-5)
+    norm = cut.get_layer("conv_pw_5_bn")
+    normed = keras.Model(cut.input, norm.output).predict_on_batch(np.stack(prepared)).reshape(2, 784, 256)
+    np.testing.assert_allclose(made, (normed - np.array(norm.beta)) / np.array(norm.gamma), atol=1e-5)
     pooled = build_encoder("mobilenet", pool=14, layer="conv_pw_5", weights=folder / "cut.weights.h5")
     expected = made.reshape(2, 2, 14, 2, 14, 256).mean((2, 4)).reshape(2, 4, 256)
     np.testing.assert_allclose(pooled.encode(prepared), expected, atol=1e-5)
@@ -480,13 +482,10 @@ def test_mobilenet_weights_that_do_not_fit_are_not_explained(mobilenet_files, pr
 @pytest.mark.skipif(not (WEIGHTS.exists() and CORPUS.exists()), reason="the shared weights or corpus are not here")
 def test_real_weights_see_frames_on_another_scale_than_they_were_trained_on():
     encoder = build_encoder("mobilenet", layer="conv_pw_5", weights=WEIGHTS)
-    norm = encoder.model.get_layer("conv_pw_5_bn")
     files = [sorted(folder.iterdir())[0] for folder in sorted((CORPUS / "clips").iterdir())][:16]
-    frames = [next(sample_frames(file))[1] for file in files]
-    before = keras.Model(encoder.model.input, norm.input).predict_on_batch(np.stack(list(map(encoder.prepare, frames))))
-    seen, stored = before.mean((0, 1, 2)), np.array(norm.moving_mean)
-    assert np.corrcoef(seen, stored)[0, 1] > 0.9
-    assert np.abs(seen - stored).mean() < 0.5 * np.sqrt(np.array(norm.moving_variance)).mean()
+    tokens = encoder.encode([encoder.prepare(next(sample_frames(file))[1]) for file in files])
+    assert np.abs(tokens.mean((0, 1))).mean() < 0.3
+    assert 0.7 < tokens.std((0, 1)).mean() < 1.3
 
 
 # ---------------------------------------------------------------- the script
