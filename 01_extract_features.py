@@ -47,8 +47,7 @@ from features import (
 from videos import TooShortError, describe, header_seconds, list_videos
 
 INDEX_SECONDS = 30  # the index on disk is at most this old
-RECIPE_OPTIONS = ("encoder", "layer", "tokens", "dim", "frames", "fps", "pool", "equalize", "dtype")
-RECIPE_OPTIONS += ("encoder_dtype", "weights_sha256", "prepare")
+RECIPE_OPTIONS = "encoder layer tokens dim frames fps pool equalize dtype encoder_dtype weights_sha256 prepare".split()
 
 
 def get_args(argv=None):
@@ -114,10 +113,9 @@ def make_recipe(args, encoder, rows):
     recipe = {"encoder": encoder.name, "tokens": encoder.tokens, "dim": encoder.dim, "frames": args.frames}
     recipe |= {"fps": args.fps, "pool": args.pool, "equalize": args.equalize, "dtype": "float16"}
     recipe |= encoder.recipe | {"simulated": is_simulated(rows)}
-    recipe["versions"] = {"python": platform.python_version(), "numpy": np.__version__}
-    recipe["versions"] |= {"opencv": cv2.__version__, "av": av.__version__}
-    recipe["versions"] |= {"keras": keras.__version__, "keras_hub": keras_hub.__version__}
-    return recipe | {"git": git_commit()}
+    packages = {"numpy": np, "opencv": cv2, "av": av, "keras": keras, "keras_hub": keras_hub}
+    versions = {"python": platform.python_version()} | {name: module.__version__ for name, module in packages.items()}
+    return recipe | {"versions": versions, "git": git_commit()}
 
 
 def open_features(folder, recipe, overwrite):

@@ -14,11 +14,11 @@ import sys
 import numpy as np
 import pytest
 
-import reproduce
 from baselines import linear_probe
 from common import HERE, LEVELS
 from evaluation import score
 from features import read_index, write_index
+from stages import SMALL_DATA
 from training import choose_videos
 
 COMMANDS = re.findall(r"^(python \w+\.py.*)$", (HERE / "README.md").read_text(encoding="utf-8"), re.M)
@@ -91,7 +91,7 @@ def train_all_levels(features, run, levels=LEVELS):
     """The demo's settings with cross-entropy alone, since mining collapses where there is nothing to find."""
     found = {}
     for level in levels:
-        flags = [*reproduce.SMALL_DATA.split(), "--labels-per-class", 100, "--epochs", 5]
+        flags = [*SMALL_DATA.split(), "--labels-per-class", 100, "--epochs", 5]
         place = ["--features", features, "--run", run]
         if level == "bin":
             metrics = call("02_pretrain_binary", *place, *flags)

@@ -1,0 +1,261 @@
+"""Encoders, layers and options compared on few clips: SAGA beside probes, by grouped cross-validation.
+
+The functions `corpus`, `mobilenet_layers` and `options` are entries of reproduce.py and take its arguments. A corpus is
+a folder of real clips with clips.csv (path,label,repo,notes).
+"""
+
+import csv
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+
+from baselines import PROBES
+from common import LEVELS
+from evaluation import wilson_interval
+from features import features_file, map_tokens, read_index, read_json
+from stages import SMALL_DATA, stage, train, write_results
+
+FOLDS = 5
+TRAINING = f"{SMALL_DATA} --best last --epochs 12 --weight-decay 0.05"
+ENCODERS = {  # four tokens a frame each
+    "dct": "--pool 2",
+    "mobilenet": "--encoder mobilenet --layer conv_pw_3 --pool 28",
+}
+VARIANTS = {"as they are": "", "equalized": "--equalize"}
+
+# ---------------------------------------------------------------- features
+
+
+def corpus_csv(corpus, path):
+    """Write the CSV that 01 reads: path, generator, group.
+
+    Clips of one source repository are one group where their label has several repositories, and so are clips noted
+    to share a first frame or content; every other clip stands alone.
+    """
+    with open(Path(corpus) / "clips.csv", newline="", encoding="utf-8") as file:
+        clips = list(csv.DictReader(file))
+    if missing := {"path", "label", "repo", "notes"} - set(clips[0] if clips else ()):
+        raise ValueError(f"{corpus}/clips.csv: missing column(s) {', '.join(sorted(missing))}")
+    repositories, group = {}, {clip["path"]: clip["path"] for clip in clips}
+    for clip in clips:
+        repositories.setdefault(clip["label"], set()).add(clip["repo"])
+    joined = [(clip["path"], clip["repo"]) for clip in clips if len(repositories[clip["label"]]) > 1]
+    for clip in clips:
+        if shared := re.search(r"shares first frame/content with (\S+)", clip["notes"]):
+            joined.append((clip["path"], f"{clip['label']}/{shared[1]}"))
+    for one, other in joined:
+        old, new = group[one], group.setdefault(other, other)
+        group = {name: new if whose == old else whose for name, whose in group.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "generator", "group"])
+        for clip in clips:
+            place = (Path(corpus) / "clips" / clip["path"]).resolve()
+            writer.writerow([place, clip["label"], group[clip["path"]]])
+
+
+def extract_corpus(args, flags):
+    """Features of the corpus by stage 01, in a folder named after its flags."""
+    if not (Path(args.corpus) / "clips.csv").exists():
+        raise ValueError(f"{args.corpus}/clips.csv is missing; name the folder of real clips with --corpus")
+    videos = Path(args.features or "features/corpus").with_suffix(".csv")
+    corpus_csv(args.corpus, videos)
+    return extract(args, videos, videos.with_suffix(""), flags)
+
+
+def extract_zoo(args, flags):
+    """Features of 30 simulated clips per generator."""
+    stage("simulate_videos")
+    return extract(args, "data/zoo", Path("features/zoo"), f"{flags} --limit 30")
+
+
+def extract(args, videos, features, flags):
+    folder = features.with_name("-".join([features.name, *re.findall(r"\w+", flags)]))
+    weights = ["--encoder-weights", args.encoder_weights] if "mobilenet" in flags and args.encoder_weights else []
+    limit = ["--limit", args.limit] if args.limit else []
+    stage("01_extract_features", "--videos", videos, "--features", folder, *flags.split(), *weights, *limit)
+    return folder
+
+
+# ---------------------------------------------------------------- training
+
+
+def called(level, run, seed, *arguments):
+    """Train SAGA and the probes at a level: {"labels": the test labels, model: what it calls them}."""
+    metrics, videos = train(level, "--run", run, "--seed", seed, *TRAINING.split(), *arguments)
+    with np.load(Path(run) / f"{level}_embeddings.npz") as arrays:
+        test = arrays["split"] == "test"
+        names = {"SAGA": [metrics["classes"][i] for i in arrays["probabilities"][test].argmax(axis=1)]}
+    for probe, predict in PROBES.items():
+        names[probe] = [videos.classes[i] for i in predict(videos, seed).argmax(axis=1)]
+    return {"labels": [videos.classes[row["label"]] for row in videos.test]} | names
+
+
+def accuracy_row(seeds):
+    """A level's accuracies: folds are pooled, seeds averaged; the interval is that of as many clips as one seed tests.
+
+    `seeds` holds per seed and fold what `called` returns.
+    """
+    models = {}
+    for model in ("SAGA", *reversed(PROBES)):
+        micro, macro, folds = [], [], []
+        for tests in seeds:
+            labels, said = (np.concatenate([fold[key] for fold in tests]) for key in ("labels", model))
+            names, counts = np.unique(labels, return_counts=True)
+            right = labels == said
+            micro.append(right.mean())
+            macro.append(np.mean([right[labels == name].mean() for name in names]))
+            folds.append([np.mean(np.array(fold["labels"]) == np.array(fold[model])) for fold in tests])
+        interval = wilson_interval(np.mean(micro) * len(labels), len(labels))
+        models[model] = {"micro": np.mean(micro), "interval": interval, "macro": np.mean(macro), "folds": folds}
+    row = {"videos": len(labels), "classes": len(names), "majority": counts.max() / len(labels)}
+    row |= {"uniform": 1 / len(names), "seeds": len(seeds), "models": models}
+    return json.loads(json.dumps(row, default=float))
+
+
+def accuracy_cells(row):
+    """Test clips, chance, SAGA and the linear probe as cells of a table."""
+    saga, linear = row["models"]["SAGA"], row["models"]["linear on mean tokens"]
+    low, high = saga["interval"]
+    return [
+        f"{row['videos']}",
+        f"{row['majority']:.2f} / {row['uniform']:.2f}",
+        f"{saga['micro']:.2f} ({low:.2f}-{high:.2f}) / {saga['macro']:.2f}",
+        f"{linear['micro']:.2f} / {linear['macro']:.2f}",
+    ]
+
+
+ACCURACY = ["test clips", "chance micro / macro", "SAGA micro (95%) / macro", "linear micro / macro"]
+
+
+def table(header, rows):
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+# ---------------------------------------------------------------- the entry corpus
+
+
+def corpus(args):
+    """Five levels on a folder of real clips, as they are and equalized, by an --encoder: half an hour for one seed."""
+    results = []
+    for variant, flags in VARIANTS.items():
+        folder = extract_corpus(args, f"{ENCODERS[args.encoder]} {flags}")
+        runs = Path(args.run or "runs/corpus") / folder.name
+        seeds = [
+            [five_levels(folder, runs / f"seed{seed}-fold{k}", seed, k) for k in range(1, FOLDS + 1)]
+            for seed in range(args.seeds)
+        ]
+        for level in LEVELS:
+            row = accuracy_row([[fold[level] for fold in folds] for folds in seeds])
+            results.append({"encoder": args.encoder, "clips": variant, "level": level} | row)
+    write_corpus(results)
+    return results
+
+
+def five_levels(features, run, seed, k):
+    """One fold's labels and predictions per level, each level but the first adapted from stage 1's model."""
+    place = ["--features", features, "--fold", f"{k}/{FOLDS}"]
+    return {level: called(level, run, seed, *place, *([] if level == "bin" else ["--normalize"])) for level in LEVELS}
+
+
+def write_corpus(results):
+    """Add an encoder's rows to results/corpus.*, in place of its older ones."""
+    path = Path("results/corpus.json")
+    older = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    rows = [row for row in older if row["encoder"] != results[0]["encoder"]] + results
+    order = {key: i for i, key in enumerate([*VARIANTS, *LEVELS])}
+    rows.sort(key=lambda row: (order[row["clips"]], order[row["level"]], row["encoder"]))
+    cells = []
+    for row in rows:
+        saga, metadata = row["models"]["SAGA"], row["models"]["metadata only"]
+        cells.append([row["clips"], f"{row['level'].upper()}-L", row["encoder"], f"{row['classes']}"])
+        cells[-1] += accuracy_cells(row)
+        cells[-1] += [f"{metadata['micro']:.2f} / {metadata['macro']:.2f}"]
+        cells[-1] += [", ".join(f"{value:.2f}" for value in saga["folds"][0])]
+    header = ["clips", "level", "encoder", "classes", *ACCURACY, "metadata micro / macro", "SAGA by fold"]
+    write_results("corpus", rows, table(header, cells))
+
+
+# ---------------------------------------------------------------- the entries mobilenet-layers and options
+
+# Per encoder its settings: (flags of 01, flags of 03). The first is what the tokens of the others are compared with.
+LAYERS = {  # each pooled to four tokens a frame
+    layer: {layer: (f"--encoder mobilenet --layer {layer} --pool {pool}", "")}
+    for layer, pool in {"conv_pw_3": 28, "conv_pw_5": 14, "conv_pw_11": 7}.items()
+}
+OPTIONS = {
+    "dct": {
+        "--pool 1": ("", ""),
+        "--pool 2": ("--pool 2", ""),
+        "--pool 4": ("--pool 4", ""),
+        "--pool 2, --dtype mixed_bfloat16": ("--pool 2", "--dtype mixed_bfloat16"),
+    },
+    "mobilenet": {
+        "--pool 28": (ENCODERS["mobilenet"], ""),
+        "--pool 28, --encoder-dtype bfloat16": (f"{ENCODERS['mobilenet']} --encoder-dtype bfloat16", ""),
+    },
+}
+
+
+def mobilenet_layers(args):
+    """Layers of MobileNet at GEN-L on the corpus, as the clips are and equalized: SAGA from scratch, linear probe."""
+    return compare(args, "mobilenet-layers", LAYERS, VARIANTS)
+
+
+def options(args):
+    """What --pool, --dtype and --encoder-dtype change, in tokens and at GEN-L, on 30 clips per class and the corpus."""
+    return compare(args, "options", OPTIONS, {"zoo": None, "equalized": "--equalize"})
+
+
+def compare(args, name, encoders, datasets):
+    """A row per data set and setting: tokens, their change, GEN-L accuracy of SAGA (one stage, CE) and the probe."""
+    rows, cells = [], []
+    for data, equalize in datasets.items():
+        for encoder, settings in encoders.items():
+            reference = None
+            for setting, (extraction, training) in settings.items():
+                folder = (
+                    extract_zoo(args, extraction) if data == "zoo" else extract_corpus(args, f"{extraction} {equalize}")
+                )
+                reference = reference or folder
+                seeds = one_stage(args, folder, training, [None] if data == "zoo" else range(1, FOLDS + 1))
+                row = {"clips": data, "encoder": encoder, "setting": setting, "change": token_change(folder, reference)}
+                rows.append(row | accuracy_row(seeds))
+                recipe = read_json(folder / "recipe.json")
+                cells.append([data, encoder, setting, f"{recipe['tokens']} x {recipe['dim']}", f"{row['change']:.3f}"])
+                cells[-1] += accuracy_cells(rows[-1])
+    header = ["clips", "encoder", "setting", "tokens", "change", *ACCURACY]
+    write_results(name, rows, table(header, cells))
+    return rows
+
+
+def one_stage(args, features, flags, folds):
+    """SAGA at GEN-L from scratch with cross-entropy, and the probes, by seed and fold."""
+    runs = Path(args.run or "runs/compare") / "-".join([features.name, *re.findall(r"\w+", flags)])
+    place = ["--features", features, "--init", "scratch", "--loss", "ce", *flags.split()]
+    return [
+        [
+            called("gen", runs / f"seed{seed}-fold{k}", seed, *place, *(["--fold", f"{k}/{FOLDS}"] if k else []))
+            for k in folds
+        ]
+        for seed in range(args.seeds)
+    ]
+
+
+def token_change(folder, reference) -> float:
+    """RMS difference of tokens from a reference's, pooled ones spread again, over the RMS deviation from their mean."""
+    difference = total = square = count = 0
+    for row in read_index(reference):
+        files = (features_file(place, row["path"]) for place in (folder, reference))
+        ours, theirs = (np.float64(map_tokens(file)) for file in files)  # (S, L, T, D)
+        side, grid = (math.isqrt(tokens.shape[2]) for tokens in (ours, theirs))
+        spread = ours.reshape(*ours.shape[:2], side, side, -1).repeat(grid // side, 2).repeat(grid // side, 3)
+        difference += np.square(spread.reshape(theirs.shape) - theirs).sum()
+        total += theirs.sum((0, 1, 2))
+        square += np.square(theirs).sum()
+        count += theirs[..., 0].size
+    return float(np.sqrt(difference / (square - np.square(total).sum() / count)))
