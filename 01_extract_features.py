@@ -47,7 +47,7 @@ from features import (
 from videos import TooShortError, describe, header_seconds, list_videos
 
 INDEX_SECONDS = 30  # the index on disk is at most this old
-RECIPE_OPTIONS = "encoder layer tokens dim frames fps pool equalize dtype encoder_dtype weights_sha256 prepare".split()
+NOT_COMPARED = ("simulated", "preset", "versions", "git")  # all else in a recipe decides about the tokens
 
 
 def get_args(argv=None):
@@ -125,7 +125,7 @@ def open_features(folder, recipe, overwrite):
     """
     path = Path(folder) / "recipe.json"
     old = read_json(path) if path.exists() else recipe
-    differing = [key for key in RECIPE_OPTIONS if old.get(key) != recipe.get(key)]
+    differing = [key for key in old | recipe if key not in NOT_COMPARED and old.get(key) != recipe.get(key)]
     if differing and not overwrite:
         differences = ", ".join(f"{key} {old.get(key)} there, {recipe.get(key)} now" for key in differing)
         raise ValueError(f"{folder} holds other features ({differences}); choose another --features, or --overwrite")
