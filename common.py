@@ -9,12 +9,16 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from features import Windows
+
+if "KERAS_BACKEND" not in os.environ and not find_spec("tensorflow"):
+    os.environ["KERAS_BACKEND"] = "jax"
 
 # TensorFlow's C++ code writes start-up notes to file descriptor 2, whatever its log level; nobody needs them.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

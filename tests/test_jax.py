@@ -209,6 +209,13 @@ def test_scripts_need_or_mention_tensorflow(by_jax):
     assert not (by_jax / "run" / "logs").exists()  # Keras' TensorBoard callback writes with TensorFlow
 
 
+def test_an_install_without_tensorflow_asks_for_it():
+    code = "import sys; sys.modules['tensorflow'] = None; import common; print(common.keras.backend.backend())"
+    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=HERE, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "jax", done.stderr[-3000:]
+
+
 def test_resumed_run_differs_from_an_uninterrupted_one_on_jax(by_jax):
     assert "going on after epoch 1" in (by_jax / "printed.txt").read_text()
     whole, resumed = (
