@@ -2,13 +2,13 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo corpus test check parity lint clean
+.PHONY: demo corpus mobilenet-layers options test check parity lint clean
 
 demo: .venv/ready
 	$(RUN) reproduce.py demo
 
-corpus: .venv/ready
-	$(RUN) reproduce.py corpus
+corpus mobilenet-layers options: .venv/ready
+	$(RUN) reproduce.py $@
 
 test: .venv/ready
 	$(RUN) -m pytest
