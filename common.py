@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +33,8 @@ with open(os.devnull, "w") as devnull:
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
+# One token per frame (clip's, or a grid pooled to one) attends to itself alone; Keras takes that for a mistake.
+warnings.filterwarnings("ignore", "You are using a softmax over axis")
 
 LEVELS = ("bin", "task", "sd", "team", "gen")
 HERE = Path(__file__).resolve().parent
