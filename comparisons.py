@@ -22,7 +22,7 @@ FOLDS = 5
 TRAINING = f"{SMALL_DATA} --best last --epochs 12 --weight-decay 0.05"
 ENCODERS = {  # four tokens a frame each
     "dct": "--pool 2",
-    "mobilenet": "--encoder mobilenet --layer conv_pw_3 --pool 28",
+    "mobilenet": "--encoder mobilenet --layer conv_pw_5 --pool 14",
 }
 VARIANTS = {"as they are": "", "equalized": "--equalize"}
 
@@ -195,8 +195,8 @@ OPTIONS = {
         "--pool 2, --dtype mixed_bfloat16": ("--pool 2", "--dtype mixed_bfloat16"),
     },
     "mobilenet": {
-        "--pool 28": (ENCODERS["mobilenet"], ""),
-        "--pool 28, --encoder-dtype bfloat16": (f"{ENCODERS['mobilenet']} --encoder-dtype bfloat16", ""),
+        "--pool 14": (ENCODERS["mobilenet"], ""),
+        "--pool 14, --encoder-dtype bfloat16": (f"{ENCODERS['mobilenet']} --encoder-dtype bfloat16", ""),
     },
 }
 

@@ -283,7 +283,7 @@ def one_line(error):
 
 MOBILENET_FILE = "https://storage.googleapis.com/tensorflow/keras-applications/mobilenet/mobilenet_1_0_224_tf_no_top.h5"
 MOBILENET_LAYERS = tuple(f"conv_pw_{block}" for block in range(1, 14))
-MOBILENET_LAYER = "conv_pw_3"
+MOBILENET_LAYER = "conv_pw_5"
 
 
 def load_mobilenet(layer=None, weights=None, dtype="float32", pool=1) -> Pretrained:
