@@ -183,9 +183,11 @@ def write_corpus(results):
 # ---------------------------------------------------------------- the entries mobilenet-layers and options
 
 # Per encoder its settings: (flags of 01, flags of 03). The first is what the tokens of the others are compared with.
-LAYERS = {  # each pooled to four tokens a frame
-    layer: {layer: (f"--encoder mobilenet --layer {layer} --pool {pool}", "")}
-    for layer, pool in {"conv_pw_3": 28, "conv_pw_5": 14, "conv_pw_11": 7}.items()
+LAYERS = {
+    "mobilenet": {  # four tokens a frame each
+        f"--layer {layer} --pool {pool}": (f"--encoder mobilenet --layer {layer} --pool {pool}", "")
+        for layer, pool in {"conv_pw_3": 28, "conv_pw_5": 14, "conv_pw_11": 7}.items()
+    }
 }
 OPTIONS = {
     "dct": {
@@ -226,9 +228,10 @@ def compare(args, name, encoders, datasets):
                 row = {"clips": data, "encoder": encoder, "setting": setting, "change": token_change(folder, reference)}
                 rows.append(row | accuracy_row(seeds))
                 recipe = read_json(folder / "recipe.json")
-                cells.append([data, encoder, setting, f"{recipe['tokens']} x {recipe['dim']}", f"{row['change']:.3f}"])
-                cells[-1] += accuracy_cells(rows[-1])
-    header = ["clips", "encoder", "setting", "tokens", "change", *ACCURACY]
+                tokens = f"{recipe['tokens']} x {recipe['dim']}"
+                tokens += "" if row["change"] is None else f", {row['change']:.3f}"
+                cells.append([data, encoder, f"`{setting}`", tokens, *accuracy_cells(rows[-1])])
+    header = ["clips", "encoder", "setting", "tokens, change", *ACCURACY]
     write_results(name, rows, table(header, cells))
     return rows
 
@@ -246,8 +249,14 @@ def one_stage(args, features, flags, folds):
     ]
 
 
-def token_change(folder, reference) -> float:
-    """RMS difference of tokens from a reference's, pooled ones spread again, over the RMS deviation from their mean."""
+def token_change(folder, reference) -> float | None:
+    """RMS difference of tokens from a reference's, pooled ones spread again, over the RMS deviation from their mean.
+
+    None for the reference itself and for tokens of another width.
+    """
+    widths = [read_json(place / "recipe.json")["dim"] for place in (folder, reference)]
+    if folder == reference or widths[0] != widths[1]:
+        return None
     difference = total = square = count = 0
     for row in read_index(reference):
         files = (features_file(place, row["path"]) for place in (folder, reference))

@@ -11,7 +11,7 @@ from test_extract import write_clip
 import comparisons
 import reproduce
 from evaluation import wilson_interval
-from features import write_features, write_index
+from features import write_features, write_index, write_json
 
 
 def write_corpus(folder, clips):
@@ -90,13 +90,16 @@ def test_pooled_tokens_are_compared_with_others_than_their_regions(tmp_path):
         rows.append({"path": path, "generator": "SVD", "group": path, "split": "train", "windows": 2, "error": ""})
     for folder in folders:
         write_index(folder / "index-1-of-1.csv", rows)
+        write_json(folder / "recipe.json", {"dim": 3})
     values = halves.reshape(-1, 3)
     means = halves.mean((4, 6), keepdims=True)
     deviation = np.sqrt(np.square(values - values.mean(0)).sum(1).mean())
     within = np.sqrt(np.square(halves - means).sum(-1).mean())
-    assert comparisons.token_change(folders[0], folders[0]) == 0
+    assert comparisons.token_change(folders[0], folders[0]) is None
     assert comparisons.token_change(folders[1], folders[0]) == pytest.approx(within / deviation, rel=1e-3)
     assert comparisons.token_change(folders[2], folders[0]) == pytest.approx(np.sqrt(12) / deviation, rel=1e-3)
+    write_json(folders[2] / "recipe.json", {"dim": 4})
+    assert comparisons.token_change(folders[2], folders[0]) is None
 
 
 @pytest.mark.slow
