@@ -134,10 +134,10 @@ def unseen_report(generators, called):
 PAPER_TABLES = {"task": "2 TASK-L", "sd": "3 SD-L", "team": "6 TEAM-L", "gen": "7 GEN-L"}
 
 
-def title(metrics, what=""):
-    """What a table or figure shows, and that it is simulated where it is."""
+def title(metrics, what="", videos="test videos"):
+    """What a table or figure shows, of which videos, and that it is simulated where it is."""
     simulated = ", simulated" * metrics["simulated"]
-    return f"{metrics['level'].upper()}-L, {metrics['videos']} test videos{simulated}{what}"
+    return f"{metrics['level'].upper()}-L, {metrics['videos']} {videos}{simulated}{what}"
 
 
 def paper_columns(level, classes):

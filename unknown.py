@@ -1,0 +1,226 @@
+"""Does a clip come from a generator that the model never saw? Scores, how good they are, and where such clips land.
+
+    score = fit_scores(train)                      Clips of the training split
+    seen, unseen = score(test), score(left_out)    {name in SCORES: (V,)}
+    auroc(seen["energy"], unseen["energy"])
+
+A higher score is likelier unseen, and unseen is the positive class. Functions of arrays, without Keras: V clips,
+C classes, embeddings of width D, L frames per window. Whatever cannot be computed raises a ValueError.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.spatial.distance import cdist
+from scipy.special import logsumexp
+from scipy.stats import binomtest
+from sklearn.covariance import LedoitWolf
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler, normalize
+
+# ---------------------------------------------------------------- scores of the classifier
+
+
+def maximum_softmax(probabilities):
+    """1 - the largest of a clip's probabilities (V, C): (V,) in [0, 1 - 1 / C] (Hendrycks & Gimpel 2017)."""
+    return 1 - np.max(probabilities, axis=1)
+
+
+def energy(logits):
+    """-log sum exp of logits (V, C): (V,), in nats (Liu et al. 2020, temperature 1)."""
+    return -logsumexp(np.float64(logits), axis=1)
+
+
+def head_logits(embedding, weights, bias):
+    """Logits (V, C) of embeddings (V, D) by the model's Dense head, weights (D, C) and bias (C,).
+
+    The head is linear, so the mean embedding over windows gives exactly the mean of the windows' logits. Their softmax
+    is not the clip's `probabilities`, which are the mean of the windows' softmax.
+    """
+    return np.float64(embedding) @ weights + bias
+
+
+# ---------------------------------------------------------------- distances from the training clips
+
+
+def class_means(values, labels):
+    """Means (K, N) of the K classes in labels (V,), and values (V, N) less the mean of their own class."""
+    values, (_, place) = np.float64(values), np.unique(labels, return_inverse=True)
+    if not len(values) or len(values) != len(place) or not np.isfinite(values).all():
+        raise ValueError(f"{len(values)} training clips, {len(place)} labels: none, unequal, or values not finite")
+    means = np.stack([values[place == k].mean(axis=0) for k in range(place.max() + 1)])
+    return means, values - means[place]
+
+
+def floored(deviations):
+    """Standard deviations (N,), none below a thousandth of their mean: what did not vary in training must not decide
+    alone. Where nothing varied (one clip per class) all are equal, which keeps the order of Euclidean distances.
+    """
+    return np.maximum(deviations, max(1e-3 * deviations.mean(), 1e-6))
+
+
+def fit_nearest_class_mean(embedding, labels):
+    """score(embedding (V, D)) -> (V,): Euclidean distance to the nearest class mean (Mensink et al. 2013)."""
+    means, _ = class_means(embedding, labels)
+    return lambda clips: cdist(clips, means).min(axis=1)
+
+
+def fit_mahalanobis(embedding, labels):
+    """score(embedding (V, D)) -> (V,): Mahalanobis distance to the nearest class mean, in standard deviations, with one
+    covariance within all classes (Lee et al. 2018 square it), shrunk so that D > V works (Ledoit & Wolf 2004).
+    """
+    means, residuals = class_means(embedding, labels)
+    variances, axes = np.linalg.eigh(LedoitWolf(assume_centered=True).fit(residuals).covariance_)
+    whiten = axes / floored(np.sqrt(np.maximum(variances, 0)))  # (D, D)
+    return lambda clips: cdist(clips @ whiten, means @ whiten).min(axis=1)
+
+
+def fit_nearest_neighbours(embedding, k=5):
+    """score(embedding (V, D)) -> (V,) in [0, 2]: distance on the unit sphere to the k-th nearest training clip, or to
+    the farthest where there are fewer (Sun et al. 2022). Not for training clips, which would find themselves.
+    """
+    neighbours = NearestNeighbors(n_neighbors=min(k, len(embedding))).fit(normalize(np.float64(embedding)))
+    return lambda clips: neighbours.kneighbors(normalize(np.float64(clips)))[0][:, -1]
+
+
+def fit_tsig(maps, labels):
+    """score(maps (V, L, L)) -> (V,): distance from a clip's attention to the nearest class's mean map (its T-Sig, SAGA
+    Sec. 3.1): root mean square over entries, each in pooled standard deviations within classes. NaN maps give NaN.
+    """
+    means, residuals = class_means(np.reshape(maps, (len(maps), -1)), labels)  # (K, L * L), (V, L * L)
+    freedom = max(len(residuals) - len(means), 1)
+    scale = floored(np.sqrt(np.sum(residuals**2, axis=0) / freedom)) * np.sqrt(means.shape[1])
+    return lambda clips: cdist(np.reshape(clips, (len(clips), -1)) / scale, means / scale).min(axis=1)
+
+
+class Clips(NamedTuple):
+    """Arrays over the same V clips; scores of a field that is None are left out, labels are training clips' alone."""
+
+    embedding: np.ndarray  # (V, D)
+    probabilities: np.ndarray  # (V, C)
+    logits: np.ndarray  # (V, C)
+    maps: np.ndarray | None = None  # (V, L, L)
+    label: np.ndarray | None = None  # (V,)
+
+
+SCORES = {  # name: field of Clips, fit(field, label) of the training clips -> score(field)
+    "maximum softmax": ("probabilities", lambda *train: maximum_softmax),
+    "energy": ("logits", lambda *train: energy),
+    "nearest class mean": ("embedding", fit_nearest_class_mean),
+    "Mahalanobis": ("embedding", fit_mahalanobis),
+    "k-nearest neighbours": ("embedding", lambda embedding, labels: fit_nearest_neighbours(embedding)),
+    "T-Sig": ("maps", fit_tsig),
+}
+
+
+def fit_scores(train: Clips):
+    """score(clips: Clips) -> {name: (V,)}, every score in SCORES whose field `train` has."""
+    there = {name: entry for name, entry in SCORES.items() if getattr(train, entry[0]) is not None}
+    fitted = {name: (field, fit(getattr(train, field), train.label)) for name, (field, fit) in there.items()}
+    return lambda clips: {name: score(getattr(clips, field)) for name, (field, score) in fitted.items()}
+
+
+# ---------------------------------------------------------------- how well a score tells unseen from seen
+
+
+def check_scores(seen, unseen):
+    for name, scores in (("seen", seen), ("unseen", unseen)):
+        if not len(scores) or not np.isfinite(scores).all():
+            raise ValueError(f"{len(scores)} scores of {name} clips: there must be some, all of them finite")
+
+
+def auroc(seen, unseen) -> float:
+    """The share of pairs of scores (V,), (U,) where the unseen clip's is higher, ties half (Hanley & McNeil 1982)."""
+    check_scores(seen, unseen)
+    return float(roc_auc_score(np.repeat([0, 1], [len(seen), len(unseen)]), np.concatenate([seen, unseen])))
+
+
+def fpr_at_tpr(seen, unseen, tpr=0.95) -> float:
+    """The share of seen clips (V,) called unseen at the highest threshold that finds at least `tpr` of the unseen (U,).
+
+    The threshold is a clip's score, and a score equal to it is called unseen. Chance is `tpr`. Liu et al. (2020) and
+    many others turn it round: the share of unseen clips accepted where 95% of the seen are.
+    """
+    check_scores(seen, unseen)
+    found = int(np.ceil(tpr * len(unseen) - 1e-9))  # 0.07 * 100 is 7.000000000000001
+    return float(np.mean(np.asarray(seen) >= np.sort(unseen)[len(unseen) - found]))
+
+
+def group_bootstrap(seen, unseen, seen_group, unseen_group, tpr=0.95, repeats=1000, seed=0) -> dict:
+    """95% percentile intervals {"auroc": [low, high], "fpr_at_tpr": [low, high]} of scores (V,), (U,) in groups (V,),
+    (U,): whole groups are drawn with replacement, seen and unseen ones apart (Efron & Tibshirani 1993).
+
+    None where a side has a single group, of which a bootstrap knows no variation. Scores of the same clips with the
+    same seed meet the same draws.
+    """
+    check_scores(seen, unseen)
+    sides = [(seen, np.unique(seen_group, return_inverse=True)[1])]
+    sides += [(unseen, np.unique(unseen_group, return_inverse=True)[1])]
+    if min(place.max() for _, place in sides) == 0:
+        return {"auroc": None, "fpr_at_tpr": None}
+    random, drawn = np.random.default_rng(seed), np.empty((repeats, 2))
+    for i in range(repeats):
+        sample = []
+        for scores, place in sides:
+            groups = place.max() + 1
+            times = np.bincount(random.integers(groups, size=groups), minlength=groups)
+            sample.append(np.repeat(scores, times[place]))
+        drawn[i] = auroc(*sample), fpr_at_tpr(*sample, tpr)
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=0).tolist()
+    return {"auroc": [low[0], high[0]], "fpr_at_tpr": [low[1], high[1]]}
+
+
+class LeftOut(NamedTuple):
+    """Scores by a model that one generator was left out of: (V, S), or (V,) of one score as in group_bootstrap."""
+
+    seen: np.ndarray  # (V, S), test clips of the generators it trained on
+    unseen: np.ndarray  # (U, S), clips of the generator left out, all its test clips among them
+    seen_group: np.ndarray  # (V,), of the index
+    unseen_group: np.ndarray  # (U,)
+
+
+def combine(left_out: dict[str, LeftOut]) -> dict[str, LeftOut]:
+    """Per left-out generator, its S scores combined to one: (V, S) -> (V,), (U, S) -> (U,), the log odds of unseen.
+
+    A logistic regression on standardised scores (stacking, Wolpert 1992) is fitted on unseen clips, and nobody has
+    those of a generator never met: so on the other left-out generators' alone. Their models did see the generator
+    tested; clips of its groups are dropped there too, or it would be learned as a negative, which pushes pure noise
+    below an AUROC of 0.5. Every score is taken to be on one scale in all the models.
+    """
+    combined = {}
+    for tested, own in left_out.items():
+        scores, labels = [], []
+        for other in (left_out[name] for name in left_out if name != tested):
+            for side, group, label in ((other.seen, other.seen_group, 0), (other.unseen, other.unseen_group, 1)):
+                free = side[~np.isin(group, own.unseen_group)]
+                scores.extend(free)
+                labels.extend([label] * len(free))
+        if len(set(labels)) < 2:
+            raise ValueError(f"{tested}: a combination needs another left-out generator, in groups of its own")
+        regression = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
+        decide = regression.fit(scores, labels).decision_function
+        combined[tested] = own._replace(seen=decide(own.seen), unseen=decide(own.unseen))
+    return combined
+
+
+# ---------------------------------------------------------------- where unseen clips land
+
+
+def lands_on(probabilities, others, classes, wanted) -> dict:
+    """How many of an unseen generator's clips (V, C) are called `wanted`, the class (SD version, team) it should share.
+
+    Chance is the share of `others` (W, C), clips of unseen generators of other classes, that are called so too: a
+    class that draws whatever is strange proves nothing. Seen clips of other classes would flatter, since the model was
+    trained to keep them off. 95% intervals (Wilson 1927) take clips as independent: with few sources, too narrow.
+    """
+    if wanted not in classes or not len(probabilities) or not len(others):
+        raise ValueError(f"{wanted}: {len(probabilities)} clips, {len(others)} others, classes {', '.join(classes)}")
+    result = {}
+    for share, clips in (("share", probabilities), ("chance", others)):
+        count = int(np.sum(np.argmax(clips, axis=1) == list(classes).index(wanted)))
+        low, high = binomtest(count, len(clips)).proportion_ci(method="wilson")
+        result |= {f"{share}_videos": len(clips), share: count / len(clips), f"{share}_interval": [low, high]}
+    return result
