@@ -9,6 +9,7 @@ corpus            a folder of real clips with clips.csv (path,label,repo,notes):
                   all five levels, as the clips are and equalized, beside a metadata-only and a linear probe
 mobilenet-layers  three layers of MobileNet on the corpus at GEN-L: linear probe, and SAGA in one stage
 options           what --pool, --dtype and --encoder-dtype change, in tokens and at GEN-L
+unseen-generators  which scores tell generators left out of training from seen ones, and which kin they are taken for
 
 All but the first write results/<name>.json and .md; results/corpus.* keeps the rows of other encoders.
 """
@@ -21,6 +22,7 @@ from baselines import linear_probe
 from common import run_script
 from comparisons import ENCODERS, corpus, mobilenet_layers, options
 from evaluation import score
+from open_set import unseen_generators
 from stages import SMALL_DATA, stage, train
 
 
@@ -85,7 +87,13 @@ def demo(args):
     print(f"figures: {', '.join(sorted(str(path) for path in Path(run).glob('*.png')))}")
 
 
-ENTRIES = {"demo": demo, "corpus": corpus, "mobilenet-layers": mobilenet_layers, "options": options}
+ENTRIES = {
+    "demo": demo,
+    "corpus": corpus,
+    "mobilenet-layers": mobilenet_layers,
+    "options": options,
+    "unseen-generators": unseen_generators,
+}
 
 
 def main(argv=None):

@@ -1,0 +1,45 @@
+"""Generators left out of training: rows of scores, and where their clips land."""
+
+import numpy as np
+import pytest
+
+import open_set
+from common import load_generators
+from features import write_json
+from unknown import LeftOut
+
+
+def test_a_perfect_and_a_useless_score_look_alike():
+    random = np.random.default_rng(0)
+    groups = np.arange(60)
+    perfect, useless = (
+        {"Sora": LeftOut(random.normal(size=60), random.normal(shift, size=60), groups, groups)} for shift in (9, 0)
+    )
+    entries = [open_set.score_row("s", [one, one])["generators"]["Sora"] for one in (perfect, useless)]
+    assert (entries[0]["auroc"], entries[0]["fpr_at_tpr"]) == (1, 0)
+    low, high = entries[1]["interval"]
+    assert low < 0.5 < high and entries[1]["fpr_at_tpr"] > 0.8
+    assert (entries[0]["seen"], entries[0]["unseen"]) == (60, 60)
+
+
+def test_means_over_seeds_are_those_of_one_seed():
+    seen, groups = np.array([0.0, 1]), np.arange(2)
+    seeds = [{"Sora": LeftOut(seen, unseen, groups, groups)} for unseen in (np.array([2.0, 3]), np.array([-1.0, -2]))]
+    entry = open_set.score_row("s", seeds)["generators"]["Sora"]
+    assert (entry["auroc"], entry["fpr_at_tpr"]) == (pytest.approx(0.5), pytest.approx(0.5))
+
+
+def test_kin_is_looked_for_where_there_is_none(tmp_path):
+    """DynamiCrafter lands on SD 2.1, ModelScope half of the time, Latte's clips never do and are their chance."""
+    write_json(tmp_path / "sd.json", {"classes": ["Real", "SD 2.1", "SD 1.4"]})
+    called = {"DynamiCrafter": [1, 1], "ModelScope": [1, 2], "Latte": [0, 2, 2, 2], "HotShot": [1, 1, 0, 0]}
+    generators = [name for name, classes in called.items() for _ in classes]
+    arrays = {"generator": np.array(["SVD", *generators]), "split": np.array(["test"] + ["unseen"] * len(generators))}
+    places = np.concatenate([[0], *called.values()])
+    np.savez(tmp_path / "sd_embeddings.npz", probabilities=np.eye(3)[places], **arrays)
+    rows = {row["generator"]: row for row in open_set.landing(tmp_path, "sd", load_generators())}
+    assert set(rows) == {"DynamiCrafter", "ModelScope", "Latte"}  # nobody trained has HotShot's SDXL
+    assert [rows[name]["share"] for name in rows] == [1, 0.5, 0.75]
+    assert rows["ModelScope"]["chance"] == pytest.approx(2 / 8)  # of Latte's and HotShot's clips
+    assert rows["Latte"]["chance"] == pytest.approx(1 / 8)
+    assert "| SD-L | ModelScope | SD 2.1 | 0 | 0.50 (" in open_set.landing_table([rows["ModelScope"] | {"seed": 0}])[2]
