@@ -108,11 +108,21 @@ def landing(run, level, known):
 
 
 def landing_table(landed):
-    cells = []
+    """A row per level and generator; shares by seed, of which results/unseen-landing.json has the intervals."""
+    cells = {}
     for row in landed:
-        shares = []
-        for key in ("share", "chance"):
-            low, high = row[f"{key}_interval"]
-            shares.append(f"{row[key]:.2f} ({low:.2f}-{high:.2f}), {row[f'{key}_videos']} clips")
-        cells.append([f"{row['level'].upper()}-L", row["generator"], row["kin"], f"{row['seed']}", *shares])
-    return table(["level", "left out", "its kin", "seed", "called its kin", "other left-out ones called so"], cells)
+        start = [f"{row['level'].upper()}-L", row["generator"], row["kin"], f"{row['share_videos']}"]
+        shares = cells.setdefault((row["level"], row["generator"]), [*start, [], f"{row['chance_videos']}", []])
+        shares[4].append(f"{row['share']:.2f}")
+        shares[6].append(f"{row['chance']:.2f}")
+    rows = [[", ".join(cell) if isinstance(cell, list) else cell for cell in row] for row in cells.values()]
+    header = [
+        "level",
+        "left out",
+        "its kin",
+        "its clips",
+        "called its kin, by seed",
+        "others' clips",
+        "called so, by seed",
+    ]
+    return table(header, rows)

@@ -42,4 +42,8 @@ def test_kin_is_looked_for_where_there_is_none(tmp_path):
     assert [rows[name]["share"] for name in rows] == [1, 0.5, 0.75]
     assert rows["ModelScope"]["chance"] == pytest.approx(2 / 8)  # of Latte's and HotShot's clips
     assert rows["Latte"]["chance"] == pytest.approx(1 / 8)
-    assert "| SD-L | ModelScope | SD 2.1 | 0 | 0.50 (" in open_set.landing_table([rows["ModelScope"] | {"seed": 0}])[2]
+    lines = open_set.landing_table([rows["ModelScope"], rows["Latte"], rows["ModelScope"] | {"share": 1}])
+    assert lines[2:] == [
+        "| SD-L | ModelScope | SD 2.1 | 2 | 0.50, 1.00 | 8 | 0.25, 0.25 |",
+        "| SD-L | Latte | SD 1.4 | 4 | 0.75 | 8 | 0.12 |",
+    ]
