@@ -4,14 +4,14 @@
     python reproduce.py demo
     python reproduce.py corpus --corpus ../shared/corpus
 
-demo              simulate the zoo, extract, pretrain, attribute at four levels; one table; results in runs/demo
-corpus            a folder of real clips with clips.csv (path,label,repo,notes): five-fold grouped cross-validation of
-                  all five levels, as the clips are and equalized, beside a metadata-only and a linear probe
-mobilenet-layers  three layers of MobileNet on the corpus at GEN-L: linear probe, and SAGA in one stage
-options           what --pool, --dtype and --encoder-dtype change, in tokens and at GEN-L
+demo               simulate the zoo, extract, pretrain, attribute at four levels; one table; results in runs/demo
+corpus             a folder of real clips with clips.csv (path,label,repo,notes): five-fold grouped cross-validation of
+                   all five levels, as the clips are and equalized, beside a metadata-only and a linear probe
+mobilenet-layers   three layers of MobileNet on the corpus at GEN-L: linear probe, and SAGA in one stage
+options            what --pool, --dtype and --encoder-dtype change, in tokens and at GEN-L
 unseen-generators  which scores tell generators left out of training from seen ones, and which kin they are taken for
 
-All but the first write results/<name>.json and .md; results/corpus.* keeps the rows of other encoders.
+All but the first write results/*.json and .md; results/corpus.* keeps the rows of other encoders.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def get_args(argv=None):
     parser.add_argument("--encoder-weights", help="mobilenet's weights, for a machine that cannot download them")
     parser.add_argument("--features", help="folder of the features; default features/demo or features/corpus")
     parser.add_argument("--run", help="folder of the runs; default runs/demo or runs/corpus")
-    parser.add_argument("--seeds", type=int, default=1, help="corpus: repetitions with other folds and weights")
+    parser.add_argument("--seeds", type=int, default=1, help="repetitions with other weights and, of the corpus, folds")
     parser.add_argument("--limit", type=int, help="at most this many videos per generator: a small run")
     args = parser.parse_args(argv)
     if not args.name and not args.list:
@@ -99,7 +99,7 @@ ENTRIES = {
 def main(argv=None):
     args = get_args(argv)
     if args.list:
-        print("\n".join(f"{name:16} {entry.__doc__.strip()}" for name, entry in ENTRIES.items()))
+        print("\n".join(f"{name:18} {' '.join(entry.__doc__.split())}" for name, entry in ENTRIES.items()))
         return None
     return ENTRIES[args.name](args)
 
