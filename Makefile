@@ -2,12 +2,12 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo corpus mobilenet-layers options test check parity lint clean
+.PHONY: demo corpus mobilenet-layers options unseen-generators test check parity lint clean
 
 demo: .venv/ready
 	$(RUN) reproduce.py demo
 
-corpus mobilenet-layers options: .venv/ready
+corpus mobilenet-layers options unseen-generators: .venv/ready
 	$(RUN) reproduce.py $@
 
 test: .venv/ready

@@ -16,7 +16,7 @@ from baselines import PROBES
 from common import LEVELS
 from evaluation import wilson_interval
 from features import features_file, map_tokens, read_index, read_json
-from stages import SMALL_DATA, stage, train, write_results
+from stages import SMALL_DATA, results_folder, stage, train, write_results
 
 FOLDS = 5
 TRAINING = f"{SMALL_DATA} --best last --epochs 12 --weight-decay 0.05"
@@ -64,20 +64,19 @@ def extract_corpus(args, flags):
         raise ValueError(f"{args.corpus}/clips.csv is missing; name the folder of real clips with --corpus")
     videos = Path(args.features or "features/corpus").with_suffix(".csv")
     corpus_csv(args.corpus, videos)
-    return extract(args, videos, videos.with_suffix(""), flags)
+    return extract(args, videos, videos.with_suffix(""), f"{flags} --limit {args.limit}" if args.limit else flags)
 
 
 def extract_zoo(args, flags):
     """Features of 30 simulated clips per generator."""
     stage("simulate_videos")
-    return extract(args, "data/zoo", Path("features/zoo"), f"{flags} --limit 30")
+    return extract(args, "data/zoo", Path(args.features or "features/zoo"), f"{flags} --limit {args.limit or 30}")
 
 
 def extract(args, videos, features, flags):
     folder = features.with_name("-".join([features.name, *re.findall(r"\w+", flags)]))
     weights = ["--encoder-weights", args.encoder_weights] if "mobilenet" in flags and args.encoder_weights else []
-    limit = ["--limit", args.limit] if args.limit else []
-    stage("01_extract_features", "--videos", videos, "--features", folder, *flags.split(), *weights, *limit)
+    stage("01_extract_features", "--videos", videos, "--features", folder, *flags.split(), *weights)
     return folder
 
 
@@ -101,7 +100,7 @@ def accuracy_row(seeds):
     `seeds` holds per seed and fold what `called` returns.
     """
     models = {}
-    for model in ("SAGA", *reversed(PROBES)):
+    for model in ("SAGA", *PROBES):
         micro, macro, folds = [], [], []
         for tests in seeds:
             labels, said = (np.concatenate([fold[key] for fold in tests]) for key in ("labels", model))
@@ -152,7 +151,7 @@ def corpus(args):
         for level in LEVELS:
             row = accuracy_row([[fold[level] for fold in folds] for folds in seeds])
             results.append({"encoder": args.encoder, "clips": variant, "level": level} | row)
-    write_corpus(results)
+    write_corpus(args, results)
     return results
 
 
@@ -162,9 +161,9 @@ def five_levels(features, run, seed, k):
     return {level: called(level, run, seed, *place, *([] if level == "bin" else ["--normalize"])) for level in LEVELS}
 
 
-def write_corpus(results):
+def write_corpus(args, results):
     """Add an encoder's rows to results/corpus.*, in place of its older ones."""
-    path = Path("results/corpus.json")
+    path = results_folder(args) / "corpus.json"
     older = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     rows = [row for row in older if row["encoder"] != results[0]["encoder"]] + results
     order = {key: i for i, key in enumerate([*VARIANTS, *LEVELS])}
@@ -177,12 +176,12 @@ def write_corpus(results):
         cells[-1] += [f"{metadata['micro']:.2f} / {metadata['macro']:.2f}"]
         cells[-1] += [", ".join(f"{value:.2f}" for value in saga["folds"][0])]
     header = ["clips", "level", "encoder", "classes", *ACCURACY, "metadata micro / macro", "SAGA by fold"]
-    write_results("corpus", rows, table(header, cells))
+    write_results(args, "corpus", rows, table(header, cells))
 
 
 # ---------------------------------------------------------------- the entries mobilenet-layers and options
 
-# Per encoder its settings: (flags of 01, flags of 03). The first is what the tokens of the others are compared with.
+# Per encoder its settings: (flags of 01, flags of 03). Tokens are compared with those of the first.
 LAYERS = {
     "mobilenet": {  # four tokens a frame each
         f"--layer {layer} --pool {pool}": (f"--encoder mobilenet --layer {layer} --pool {pool}", "")
@@ -218,21 +217,22 @@ def compare(args, name, encoders, datasets):
     rows, cells = [], []
     for data, equalize in datasets.items():
         for encoder, settings in encoders.items():
-            reference = None
+            folders = []
             for setting, (extraction, training) in settings.items():
                 folder = (
                     extract_zoo(args, extraction) if data == "zoo" else extract_corpus(args, f"{extraction} {equalize}")
                 )
-                reference = reference or folder
+                folders.append(folder)
                 seeds = one_stage(args, folder, training, [None] if data == "zoo" else range(1, FOLDS + 1))
-                row = {"clips": data, "encoder": encoder, "setting": setting, "change": token_change(folder, reference)}
+                row = {"clips": data, "encoder": encoder, "setting": setting}
+                row["change"] = None if folder in folders[:-1] else token_change(folder, folders[0])
                 rows.append(row | accuracy_row(seeds))
                 recipe = read_json(folder / "recipe.json")
                 tokens = f"{recipe['tokens']} x {recipe['dim']}"
-                tokens += "" if row["change"] is None else f", {row['change']:.3f}"
+                tokens += "" if row["change"] is None else f" ({row['change']:.3f})"
                 cells.append([data, encoder, f"`{setting}`", tokens, *accuracy_cells(rows[-1])])
-    header = ["clips", "encoder", "setting", "tokens, change", *ACCURACY]
-    write_results(name, rows, table(header, cells))
+    header = ["clips", "encoder", "setting", "tokens (change)" if any(row["change"] for row in rows) else "tokens"]
+    write_results(args, name, rows, table([*header, *ACCURACY], cells))
     return rows
 
 

@@ -10,8 +10,19 @@ import numpy as np
 from common import keras, level_value, load_generators
 from comparisons import TRAINING, extract_zoo, table
 from features import read_json
-from stages import stage, train, write_results
-from unknown import SCORES, Clips, LeftOut, auroc, combine, fit_scores, fpr_at_tpr, group_bootstrap, lands_on
+from stages import stage, write_results
+from unknown import (
+    SCORES,
+    Clips,
+    LeftOut,
+    auroc,
+    combine,
+    fit_scores,
+    fpr_at_tpr,
+    group_bootstrap,
+    head_logits,
+    lands_on,
+)
 
 LEFT_OUT = ("DynamiCrafter", "ModelScope", "Latte", "HotShot", "Pika", "Sora")
 KIN_LEVELS = ("sd", "team")
@@ -19,22 +30,26 @@ KIN_LEVELS = ("sd", "team")
 
 def unseen_generators(args):
     """Six of the zoo's generators left out: which scores tell them from seen ones at GEN-L, where they land at SD-L and
-    TEAM-L; 30 simulated clips per class, five minutes a seed."""
+    TEAM-L; 30 simulated clips per class, two minutes a seed."""
     features, known = extract_zoo(args, "--pool 2"), load_generators()
     trained = ",".join(name for name in known if name not in (*LEFT_OUT, "Real"))
-    told, landed = [], []
+    scores, landed, models = [], [], []
     for seed in range(args.seeds):
-        place = ["--features", features, "--run", Path(args.run or "runs/unseen") / f"seed{seed}", "--seed", seed]
+        run = Path(args.run or "runs/unseen") / features.name / f"seed{seed}"
+        place = ["--features", features, "--run", run, "--seed", seed]
         for level in ("gen", *KIN_LEVELS):
-            train(level, *place, *TRAINING.split(), "--init", "scratch", "--loss", "ce", "--train-generators", trained)
+            flags = ["--level", level, "--init", "scratch", "--loss", "ce", "--train-generators", trained]
+            metrics = stage("03_attribute", *place, *TRAINING.split(), *flags)
+            kept = ("level", "videos", "accuracy", "macro_accuracy", "majority", "uniform")
+            models.append({"seed": seed} | {key: metrics[key] for key in kept})
         flags = ["--splits", "train,test,unseen", "--strata", "none", "--no-controls", "--repeats", 1]
         stage("04_tsigs", *place, *flags)
-        told.append(scores_of(place[3]))
-        landed += [row | {"seed": seed} for level in KIN_LEVELS for row in landing(place[3], level, known)]
-    rows = [score_row(name, [seed[name] for seed in told]) for name in told[0]]
-    write_results("unseen-scores", rows, score_table(rows))
-    write_results("unseen-landing", landed, landing_table(landed))
-    return {"scores": rows, "landing": landed}
+        scores.append(scores_of(run))
+        landed += [row | {"seed": seed} for level in KIN_LEVELS for row in landing(run, level, known)]
+    rows = [score_row(name, [seed[name] for seed in scores]) for name in scores[0]]
+    write_results(args, "unseen-scores", {"models": models, "scores": rows}, score_table(rows))
+    write_results(args, "unseen-landing", landed, landing_table(landed))
+    return {"models": models, "scores": rows, "landing": landed}
 
 
 def scores_of(run):
@@ -45,7 +60,7 @@ def scores_of(run):
         found = {key: arrays[key][place] for key in ("embedding", "probabilities", "generator", "class", "split")}
         found |= {key: signatures[key] for key in ("maps", "group")}
     head = keras.saving.load_model(run / "gen.keras", compile=False).classifier
-    found["logits"] = keras.ops.convert_to_numpy(head(found["embedding"]))
+    found["logits"] = head_logits(found["embedding"], *head.get_weights())
 
     def clips(chosen):
         arrays = {key: found[key][chosen] for key in ("embedding", "probabilities", "logits", "maps")}
@@ -53,17 +68,17 @@ def scores_of(run):
 
     score = fit_scores(clips(found["split"] == "train"))
     test = found["split"] == "test"
-    seen, every = score(clips(test)), {}
+    seen, left_out = score(clips(test)), {}
     for name in LEFT_OUT:
         own = (found["split"] == "unseen") & (found["generator"] == name)
         unseen = score(clips(own))
         sides = (np.stack([side[key] for key in SCORES], axis=1) for side in (seen, unseen))
-        every[name] = LeftOut(*sides, found["group"][test], found["group"][own])
+        left_out[name] = LeftOut(*sides, found["group"][test], found["group"][own])
     single = {
-        key: {name: one._replace(seen=one.seen[:, i], unseen=one.unseen[:, i]) for name, one in every.items()}
+        key: {name: one._replace(seen=one.seen[:, i], unseen=one.unseen[:, i]) for name, one in left_out.items()}
         for i, key in enumerate(SCORES)
     }
-    return single | {"all, combined": combine(every)}
+    return single | {"all, combined": combine(left_out)}
 
 
 def score_row(name, seeds):
@@ -109,20 +124,21 @@ def landing(run, level, known):
 
 def landing_table(landed):
     """A row per level and generator; shares by seed, of which results/unseen-landing.json has the intervals."""
-    cells = {}
+    by_generator = {}
     for row in landed:
-        start = [f"{row['level'].upper()}-L", row["generator"], row["kin"], f"{row['share_videos']}"]
-        shares = cells.setdefault((row["level"], row["generator"]), [*start, [], f"{row['chance_videos']}", []])
-        shares[4].append(f"{row['share']:.2f}")
-        shares[6].append(f"{row['chance']:.2f}")
-    rows = [[", ".join(cell) if isinstance(cell, list) else cell for cell in row] for row in cells.values()]
+        by_generator.setdefault((row["level"], row["generator"]), []).append(row)
+    cells = []
+    for (level, name), rows in by_generator.items():
+        share, chance = (", ".join(f"{row[key]:.2f}" for row in rows) for key in ("share", "chance"))
+        counts = [f"{rows[0][key]}" for key in ("share_videos", "chance_videos")]
+        cells.append([f"{level.upper()}-L", name, rows[0]["kin"], counts[0], share, counts[1], chance])
     header = [
         "level",
         "left out",
         "its kin",
         "its clips",
-        "called its kin, by seed",
+        "called its kin by seed",
         "others' clips",
-        "called so, by seed",
+        "called so by seed",
     ]
-    return table(header, rows)
+    return table(header, cells)

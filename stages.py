@@ -26,8 +26,16 @@ def train(level, *arguments):
         return metrics, choose_videos(read_index(args.features), level, args)
 
 
-def write_results(name, results, lines):
-    """Write results/<name>.json and, the lines of its table, .md; print the table."""
-    write_json(Path(f"results/{name}.json"), results)
-    Path(f"results/{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+def results_folder(args):
+    """Where an experiment writes: results, or a folder in it for a small run."""
+    folder = Path(f"results/limit-{args.limit}" if args.limit else "results")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_results(args, name, results, lines):
+    """Write <name>.json and, the lines of its table, <name>.md; print the table."""
+    folder = results_folder(args)
+    write_json(folder / f"{name}.json", results)
+    (folder / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))

@@ -49,8 +49,10 @@ def head_logits(embedding, weights, bias):
 def class_means(values, labels):
     """Means (K, N) of the K classes in labels (V,), and values (V, N) less the mean of their own class."""
     values, (_, place) = np.float64(values), np.unique(labels, return_inverse=True)
-    if not len(values) or len(values) != len(place) or not np.isfinite(values).all():
-        raise ValueError(f"{len(values)} training clips, {len(place)} labels: none, unequal, or values not finite")
+    if not len(values) or len(values) != len(place):
+        raise ValueError(f"{len(values)} training clips and {len(place)} labels; there must be some, and as many")
+    if not np.isfinite(values).all():
+        raise ValueError("values of training clips are not finite; leave out clips without a window free of padding")
     means = np.stack([values[place == k].mean(axis=0) for k in range(place.max() + 1)])
     return means, values - means[place]
 
@@ -186,24 +188,40 @@ def combine(left_out: dict[str, LeftOut]) -> dict[str, LeftOut]:
     """Per left-out generator, its S scores combined to one: (V, S) -> (V,), (U, S) -> (U,), the log odds of unseen.
 
     A logistic regression on standardised scores (stacking, Wolpert 1992) is fitted on unseen clips, and nobody has
-    those of a generator never met: so on the other left-out generators' alone. Their models did see the generator
-    tested; clips of its groups are dropped there too, or it would be learned as a negative, which pushes pure noise
-    below an AUROC of 0.5. Every score is taken to be on one scale in all the models.
+    those of a generator never met: so on the other left-out generators' alone. Nor on any group that it scores, or it
+    would know the answers: clips of the tested generator are dropped from the others' seen ones, and seen clips are
+    scored in two halves by groups, each by a fit without it; unseen ones by the mean of both fits. The models may be
+    different ones or the same; every score is taken to be on one scale in all of them.
     """
     combined = {}
     for tested, own in left_out.items():
-        scores, labels = [], []
-        for other in (left_out[name] for name in left_out if name != tested):
-            for side, group, label in ((other.seen, other.seen_group, 0), (other.unseen, other.unseen_group, 1)):
-                free = side[~np.isin(group, own.unseen_group)]
-                scores.extend(free)
-                labels.extend([label] * len(free))
-        if len(set(labels)) < 2:
-            raise ValueError(f"{tested}: a combination needs another left-out generator, in groups of its own")
-        regression = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
-        decide = regression.fit(scores, labels).decision_function
-        combined[tested] = own._replace(seen=decide(own.seen), unseen=decide(own.unseen))
+        others = [scores for name, scores in left_out.items() if name != tested]
+        half = np.unique(own.seen_group, return_inverse=True)[1] % 2
+        seen, unseen = np.empty(len(half)), []
+        for side in np.unique(half):
+            scored = half == side
+            decide = fit_combination(others, np.concatenate([own.unseen_group, own.seen_group[scored]]), tested)
+            seen[scored] = decide(own.seen[scored])
+            unseen.append(decide(own.unseen))
+        combined[tested] = own._replace(seen=seen, unseen=np.mean(unseen, axis=0))
     return combined
+
+
+def fit_combination(others, barred, tested):
+    """score((V, S)) -> (V,), the log odds of unseen, fitted on the other LeftOuts' clips outside the barred groups."""
+    scores, labels = [], []
+    for other in others:
+        for side, group, label in ((other.seen, other.seen_group, 0), (other.unseen, other.unseen_group, 1)):
+            free = side[~np.isin(group, barred)]
+            scores.extend(free)
+            labels.extend([label] * len(free))
+    if len(set(labels)) < 2:
+        raise ValueError(f"{tested}: a combination needs another left-out generator, and seen clips in other groups")
+    return (
+        make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
+        .fit(scores, labels)
+        .decision_function
+    )
 
 
 # ---------------------------------------------------------------- where unseen clips land
@@ -216,8 +234,10 @@ def lands_on(probabilities, others, classes, wanted) -> dict:
     class that draws whatever is strange proves nothing. Seen clips of other classes would flatter, since the model was
     trained to keep them off. 95% intervals (Wilson 1927) take clips as independent: with few sources, too narrow.
     """
-    if wanted not in classes or not len(probabilities) or not len(others):
-        raise ValueError(f"{wanted}: {len(probabilities)} clips, {len(others)} others, classes {', '.join(classes)}")
+    if wanted not in classes:
+        raise ValueError(f"{wanted} is no class of the model ({', '.join(classes)}); train it with one that has it")
+    if not len(probabilities) or not len(others):
+        raise ValueError(f"{wanted}: {len(probabilities)} clips and {len(others)} others; there must be some of both")
     result = {}
     for share, clips in (("share", probabilities), ("chance", others)):
         count = int(np.sum(np.argmax(clips, axis=1) == list(classes).index(wanted)))

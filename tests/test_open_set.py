@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 import open_set
-from common import load_generators
+from common import build_saga, load_generators
+from evaluation import softmax
 from features import write_json
-from unknown import LeftOut
+from unknown import SCORES, LeftOut
 
 
 def test_a_perfect_and_a_useless_score_look_alike():
@@ -47,3 +48,34 @@ def test_kin_is_looked_for_where_there_is_none(tmp_path):
         "| SD-L | ModelScope | SD 2.1 | 2 | 0.50, 1.00 | 8 | 0.25, 0.25 |",
         "| SD-L | Latte | SD 1.4 | 4 | 0.75 | 8 | 0.12 |",
     ]
+
+
+def test_embeddings_and_signatures_of_different_videos_are_put_together(tmp_path):
+    """The npz of 03 and 04 list the same videos in other orders, and 04 lacks one that is too short."""
+    random, seen = np.random.default_rng(0), ("Real", "SVD", "Lavie")
+    rows = [(f"{name}/{i}", name, name, ("train", "test")[i % 2]) for name in seen for i in range(8)]
+    rows += [(f"{name}/{i}", name, "unseen", "unseen") for name in open_set.LEFT_OUT for i in range(4)]
+    model = build_saga(3, frames=8, tokens=2, dim=24, class_names=seen)
+    model.save(tmp_path / "gen.keras")
+    embedding = random.normal(size=(len(rows), 24))
+    odd = np.array([row[0] in ("Sora/1", "Sora/2") for row in rows])
+    embedding[odd] *= 100  # far from every training clip, whatever the order
+    columns = {
+        key: np.array([row[i] for row in rows]) for i, key in enumerate(("video", "generator", "class", "split"))
+    }
+    arrays = columns | {"embedding": embedding, "probabilities": softmax(np.asarray(model.classifier(embedding)))}
+    np.savez(tmp_path / "gen_embeddings.npz", **arrays)
+    order = random.permutation(np.flatnonzero(columns["video"] != "Sora/0"))
+    signatures = {"video": columns["video"][order], "group": columns["video"][order]}
+    np.savez(tmp_path / "gen_tsigs.npz", maps=random.random((len(order), 8, 8)), **signatures)
+    scores = open_set.scores_of(tmp_path)
+    found = scores["nearest class mean"]["Sora"]
+    assert sorted(found.unseen_group) == ["Sora/1", "Sora/2", "Sora/3"] and len(found.seen) == 12
+    far = dict(zip(found.unseen_group, found.unseen, strict=True))
+    assert min(far["Sora/1"], far["Sora/2"]) > 20 * far["Sora/3"]
+    energies = -np.log(np.exp(np.float64(model.classifier(embedding))).sum(axis=1))
+    wanted = {video: energies[i] for i, video in enumerate(columns["video"])}
+    one = scores["energy"]["Pika"]
+    np.testing.assert_allclose(one.unseen, [wanted[name] for name in one.unseen_group], rtol=1e-4)
+    np.testing.assert_allclose(one.seen, [wanted[name] for name in one.seen_group], rtol=1e-4)
+    assert set(scores) == {*SCORES, "all, combined"}
