@@ -55,7 +55,7 @@ DEMO_LEVELS = {  # on few clips the paper's margin of 1 and lambda of 0.5 can pu
 
 
 def demo(args):
-    """Simulate, extract, pretrain, attribute: 6 minutes on two cores, no data needed; results in runs/demo."""
+    """Simulate, extract, pretrain, attribute: 10 minutes on two cores, no data needed; results in runs/demo."""
     name = f"demo-{args.limit}" if args.limit else "demo"
     run, features = args.run or f"runs/{name}", args.features or f"features/{name}"
     limit = ["--limit", args.limit] if args.limit else []
