@@ -19,7 +19,7 @@ import argparse
 import time
 from pathlib import Path
 
-from common import SAGA, keras, mean_over_pairs, ops, run_script, triplet_terms
+from common import keras, mean_over_pairs, ops, run_script, triplet_terms
 from evaluation import draw_figures, evaluate, print_results
 from features import read_index
 from training import (
@@ -28,6 +28,7 @@ from training import (
     file_digest,
     finished_metrics,
     fit,
+    load_saga,
     make_optimizer,
     make_recipe,
     new_model,
@@ -81,13 +82,7 @@ def stage_two_loss(args):
 
 def start_from(model, path):
     """Copy stage 1's transformer into the model; the classifier keeps its fresh weights."""
-    try:
-        stage_one = keras.saving.load_model(path, compile=False)
-    except (OSError, ValueError, TypeError) as error:
-        why = " ".join(str(error).split())
-        raise ValueError(f"{path}: cannot be read as stage 1's model ({why}); run 02_pretrain_binary.py") from error
-    if not isinstance(stage_one, SAGA):
-        raise ValueError(f"{path} is not a model of 02_pretrain_binary.py")
+    stage_one = load_saga(path, "02_pretrain_binary.py")
     for key in ("frames", "tokens", "dim", "heads", "temporal_blocks"):
         if stage_one.config[key] != model.config[key]:
             raise ValueError(

@@ -17,7 +17,6 @@ About a minute on two cores for the simulated zoo.
 import argparse
 import hashlib
 import json
-import platform
 import time
 from collections import Counter
 from pathlib import Path
@@ -39,7 +38,7 @@ from signatures import (
     name_strata,
     run_files,
 )
-from training import features_recipe, file_digest, finished_metrics, index_digest
+from training import features_recipe, file_digest, finished_metrics, index_digest, versions
 
 
 def get_args(argv=None):
@@ -80,8 +79,7 @@ def make_recipe(args, index, model_file, embeddings_file):
         "index_sha256": index_digest(index),
         "model_sha256": file_digest(model_file),
         "embeddings_sha256": file_digest(embeddings_file),
-        "versions": {"python": platform.python_version(), "keras": keras.__version__, "numpy": np.__version__}
-        | {"backend": keras.backend.backend()},
+        "versions": versions(),
         "git": git_commit(),
     }
 

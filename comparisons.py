@@ -1,7 +1,10 @@
 """Encoders, layers and options compared on few clips: SAGA beside probes, by grouped cross-validation.
 
-The functions `corpus`, `mobilenet_layers` and `options` are entries of reproduce.py and take its arguments. A corpus is
-a folder of real clips with clips.csv (path,label,repo,notes).
+reads   a corpus, a folder of real clips with clips.csv (path,label,repo,notes), or the simulated zoo
+writes  features/, runs/, and results/<name>.json and .md: accuracies of SAGA and the probes, beside chance, per setting
+
+`corpus`, `mobilenet_layers` and `options` are entries of reproduce.py and take its arguments. Of 233 real clips expect
+accuracies near those of the probes, with intervals of 6 points.
 """
 
 import csv

@@ -1,6 +1,10 @@
 """Open question 1 of SAGA: are generators that a model never saw known as new, and do they land on their kin?
 
-The function `unseen_generators` is an entry of reproduce.py and takes its arguments; unknown.py has the scores.
+reads   30 simulated clips per generator
+writes  runs/unseen/; results/unseen-scores.*, AUROC and FPR by score and generator; results/unseen-landing.*, how
+        often a left-out generator is called by its SD version or team, beside the other left-out ones
+
+`unseen_generators` is an entry of reproduce.py and takes its arguments; the scores are those of unknown.py.
 """
 
 from pathlib import Path

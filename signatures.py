@@ -18,9 +18,8 @@ from sklearn.cluster import KMeans
 from tqdm import tqdm
 
 from baselines import mean_tokens
-from common import SAGA, keras
 from features import features_file
-from training import features_recipe, first_per, usable
+from training import features_recipe, first_per, load_saga, usable
 
 COUNTS = (1, 5, 20, 50, 100, 200, 500, 1000)  # clips per signature, as far as two classes have them
 MEASURES = ("accuracy", "within", "between", "raw_within", "raw_between", "classes", "chance")
@@ -48,12 +47,7 @@ def stage_of(level):
 def load_trained(path, args):
     """The model. Raises ValueError when it cannot be read, or when the features were made otherwise than its own."""
     again = f"run {stage_of(args.level)} on these features"
-    try:
-        model = keras.saving.load_model(path, compile=False)
-    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: cannot be read as a model ({' '.join(str(error).split())}); {again}") from error
-    if not isinstance(model, SAGA):
-        raise ValueError(f"{path} is not a model of {stage_of(args.level)}")
+    model = load_saga(path, stage_of(args.level))
     ours, theirs = features_recipe(args.features), model.config["features"]
     differing = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
     if differing := sorted(set(differing) - {"versions", "git"}):

@@ -19,6 +19,7 @@ import numpy as np
 
 from common import (
     HERE,
+    SAGA,
     WindowBatches,
     build_saga,
     class_index,
@@ -245,10 +246,26 @@ def make_recipe(level, args, rows, **more) -> dict:
         "test_index_sha256": index_digest(read_index(args.test_features)) if args.test_features else None,
         "table_sha256": file_digest(args.generators),
         **more,
-        "versions": {"python": platform.python_version(), "keras": keras.__version__, "numpy": np.__version__}
-        | {"backend": keras.backend.backend()},
+        "versions": versions(),
         "git": git_commit(),
     }
+
+
+def versions():
+    packages = {"python": platform.python_version(), "keras": keras.__version__, "numpy": np.__version__}
+    return packages | {"backend": keras.backend.backend()}
+
+
+def load_saga(path, script):
+    """A model of 02 or 03. Raises ValueError when the file is not one, naming the script that writes it."""
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"{path}: cannot be read as a model ({why}); run {script} again") from error
+    if not isinstance(model, SAGA):
+        raise ValueError(f"{path} is not a model of {script}")
+    return model
 
 
 def index_digest(rows):
