@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from baselines import linear_probe
-from common import run_script
+from common import positive, run_script
 from comparisons import ENCODERS, corpus, mobilenet_layers, options
 from evaluation import score
 from open_set import unseen_generators
@@ -37,8 +37,8 @@ def get_args(argv=None):
     parser.add_argument("--encoder-weights", help="mobilenet's weights, for a machine that cannot download them")
     parser.add_argument("--features", help="folder of the features, or the start of its name; default features/<data>")
     parser.add_argument("--run", help="folder of the runs; default runs/demo, corpus, compare or unseen")
-    parser.add_argument("--seeds", type=int, default=1, help="all but demo: other weights, and folds of the corpus")
-    parser.add_argument("--limit", type=int, help="at most this many videos per generator: a small run")
+    parser.add_argument("--seeds", type=positive, default=1, help="all but demo: other weights, and folds of the corpus")
+    parser.add_argument("--limit", type=positive, help="at most this many videos per generator: a small run")
     args = parser.parse_args(argv)
     if not args.name and not args.list:
         parser.error("name an experiment or pass --list")
