@@ -37,7 +37,7 @@ def get_args(argv=None):
     parser.add_argument("--encoder-weights", help="mobilenet's weights, for a machine that cannot download them")
     parser.add_argument("--features", help="folder of the features, or the start of its name; default features/<data>")
     parser.add_argument("--run", help="folder of the runs; default runs/demo, corpus, compare or unseen")
-    parser.add_argument("--seeds", type=positive, default=1, help="all but demo: other weights, and folds of the corpus")
+    parser.add_argument("--seeds", type=positive, default=1, help="all but demo: other weights and corpus folds")
     parser.add_argument("--limit", type=positive, help="at most this many videos per generator: a small run")
     args = parser.parse_args(argv)
     if not args.name and not args.list:
