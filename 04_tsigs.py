@@ -144,7 +144,7 @@ def heading(metrics, what):
     return title(metrics, f"\n{what}", f"clips of {', '.join(metrics['splits'])}")
 
 
-def draw(grid, metrics, what, path, diverging=False):
+def draw(grid, what, path, diverging=False):
     """Rows (name, [(label, map (L, L) or None), ...]) of panels on one colour scale. Maps are shown times L."""
     shown = np.stack([values for _, row in grid for _, values in row if values is not None])
     frames, columns = shown.shape[-1], max(len(row) for _, row in grid)
@@ -167,7 +167,7 @@ def draw(grid, metrics, what, path, diverging=False):
     figure.supylabel("attending frame", fontsize=9)
     zero = "0 = the mean" if diverging else "1 = uniform"
     figure.colorbar(image, ax=axes, aspect=30, label=f"attention x {frames}")
-    figure.suptitle(heading(metrics, f"{what}; attention x {frames}, {zero}"), fontsize=10)
+    figure.suptitle(f"{what}; attention x {frames}, {zero}", fontsize=10)
     save_figure(figure, path)
 
 
@@ -179,15 +179,17 @@ def draw_figures(metrics, signatures, maps, labels, strata, stem):
     """All figures. Signatures (L, L) by class, maps (V, L, L), labels (V,) by class name, strata (V,)."""
     per_class = metrics["per_class"]
     panels = {name: (f"{name}\nclips: {per_class[name]['clips']}", values) for name, values in signatures.items()}
-    draw(wrap("", [*panels.values()]), metrics, "T-Sigs", f"{stem}.png")
+    draw(wrap("", [*panels.values()]), heading(metrics, "T-Sigs"), f"{stem}.png")
     mean = np.mean([*signatures.values()], axis=0)
     apart = [(label, values - mean) for label, values in panels.values()]
-    draw(wrap("", apart), metrics, "T-Sigs less their mean over classes", f"{stem}_difference.png", diverging=True)
+    what = heading(metrics, "T-Sigs less their mean over classes")
+    draw(wrap("", apart), what, f"{stem}_difference.png", diverging=True)
     seen, unseen = ([panels[name] for name in panels if per_class[name]["seen"] == kind] for kind in (True, False))
     for ending in ("unseen", "strata"):  # may be of an earlier run
         Path(f"{stem}_{ending}.png").unlink(missing_ok=True)
     if unseen:
-        draw(wrap("seen", seen) + wrap("unseen", unseen), metrics, "T-Sigs, seen and unseen", f"{stem}_unseen.png")
+        grid = wrap("seen", seen) + wrap("unseen", unseen)
+        draw(grid, heading(metrics, "T-Sigs, seen and unseen"), f"{stem}_unseen.png")
     source, grid = metrics["strata"]["source"], []
     for stratum in largest_strata(strata) if source else []:
         cells = {name: maps[(labels == name) & (strata == stratum)] for name in signatures}
@@ -196,7 +198,7 @@ def draw_figures(metrics, signatures, maps, labels, strata, stem):
         ]
         grid.append((stratum, row))
     if grid:
-        draw(grid, metrics, f"T-Sigs by content; strata: {source}", f"{stem}_strata.png")
+        draw(grid, heading(metrics, f"T-Sigs by content; strata: {source}"), f"{stem}_strata.png")
 
 
 def main(argv=None):

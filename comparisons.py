@@ -7,7 +7,6 @@ writes  features/, runs/, and results/<name>.json and .md: accuracies of SAGA an
 accuracies near those of the probes, with intervals of 6 points.
 """
 
-import csv
 import json
 import math
 import re
@@ -17,84 +16,23 @@ import numpy as np
 
 from baselines import PROBES
 from common import LEVELS
-from evaluation import wilson_interval
+from corpora import ENCODERS, FOLDS, VARIANTS, extract_corpus, extract_zoo
+from evaluation import score_names, wilson_interval
 from features import features_file, map_tokens, read_index, read_json
-from stages import SMALL_DATA, results_folder, stage, train, write_results
+from stages import SMALL_DATA, markdown, results_folder, tested, train, write_results
 
-FOLDS = 5
 TRAINING = f"{SMALL_DATA} --best last --epochs 12 --weight-decay 0.05"
-ENCODERS = {  # four tokens a frame each
-    "dct": "--pool 2",
-    "mobilenet": "--encoder mobilenet --layer conv_pw_5 --pool 14",
-}
-VARIANTS = {"as they are": "", "equalized": "--equalize"}
-
-# ---------------------------------------------------------------- features
-
-
-def corpus_csv(corpus, path):
-    """Write the CSV that 01 reads: path, generator, group.
-
-    Clips of one source repository are one group where their label has several repositories, and so are clips noted
-    to share a first frame or content; every other clip stands alone.
-    """
-    with open(Path(corpus) / "clips.csv", newline="", encoding="utf-8") as file:
-        clips = list(csv.DictReader(file))
-    if missing := {"path", "label", "repo", "notes"} - set(clips[0] if clips else ()):
-        raise ValueError(f"{corpus}/clips.csv: missing column(s) {', '.join(sorted(missing))}")
-    repositories, group = {}, {clip["path"]: clip["path"] for clip in clips}
-    for clip in clips:
-        repositories.setdefault(clip["label"], set()).add(clip["repo"])
-    joined = [(clip["path"], clip["repo"]) for clip in clips if len(repositories[clip["label"]]) > 1]
-    for clip in clips:
-        if shared := re.search(r"shares first frame/content with (\S+)", clip["notes"]):
-            joined.append((clip["path"], f"{clip['label']}/{shared[1]}"))
-    for one, other in joined:
-        old, new = group[one], group.setdefault(other, other)
-        group = {name: new if whose == old else whose for name, whose in group.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "generator", "group"])
-        for clip in clips:
-            place = (Path(corpus) / "clips" / clip["path"]).resolve()
-            writer.writerow([place, clip["label"], group[clip["path"]]])
-
-
-def extract_corpus(args, flags):
-    """Features of the corpus by stage 01, in a folder named after its flags."""
-    if not (Path(args.corpus) / "clips.csv").exists():
-        raise ValueError(f"{args.corpus}/clips.csv is missing; name the folder of real clips with --corpus")
-    videos = Path(args.features or "features/corpus").with_suffix(".csv")
-    corpus_csv(args.corpus, videos)
-    return extract(args, videos, videos.with_suffix(""), f"{flags} --limit {args.limit}" if args.limit else flags)
-
-
-def extract_zoo(args, flags):
-    """Features of 30 simulated clips per generator."""
-    stage("simulate_videos")
-    return extract(args, "data/zoo", Path(args.features or "features/zoo"), f"{flags} --limit {args.limit or 30}")
-
-
-def extract(args, videos, features, flags):
-    folder = features.with_name("-".join([features.name, *re.findall(r"\w+", flags)]))
-    weights = ["--encoder-weights", args.encoder_weights] if "mobilenet" in flags and args.encoder_weights else []
-    stage("01_extract_features", "--videos", videos, "--features", folder, *flags.split(), *weights)
-    return folder
-
 
 # ---------------------------------------------------------------- training
 
 
 def called(level, run, seed, *arguments):
     """Train SAGA and the probes at a level: {"labels": the test labels, model: what it calls them}."""
-    metrics, videos = train(level, "--run", run, "--seed", seed, *TRAINING.split(), *arguments)
-    with np.load(Path(run) / f"{level}_embeddings.npz") as arrays:
-        test = arrays["split"] == "test"
-        names = {"SAGA": [metrics["classes"][i] for i in arrays["probabilities"][test].argmax(axis=1)]}
+    _, videos = train(level, "--run", run, "--seed", seed, *TRAINING.split(), *arguments)
+    names = dict(zip(("labels", "SAGA"), tested(run, level), strict=True))
     for probe, predict in PROBES.items():
         names[probe] = [videos.classes[i] for i in predict(videos, seed).argmax(axis=1)]
-    return {"labels": [videos.classes[row["label"]] for row in videos.test]} | names
+    return names
 
 
 def accuracy_row(seeds):
@@ -106,17 +44,14 @@ def accuracy_row(seeds):
     for model in ("SAGA", *PROBES):
         micro, macro, folds = [], [], []
         for tests in seeds:
-            labels, said = (np.concatenate([fold[key] for fold in tests]) for key in ("labels", model))
-            names, counts = np.unique(labels, return_counts=True)
-            right = labels == said
-            micro.append(right.mean())
-            macro.append(np.mean([right[labels == name].mean() for name in names]))
+            pooled = score_names(*(np.concatenate([fold[key] for fold in tests]) for key in ("labels", model)))
+            micro.append(pooled["micro"])
+            macro.append(pooled["macro"])
             folds.append([np.mean(np.array(fold["labels"]) == np.array(fold[model])) for fold in tests])
-        interval = wilson_interval(np.mean(micro) * len(labels), len(labels))
+        interval = wilson_interval(np.mean(micro) * pooled["videos"], pooled["videos"])
         models[model] = {"micro": np.mean(micro), "interval": interval, "macro": np.mean(macro), "folds": folds}
-    row = {"videos": len(labels), "classes": len(names), "majority": counts.max() / len(labels)}
-    row |= {"uniform": 1 / len(names), "seeds": len(seeds), "models": models}
-    return json.loads(json.dumps(row, default=float))
+    row = {key: pooled[key] for key in ("videos", "classes", "majority", "uniform")}
+    return json.loads(json.dumps(row | {"seeds": len(seeds), "models": models}, default=float))
 
 
 def accuracy_cells(row):
@@ -132,10 +67,6 @@ def accuracy_cells(row):
 
 
 ACCURACY = ["test clips", "chance micro / macro", "SAGA micro (95%) / macro", "linear micro / macro"]
-
-
-def table(header, rows):
-    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
 
 
 # ---------------------------------------------------------------- the entry corpus
@@ -179,7 +110,7 @@ def write_corpus(args, results):
         cells[-1] += [f"{metadata['micro']:.2f} / {metadata['macro']:.2f}"]
         cells[-1] += [", ".join(f"{value:.2f}" for value in saga["folds"][0])]
     header = ["clips", "level", "encoder", "classes", *ACCURACY, "metadata micro / macro", "SAGA by fold"]
-    write_results(args, "corpus", rows, table(header, cells))
+    write_results(args, "corpus", rows, markdown(header, cells))
 
 
 # ---------------------------------------------------------------- the entries mobilenet-layers and options
@@ -235,7 +166,7 @@ def compare(args, name, encoders, datasets):
                 tokens += "" if row["change"] is None else f" ({row['change']:.3f})"
                 cells.append([data, encoder, f"`{setting}`", tokens, *accuracy_cells(rows[-1])])
     header = ["clips", "encoder", "setting", "tokens (change)" if any(row["change"] for row in rows) else "tokens"]
-    write_results(args, name, rows, table([*header, *ACCURACY], cells))
+    write_results(args, name, rows, markdown([*header, *ACCURACY], cells))
     return rows
 
 

@@ -79,6 +79,24 @@ def score(labels, probabilities, classes) -> dict:
     return json.loads(json.dumps(metrics, default=float))
 
 
+def score_names(labels, called) -> dict:
+    """Accuracies of test videos by the names (V,) of their classes and of what they are called; folds may be pooled.
+
+    per_class is {name: [videos, right]}; chance is `majority` for micro and `uniform` for macro.
+    """
+    labels, right = np.asarray(labels), np.asarray(labels) == np.asarray(called)
+    per_class = {name: [int((labels == name).sum()), int(right[labels == name].sum())] for name in np.unique(labels)}
+    return {
+        "videos": len(labels),
+        "classes": len(per_class),
+        "micro": float(right.mean()),
+        "macro": float(np.mean([own / videos for videos, own in per_class.values()])),
+        "majority": max(videos for videos, _ in per_class.values()) / len(labels),
+        "uniform": 1 / len(per_class),
+        "per_class": {str(name): counts for name, counts in per_class.items()},
+    }
+
+
 def wilson_interval(right, count, z=1.96):
     """The 95% Wilson score interval of a proportion."""
     p = right / count
@@ -215,19 +233,23 @@ TSNE_VIDEOS = 5000  # drawn of larger sets; t-SNE's time grows faster than they 
 
 
 def tsne_figure(embedding, groups, metrics, what, path):
+    figure, axes = plt.subplots(figsize=(7, 6))
+    tsne_panel(axes, embedding, groups, title(metrics, f", t-SNE by {what}"))
+    save_figure(figure, path)
+
+
+def tsne_panel(axes, embedding, groups, heading):
     """t-SNE of embeddings (V, D), coloured by group (V,), as the paper's Fig. 4 and 5. Needs at least 5 videos."""
     from sklearn.manifold import TSNE
 
     places = TSNE(perplexity=min(30, (len(embedding) - 1) / 3), init="pca", random_state=0).fit_transform(embedding)
-    figure, axes = plt.subplots(figsize=(7, 6))
     names = sorted(set(groups), key=lambda name: (name != "Real", name))
     colours = plt.get_cmap("tab20")
     for i, name in enumerate(names):
         chosen = np.asarray(groups) == name
         axes.scatter(*places[chosen].T, s=14, color=colours(i % 20), marker="os^"[i % 3], label=name)
     axes.legend(fontsize=7, ncols=1 + len(names) // 21, bbox_to_anchor=(1.01, 1), loc="upper left")
-    axes.set(xticks=[], yticks=[], title=title(metrics, f", t-SNE by {what}"))
-    save_figure(figure, path)
+    axes.set(xticks=[], yticks=[], title=heading)
 
 
 def roc_figure(labels, fake_probability, metrics, path):

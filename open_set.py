@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from common import keras, level_value, load_generators
-from comparisons import TRAINING, extract_zoo, table
+from comparisons import TRAINING
+from corpora import extract_zoo
 from features import read_json
-from stages import stage, write_results
+from stages import markdown, stage, write_results
 from unknown import (
     SCORES,
     Clips,
@@ -108,7 +109,7 @@ def score_table(rows):
         means = [f"{np.mean([entry[key] for entry in entries]):.2f}" for key in ("auroc", "fpr_at_tpr")]
         each = [f"{entry['auroc']:.2f} ({entry['interval'][0]:.2f}-{entry['interval'][1]:.2f})" for entry in entries]
         cells.append([row["score"], *means, *each])
-    return table(["score", "mean AUROC", "mean FPR at 95% TPR", *LEFT_OUT], cells)
+    return markdown(["score", "mean AUROC", "mean FPR at 95% TPR", *LEFT_OUT], cells)
 
 
 def landing(run, level, known):
@@ -145,4 +146,4 @@ def landing_table(landed):
         "others' clips",
         "called so by seed",
     ]
-    return table(header, cells)
+    return markdown(header, cells)

@@ -1,14 +1,26 @@
-"""The numbered scripts as functions, for experiments that run several of them."""
+"""The numbered scripts as functions, the papers' ways to train as data, and where an experiment's runs and results are.
+
+metrics = stage("02_pretrain_binary", "--features", features)
+runs = train_arm(args, data, "2-stage few CE+HNM", "gen", seed=0)      a run folder per fold, trained or up to date
+labels, called = tested(run, "gen")
+"""
 
 import contextlib
+import hashlib
 import importlib
+import math
+import re
 from pathlib import Path
 
-from features import read_index, write_json
-from training import choose_videos
+import numpy as np
+
+from features import read_index, read_json, write_json
+from training import CollapseError, choose_videos
 
 # Rates and steps for thousands of windows; the paper's 1e-5, halved every 1,000 steps, are for millions.
 SMALL_DATA = "--batch-size 32 --learning-rate 3e-4 --decay-steps 0"
+# On few clips the paper's margin of 1 and lambda of 0.5 can pull all embeddings to one point.
+SMALL_MINING = "--normalize --margin 0.2 --ce-weight 0.8"
 
 
 def stage(name, *arguments):
@@ -16,26 +28,105 @@ def stage(name, *arguments):
     return importlib.import_module(name).main([str(argument) for argument in arguments])
 
 
+def script(level):
+    return "02_pretrain_binary" if level == "bin" else "03_attribute"
+
+
+def chosen_videos(level, *arguments):
+    """The videos that stage 1 or 2 chooses at a level with these arguments."""
+    args = importlib.import_module(script(level)).get_args([str(argument) for argument in arguments])
+    with contextlib.redirect_stdout(None):  # the stage says it itself
+        return choose_videos(read_index(args.features), level, args)
+
+
 def train(level, *arguments):
     """Stage 1 or 2 at a level; (metrics, the videos it chose)."""
-    name = "02_pretrain_binary" if level == "bin" else "03_attribute"
-    arguments = [str(argument) for argument in arguments] + ([] if level == "bin" else ["--level", level])
-    metrics = stage(name, *arguments)
-    args = importlib.import_module(name).get_args(arguments)
-    with contextlib.redirect_stdout(None):  # said by the stage already
-        return metrics, choose_videos(read_index(args.features), level, args)
+    arguments = [*arguments, *([] if level == "bin" else ["--level", level])]
+    return stage(script(level), *arguments), chosen_videos(level, *arguments)
 
 
-def results_folder(args):
-    """Where an experiment writes: results, or a folder in it for a small run."""
-    folder = Path(f"results/limit-{args.limit}" if args.limit else "results")
+def tested(run, level):
+    """What a run's test videos are and what it calls them, two arrays (V,) of class names."""
+    classes = np.array(read_json(Path(run) / f"{level}.json", ("classes",))["classes"])
+    with np.load(Path(run) / f"{level}_embeddings.npz", allow_pickle=False) as arrays:
+        test = arrays["split"] == "test"
+        return arrays["class"][test], classes[arrays["probabilities"][test].argmax(axis=1)]
+
+
+# ---------------------------------------------------------------- the papers' ways to train
+
+# An arm is "<stages> <labels> <loss>": few is the paper's 0.5%, 500 labels per class, and all its 100%.
+ONE_FEW, ONE_ALL, TWO_FEW = "1-stage few CE+HNM", "1-stage all CE+HNM", "2-stage few CE+HNM"
+ARMS = ("1-stage few CE", ONE_FEW, "2-stage few CE", TWO_FEW, "1-stage all CE", ONE_ALL)
+STAGE_ONE = "1-stage all"
+PAPER_LOSSES = {"CE": "--loss ce", "CE+semi-HNM": "--loss semi", "CE+HNM": "--loss hnm"}
+SMALL_LOSSES = {
+    "CE": "--loss ce",
+    "CE+semi-HNM": f"--loss semi {SMALL_MINING}",
+    "CE+HNM": f"--loss hnm {SMALL_MINING}",
+    "CE+HNM, margin 1, lambda 0.5": "--loss hnm --normalize",
+    "CE+HNM as printed": "--loss hnm",
+    "CE, rate 3e-5": "--loss ce --learning-rate 3e-5",
+    "CE+HNM, rate 3e-5": f"--loss hnm {SMALL_MINING} --learning-rate 3e-5",
+}
+STEPS = {"few": 200, "all": 400}  # on small data, unless they take more epochs than
+EPOCHS = 60
+
+
+def train_arm(args, data, arm, level, seed, only=()) -> list[Path | None]:
+    """The run folders of an arm at a level, one per fold; None where mining collapsed. What is up to date stays.
+
+    `only` are flags that stage 1 shares, such as --train-generators.
+    """
+    return [train_fold(args, data, arm, level, seed, fold, only) for fold in data.folds]
+
+
+def train_fold(args, data, arm, level, seed, fold, only):
+    stages, labels, loss = f"{arm} ".split(" ", 2)
+    settings = [] if args.full else SMALL_DATA.split()
+    settings += ["--labels-per-class", str(data.few) if labels == "few" else "all", *only]
+    settings += ["--best", "last"] if fold else []  # a fold has no val to choose by
+    if level != "bin":
+        losses = SMALL_LOSSES | PAPER_LOSSES if args.full else SMALL_LOSSES
+        settings += ["--level", level, *losses[loss.strip()].split()]
+    key = hashlib.sha256(" ".join([*settings, data.digest]).encode()).hexdigest()[:8]
+    folder = Path(args.run or "runs/paper") / data.name / "-".join([*re.findall(r"\w+", f"{arm} {level}"), key])
+    run = folder / "-".join([f"seed{seed}", *([f"fold{fold[0]}"] if fold else [])])
+    if stages == "2-stage":
+        settings += ["--init", train_fold(args, data, STAGE_ONE, "bin", seed, fold, only) / "bin.keras"]
+    elif level != "bin":
+        settings += ["--init", "scratch"]
+    settings += ["--features", data.features, "--seed", seed, *(["--fold", fold] if fold else [])]
+    if not args.full:
+        windows = sum(row["windows"] for row in chosen_videos(level, *settings).train)
+        settings += ["--epochs", min(math.ceil(STEPS[labels] / max(windows // 32, 1)), EPOCHS)]
+    try:
+        stage(script(level), *settings, "--run", run)
+    except CollapseError as collapse:
+        print(f"{run}: {collapse}")
+        return None
+    return run
+
+
+# ---------------------------------------------------------------- results
+
+
+def results_folder(args, data=None):
+    """Where an experiment writes: results, a folder in it for other data than the zoo's, and for a small run."""
+    parts = [f"limit-{args.limit}"] if args.limit else []
+    parts += [data.name] if data and data.name != "zoo-dct" else []
+    folder = Path("results", *parts)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def write_results(args, name, results, lines):
+def write_results(args, name, results, lines, data=None):
     """Write <name>.json and, the lines of its table, <name>.md; print the table."""
-    folder = results_folder(args)
+    folder = results_folder(args, data)
     write_json(folder / f"{name}.json", results)
     (folder / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
+
+
+def markdown(header, rows):
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]

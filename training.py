@@ -408,8 +408,12 @@ def spread(embedding) -> float:
     return float(embedding.var(axis=0).sum() / max(np.square(embedding).sum(axis=1).mean(), 1e-12))
 
 
+class CollapseError(ValueError):
+    """Mining holds all embeddings together at a point."""
+
+
 def check_training(history):
-    """Raise ValueError when the loss is not finite, or when mining holds the embeddings together at a point.
+    """Raise ValueError when the loss is not finite, CollapseError when mining holds the embeddings together at a point.
 
     Coming from stage 1, where all fakes are one class, the first epoch may pass through such a point; two may not.
     """
@@ -418,7 +422,7 @@ def check_training(history):
         rate = row["learning_rate"]
         raise ValueError(f"epoch {row['epoch']}: the loss is not finite; lower --learning-rate (now {rate:.2g})")
     if "embedding_loss" in row and len(history) > 1 and max(last["spread"] for last in history[-2:]) < 1e-4:
-        raise ValueError(
+        raise CollapseError(
             f"epoch {row['epoch']}: the embeddings have collapsed to a point (mined loss {row['embedding_loss']:.4f},"
             f" spread {row['spread']:.1g}); try --normalize, a smaller --margin or --learning-rate, a larger"
             " --ce-weight or --loss ce"

@@ -1,0 +1,115 @@
+"""The data sets that experiments run on: simulated clips, a folder of real clips, or a features folder of one's own.
+
+reads   data/zoo (made when missing), a corpus with clips.csv (path,label,repo,notes), or --features
+writes  features/, by stage 01
+
+    data = choose_data(args)        name, features folder and folds by reproduce.py's --data, --encoder, --features
+"""
+
+import csv
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from features import read_index, read_json
+from stages import stage
+from training import index_digest
+
+ENCODERS = {  # four tokens a frame each
+    "dct": "--pool 2",
+    "mobilenet": "--encoder mobilenet --layer conv_pw_5 --pool 14",
+}
+VARIANTS = {"as they are": "", "equalized": "--equalize"}
+FOLDS = 5  # of a corpus
+
+
+class Data(NamedTuple):
+    """What an experiment of the papers runs on. One fold stands for the split that the index records."""
+
+    name: str  # of the folders in results/ and runs/
+    features: Path
+    folds: tuple[str | None, ...]  # values of --fold
+    few: int  # labels per class where the paper has 500
+    digest: str  # of index and recipe: other features are other runs
+
+    @property
+    def simulated(self):
+        return bool(read_json(self.features / "recipe.json").get("simulated"))
+
+
+def choose_data(args) -> list[Data]:
+    """The data sets of --features, or the one of --data, whose features are extracted when they are missing."""
+    if args.features:
+        return [describe(args, Path(folder).name, Path(folder), args.folds, 15) for folder in args.features]
+    flags = ENCODERS[args.encoder]
+    if args.data == "zoo":
+        stage("simulate_videos")
+        folder = extract(args, "data/zoo", Path("features/zoo"), limited(args, flags))
+        return [describe(args, f"zoo-{args.encoder}", folder, args.folds, 15)]
+    folder = extract_corpus(args, f"{flags} {VARIANTS['equalized'] if args.data == 'equalized' else ''}")
+    return [describe(args, f"{args.data}-{args.encoder}", folder, args.folds or FOLDS, 5)]
+
+
+def describe(args, name, folder, folds, few):
+    recipe = {key: value for key, value in read_json(folder / "recipe.json").items() if key not in ("versions", "git")}
+    digest = index_digest(read_index(folder)) + str(sorted(recipe.items()))
+    folds = tuple(f"{k}/{folds}" for k in range(1, folds + 1)) if folds else (None,)
+    return Data(name, folder, folds, args.few or (500 if args.full else few), digest)
+
+
+def limited(args, flags):
+    return f"{flags} --limit {args.limit}" if args.limit else flags
+
+
+# ---------------------------------------------------------------- features by stage 01
+
+
+def corpus_csv(corpus, path):
+    """Write the CSV that 01 reads: path, generator, group.
+
+    Clips of one source repository are one group where their label has several repositories, and so are clips noted
+    to share a first frame or content; every other clip stands alone.
+    """
+    with open(Path(corpus) / "clips.csv", newline="", encoding="utf-8") as file:
+        clips = list(csv.DictReader(file))
+    if missing := {"path", "label", "repo", "notes"} - set(clips[0] if clips else ()):
+        raise ValueError(f"{corpus}/clips.csv: missing column(s) {', '.join(sorted(missing))}")
+    repositories, group = {}, {clip["path"]: clip["path"] for clip in clips}
+    for clip in clips:
+        repositories.setdefault(clip["label"], set()).add(clip["repo"])
+    joined = [(clip["path"], clip["repo"]) for clip in clips if len(repositories[clip["label"]]) > 1]
+    for clip in clips:
+        if shared := re.search(r"shares first frame/content with (\S+)", clip["notes"]):
+            joined.append((clip["path"], f"{clip['label']}/{shared[1]}"))
+    for one, other in joined:
+        old, new = group[one], group.setdefault(other, other)
+        group = {name: new if whose == old else whose for name, whose in group.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "generator", "group"])
+        for clip in clips:
+            place = (Path(corpus) / "clips" / clip["path"]).resolve()
+            writer.writerow([place, clip["label"], group[clip["path"]]])
+
+
+def extract_corpus(args, flags):
+    """Features of the corpus by stage 01, in a folder named after its flags."""
+    if not (Path(args.corpus) / "clips.csv").exists():
+        raise ValueError(f"{args.corpus}/clips.csv is missing; name the folder of real clips with --corpus")
+    videos = Path("features/corpus.csv")
+    corpus_csv(args.corpus, videos)
+    return extract(args, videos, videos.with_suffix(""), limited(args, flags))
+
+
+def extract_zoo(args, flags):
+    """Features of 30 simulated clips per generator."""
+    stage("simulate_videos")
+    return extract(args, "data/zoo", Path("features/zoo"), f"{flags} --limit {args.limit or 30}")
+
+
+def extract(args, videos, features, flags):
+    folder = features.with_name("-".join([features.name, *re.findall(r"\w+", flags)]))
+    weights = ["--encoder-weights", args.encoder_weights] if "mobilenet" in flags and args.encoder_weights else []
+    stage("01_extract_features", "--videos", videos, "--features", folder, *flags.split(), *weights)
+    return folder

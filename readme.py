@@ -1,0 +1,5 @@
+"""Stub."""
+
+
+def fill_readme(args):
+    """x."""
