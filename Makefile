@@ -2,13 +2,20 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo corpus mobilenet-layers options unseen-generators test check parity lint clean
+PAPER := table-2 table-3 table-4 table-5 table-6 table-7 table-s3 figure-1a figure-1b figure-1c figure-4 figure-5 \
+	figure-6 figure-s2 figure-s3 losses
+
+.PHONY: demo paper $(PAPER) corpus mobilenet-layers options unseen-generators readme test check parity lint clean
 
 demo: .venv/ready
 	$(RUN) reproduce.py demo
 
-corpus mobilenet-layers options unseen-generators: .venv/ready
+$(PAPER) corpus mobilenet-layers options unseen-generators readme: .venv/ready
 	$(RUN) reproduce.py $@
+
+# The paper's tables and figures on the simulated zoo, one after the other: runs are shared.
+paper: .venv/ready
+	set -e; for entry in $(PAPER); do $(RUN) reproduce.py $$entry; done
 
 test: .venv/ready
 	$(RUN) -m pytest

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from features import read_index, read_json
 from stages import stage
-from training import index_digest
+from training import features_recipe, index_digest
 
 ENCODERS = {  # four tokens a frame each
     "dct": "--pool 2",
@@ -51,8 +51,9 @@ def choose_data(args) -> list[Data]:
 
 
 def describe(args, name, folder, folds, few):
-    recipe = {key: value for key, value in read_json(folder / "recipe.json").items() if key not in ("versions", "git")}
-    digest = index_digest(read_index(folder)) + str(sorted(recipe.items()))
+    index = read_index(folder)
+    recipe = {key: value for key, value in features_recipe(folder).items() if key not in ("versions", "git")}
+    digest = index_digest(index) + str(sorted(recipe.items()))
     folds = tuple(f"{k}/{folds}" for k in range(1, folds + 1)) if folds else (None,)
     return Data(name, folder, folds, args.few or (500 if args.full else few), digest)
 

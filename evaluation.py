@@ -232,6 +232,11 @@ def confusion_figure(metrics, path):
 TSNE_VIDEOS = 5000  # drawn of larger sets; t-SNE's time grows faster than they do
 
 
+def drawable(embedding):
+    """Whether t-SNE has five videos (V, D) and not all at one point."""
+    return len(embedding) >= 5 and embedding.std(axis=0).max() > 1e-6
+
+
 def tsne_figure(embedding, groups, metrics, what, path):
     figure, axes = plt.subplots(figsize=(7, 6))
     tsne_panel(axes, embedding, groups, title(metrics, f", t-SNE by {what}"))
@@ -270,7 +275,7 @@ def draw_figures(metrics, arrays, run):
     stem, test = f"{run}/{metrics['level']}", arrays["split"] == "test"
     confusion_figure(metrics, f"{stem}_confusion.png")
     drawn = np.random.default_rng(0).permutation(np.flatnonzero(test))[:TSNE_VIDEOS]
-    if len(drawn) >= 5 and arrays["embedding"][drawn].std(axis=0).max() > 1e-6:
+    if drawable(arrays["embedding"][drawn]):
         for what in ("class", "generator"):
             tsne_figure(arrays["embedding"][drawn], arrays[what][drawn], metrics, what, f"{stem}_tsne_{what}.png")
     labels = arrays["class"][test] == "Fake"

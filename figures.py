@@ -16,7 +16,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from baselines import mean_tokens
 from common import LEVELS, class_names
-from evaluation import paper_lines, plt, save_figure, score_names, tsne_panel
+from evaluation import PAPER_TABLES, drawable, paper_lines, plt, save_figure, score_names, tsne_panel
 from features import read_index
 from signatures import halves, measure, permuted_halves
 from stages import ONE_ALL, ONE_FEW, STAGE_ONE, TWO_FEW, markdown, stage, train_arm
@@ -228,7 +228,7 @@ UNSEEN_CLIPS = 15  # of each generator that a panel's model never saw
 
 
 def embedded(args, data, panel, seed):
-    """Held-out clips of a panel's model: embedding (V, D), names (V,) by its colour, paths (V,); None after a collapse."""
+    """Held-out clips of a panel's model: embedding (V, D), names by its colour (V,), paths (V,). None: collapsed."""
     arm, level, colour, ten = panel
     (run,) = train_arm(args, data, arm, level, seed, ten_generators(data) if ten else ())
     if run is None:
@@ -286,10 +286,11 @@ def draw_embedding(args, data, results, path, panels):
     figure, axes = plt.subplots(lines, columns, figsize=(7.5 * columns, 6 * lines), squeeze=False, layout="constrained")
     for axis, (name, panel) in zip(axes.flat, panels.items(), strict=True):
         heading = f"{name}, by {panel[2]}"
-        if own := embedded(args, data, panel, 0):
+        own = embedded(args, data, panel, 0)
+        if own and drawable(own[0]):
             tsne_panel(axis, *own[:2], heading)
         else:
-            axis.set(title=f"{heading}: collapsed", xticks=[], yticks=[])
+            axis.set(title=f"{heading}: nothing to show", xticks=[], yticks=[])
     figure.suptitle(f"t-SNE of held-out clips, {data.name}")
     save_figure(figure, path)
 
@@ -301,7 +302,6 @@ RADAR = {  # series: arm at the attribution levels, at BIN-L; the paper's settin
     "1-stage, all labels": (ONE_ALL, STAGE_ONE, "1-stage 100%"),
     "2-stage, few labels": (TWO_FEW, STAGE_ONE, "2-stage 0.5%"),
 }
-LEVEL_TABLES = {"task": "2 TASK-L", "sd": "3 SD-L", "team": "6 TEAM-L", "gen": "7 GEN-L"}
 
 
 def measure_levels(args, data):
@@ -314,7 +314,7 @@ def measure_levels(args, data):
 def paper_overall(setting):
     """The paper's Overall by level; BIN-L has one number."""
     values = {"bin": float(next(line["value"] for line in paper_lines("4 BIN-L")))}
-    for level, table in LEVEL_TABLES.items():
+    for level, table in PAPER_TABLES.items():
         values[level] = paper_values(table, f"{setting} CE+HNM" if level == "gen" else setting)["Overall"]
     return values
 
@@ -335,13 +335,17 @@ def draw_levels(args, data, results, path):
     figure, axes = plt.subplots(1, 3, figsize=(15, 5.5), subplot_kw={"projection": "polar"}, layout="constrained")
     for name, levels in results["series"].items():
         scored = {level: result["seeds"] for level, result in levels.items()}
-        ours = [[100 * np.mean([seed[key] for seed in seeds]) for seeds in scored.values()] for key in SHARES]
+        ours = [
+            [100 * np.mean([seed[key] for seed in seeds]) if seeds else np.nan for seeds in scored.values()]
+            for key in SHARES
+        ]
         theirs = [paper_overall(RADAR[name][2])[level] for level in LEVELS]
         for axis, values in zip(axes, [*ours, theirs], strict=True):
             axis.plot([*angles, angles[0]], [*values, values[0]], label=name)
-    chance = [[100 * levels[level]["seeds"][0][key] for level in LEVELS] for key in ("majority", "uniform")]
-    for axis, values in zip(axes, chance, strict=False):
-        axis.plot([*angles, angles[0]], [*values, values[0]], "k:", label="chance")
+    if all(scored.values()):
+        for axis, key in zip(axes, ("majority", "uniform"), strict=False):
+            values = [100 * seeds[0][key] for seeds in scored.values()]
+            axis.plot([*angles, angles[0]], [*values, values[0]], "k:", label="chance")
     heads = (f"{data.name}, micro", f"{data.name}, macro", "the paper's, GenVideo")
     for axis, heading in zip(axes, heads, strict=True):
         axis.set_xticks(angles, [f"{level.upper()}-L" for level in LEVELS])

@@ -27,7 +27,7 @@ from baselines import linear_probe
 from common import positive, run_script
 from corpora import ENCODERS, choose_data
 from evaluation import score
-from readme import fill_readme
+from readme import write_readme
 from stages import SMALL_DATA, SMALL_MINING, results_folder, stage, train, write_results
 
 # ---------------------------------------------------------------- the papers' tables and figures
@@ -231,13 +231,19 @@ def demo(args):
 
 # ---------------------------------------------------------------- the command
 
+
+def readme(args):
+    """Render results/ anew and make the tables in README.md from them."""
+    write_readme(PAPER)
+
+
 OTHERS = {
     "demo": demo,
     "corpus": comparisons.corpus,
     "mobilenet-layers": comparisons.mobilenet_layers,
     "options": comparisons.options,
     "unseen-generators": open_set.unseen_generators,
-    "readme": fill_readme,
+    "readme": readme,
 }
 
 

@@ -190,10 +190,10 @@ def render_splits(results):
 
 
 def measure_datasets(args, data):
-    found = {"in-domain": binary_results(args, data)}
-    if args.test_features:
+    found = {}
+    if args.test_features:  # first, since it may not fit
         found[args.test_features] = binary_results(args, data, ("--test-features", args.test_features))
-    return described(data, tested=found)
+    return described(data, tested={"in-domain": binary_results(args, data)} | found)
 
 
 def render_datasets(results):
@@ -303,6 +303,6 @@ def render_losses(results):
         "",
         *markdown([*header, "final mined loss", "seeds"], rows),
         "",
-        "Squared length and hard pairs are of test embeddings: the share of same-class pairs that are farther apart than"
-        " the nearest clip of another class. Losses are of the last epoch of training.",
+        "Squared length and hard pairs are of test embeddings; hard pairs: the share of same-class pairs that are"
+        " farther apart than the nearest clip of another class. Losses are of the last epoch of training.",
     ]

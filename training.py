@@ -159,6 +159,8 @@ def other_features(args):
 
 
 def features_recipe(folder):
+    if not (Path(folder) / "recipe.json").exists():
+        raise ValueError(f"{folder}: no recipe.json; run 01_extract_features.py --features {folder} first")
     return read_json(Path(folder) / "recipe.json", ("frames", "tokens", "dim"))
 
 
