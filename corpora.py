@@ -21,6 +21,8 @@ ENCODERS = {  # four tokens a frame each
 }
 VARIANTS = {"as they are": "", "equalized": "--equalize"}
 FOLDS = 5  # of a corpus
+ZOO = {"few": 15, "steps": {"few": 200, "all": 400}}  # labels per class where the paper has 500; steps of training
+REAL = {"few": 5, "steps": {"few": 100, "all": 200}}
 
 
 class Data(NamedTuple):
@@ -30,6 +32,7 @@ class Data(NamedTuple):
     features: Path
     folds: tuple[str | None, ...]  # values of --fold
     few: int  # labels per class where the paper has 500
+    steps: dict  # of training with few and with all labels
     digest: str  # of index and recipe: other features are other runs
 
     @property
@@ -40,22 +43,23 @@ class Data(NamedTuple):
 def choose_data(args) -> list[Data]:
     """The data sets of --features, or the one of --data, whose features are extracted when they are missing."""
     if args.features:
-        return [describe(args, Path(folder).name, Path(folder), args.folds, 15) for folder in args.features]
+        return [describe(args, Path(folder).name, Path(folder), args.folds, ZOO) for folder in args.features]
     flags = ENCODERS[args.encoder]
     if args.data == "zoo":
         stage("simulate_videos")
         folder = extract(args, "data/zoo", Path("features/zoo"), limited(args, flags))
-        return [describe(args, f"zoo-{args.encoder}", folder, args.folds, 15)]
+        return [describe(args, f"zoo-{args.encoder}", folder, args.folds, ZOO)]
     folder = extract_corpus(args, f"{flags} {VARIANTS['equalized'] if args.data == 'equalized' else ''}")
-    return [describe(args, f"{args.data}-{args.encoder}", folder, args.folds or FOLDS, 5)]
+    return [describe(args, f"{args.data}-{args.encoder}", folder, args.folds or FOLDS, REAL)]
 
 
-def describe(args, name, folder, folds, few):
+def describe(args, name, folder, folds, size):
     index = read_index(folder)
     recipe = {key: value for key, value in features_recipe(folder).items() if key not in ("versions", "git")}
     digest = index_digest(index) + str(sorted(recipe.items()))
     folds = tuple(f"{k}/{folds}" for k in range(1, folds + 1)) if folds else (None,)
-    return Data(name, folder, folds, args.few or (500 if args.full else few), digest)
+    few = args.few or (500 if args.full else size["few"])
+    return Data(name, folder, folds, few, size["steps"], digest)
 
 
 def limited(args, flags):

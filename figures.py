@@ -45,7 +45,7 @@ def tsig_runs(args, data, arm, level, seed, only=()):
         return []
     flags = ["--features", data.features, "--level", level, "--seed", seed, "--repeats", REPEATS]
     if len(data.folds) > 1:  # a fold has few clips of a class; they are measured together with the others'
-        flags += ["--splits", "test", "--strata", "none", "--no-controls"]
+        flags += ["--splits", "train,test,unseen", "--strata", "none", "--no-controls"]
     found = []
     for run in runs:
         metrics = stage("04_tsigs", *flags, "--run", run)
@@ -70,8 +70,9 @@ def signature_tables(runs, seed):
     """{condition: rows by clips per signature} of one run, or of the folds' clips together."""
     if len(runs) == 1:
         return runs[0][0]["tables"]
-    maps = np.concatenate([arrays["maps"] - arrays["grand_mean"] for _, arrays in runs])
-    names, groups = (np.concatenate([arrays[key] for _, arrays in runs]) for key in ("class", "group"))
+    tested = [(arrays, arrays["split"] == "test") for _, arrays in runs]
+    maps = np.concatenate([arrays["maps"][own] - arrays["grand_mean"] for arrays, own in tested])
+    names, groups = (np.concatenate([arrays[key][own] for arrays, own in tested]) for key in ("class", "group"))
     return {
         "trained": halves_of(maps, names, groups, seed),
         "labels permuted": halves_of(maps, names, groups, seed, permuted_halves),
@@ -127,15 +128,20 @@ def draw_signatures(args, data, results, path):
     module, grid = importlib.import_module("04_tsigs"), []
     for level in LEVELS:
         runs = tsig_runs(args, data, arm_of(level), level, seed=0)
-        grid += module.wrap(f"{level.upper()}-L", [*mean_maps([arrays for _, arrays in runs]).values()])
+        if runs:
+            grid += module.wrap(f"{level.upper()}-L", [*mean_maps([arrays for _, arrays in runs]).values()])
     module.draw(grid, f"T-Sigs per level, {data.name}", path)
 
 
 def mean_maps(runs):
-    """{class: (label, mean map (L, L))} of the clips of several runs' arrays, the model's classes first."""
-    maps, names = (np.concatenate([arrays[key] for arrays in runs]) for key in ("maps", "class"))
+    """{class: (label, mean map (L, L))} of the held-out clips of several runs' arrays, the model's classes first."""
+    held_out = [arrays["split"] != "train" for arrays in runs]
+    maps, names = (
+        np.concatenate([arrays[key][own] for arrays, own in zip(runs, held_out, strict=True)])
+        for key in ("maps", "class")
+    )
     order = dict.fromkeys(name for arrays in runs for name in arrays["classes"].tolist())
-    clips = {name: maps[names == name] for name in order}
+    clips = {name: maps[names == name] for name in order if name in names}
     return {name: (f"{name}\nclips: {len(own)}", own.mean(axis=0)) for name, own in clips.items()}
 
 

@@ -69,8 +69,7 @@ SMALL_LOSSES = {
     "CE, rate 3e-5": "--loss ce --learning-rate 3e-5",
     "CE+HNM, rate 3e-5": f"--loss hnm {SMALL_MINING} --learning-rate 3e-5",
 }
-STEPS = {"few": 200, "all": 400}  # on small data, unless they take more epochs than
-EPOCHS = 60
+EPOCHS = 60  # at most, on small data
 
 
 def train_arm(args, data, arm, level, seed, only=()) -> list[Path | None]:
@@ -99,7 +98,7 @@ def train_fold(args, data, arm, level, seed, fold, only):
     settings += ["--features", data.features, "--seed", seed, *(["--fold", fold] if fold else [])]
     if not args.full:
         windows = sum(row["windows"] for row in chosen_videos(level, *settings).train)
-        settings += ["--epochs", min(math.ceil(STEPS[labels] / max(windows // 32, 1)), EPOCHS)]
+        settings += ["--epochs", min(math.ceil(data.steps[labels] / max(windows // 32, 1)), EPOCHS)]
     try:
         stage(script(level), *settings, "--run", run)
     except CollapseError as collapse:

@@ -247,7 +247,7 @@ def test_few_labels_train_for_other_steps_than_said(features, calls):
     for name, args in calls.list:
         few = args.labels_per_class != "all"
         windows = len(GENERATORS) * (9 if not few else min(args.labels_per_class, 9))
-        wanted = stages.STEPS["few" if few else "all"]
+        wanted = corpora.ZOO["steps"]["few" if few else "all"]
         assert args.epochs == min(60, -(-wanted // (windows // 32))), name
 
 
