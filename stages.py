@@ -89,7 +89,9 @@ def train_fold(args, data, arm, level, seed, fold, only):
         losses = SMALL_LOSSES | PAPER_LOSSES if args.full else SMALL_LOSSES
         settings += ["--level", level, *losses[loss.strip()].split()]
     key = hashlib.sha256(" ".join([*settings, data.digest]).encode()).hexdigest()[:8]
-    folder = Path(args.run or "runs/paper") / data.name / "-".join([*re.findall(r"\w+", f"{arm} {level}"), key])
+    folder = (
+        Path(args.run or "runs/paper") / data.features.name / "-".join([*re.findall(r"\w+", f"{arm} {level}"), key])
+    )
     run = folder / "-".join([f"seed{seed}", *([f"fold{fold[0]}"] if fold else [])])
     if stages == "2-stage":
         settings += ["--init", train_fold(args, data, STAGE_ONE, "bin", seed, fold, only) / "bin.keras"]

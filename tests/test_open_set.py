@@ -68,7 +68,7 @@ def test_embeddings_and_signatures_of_different_videos_are_put_together(tmp_path
     order = random.permutation(np.flatnonzero(columns["video"] != "Sora/0"))
     signatures = {"video": columns["video"][order], "group": columns["video"][order]}
     np.savez(tmp_path / "gen_tsigs.npz", maps=random.random((len(order), 8, 8)), **signatures)
-    scores = open_set.scores_of(tmp_path)
+    scores = open_set.scores_of(tmp_path, open_set.LEFT_OUT)
     found = scores["nearest class mean"]["Sora"]
     assert sorted(found.unseen_group) == ["Sora/1", "Sora/2", "Sora/3"] and len(found.seen) == 12
     far = dict(zip(found.unseen_group, found.unseen, strict=True))

@@ -13,10 +13,12 @@ import pytest
 
 import corpora
 import figures
+import open_set
 import readme
 import reproduce
 import stages
 import tables
+import unknown
 from common import HERE, LEVELS, class_index, class_names, load_generators
 from evaluation import score_names
 from features import features_file, write_features, write_index, write_json
@@ -190,6 +192,37 @@ def test_a_collapse_ends_the_entry_or_is_hidden(features, calls):
     for name in ("table-7", "losses", "figure-s2", "figure-1c", "figure-5"):
         results = run_entry(name, "--seeds", "1", "--run", f"again-{name}")
         assert "0 (1 collapsed)" in Path(f"results/f/{name}.md").read_text() or name == "figure-5"
+
+
+def test_generators_outside_the_table_are_not_scored(features, calls, monkeypatch):
+    rows = tables.read_index("f")
+    for name in ("Elsewhere", "Abroad"):
+        (features / name).symlink_to((features / "SVD").resolve())
+        outside = [row for row in rows if row["generator"] == "SVD"]
+        rows = rows + [row | {"path": row["path"].replace("SVD", name), "generator": name} for row in outside]
+    for row in rows:
+        row["group"] = row["path"]
+    write_index("f/index-1-of-1.csv", rows)
+    found, random = [], np.random.default_rng(0)
+
+    def scores_of(run, names):
+        found.append(run)
+        one = unknown.LeftOut(random.normal(size=9), random.normal(size=9), np.arange(9), np.arange(9))
+        return {"energy": dict.fromkeys(names, one)}
+
+    monkeypatch.setattr(open_set, "scores_of", scores_of)
+    results = run_entry("unseen-generators", "--folds", "2", "--seeds", "2")
+    assert [run.name for run in found] == [f"seed{seed}-fold{fold}" for seed in (0, 1) for fold in (1, 2)]
+    assert list(results["scores"][0]["generators"]) == ["Abroad", "Elsewhere"]
+    assert (
+        "| score | mean AUROC | mean FPR at 95% TPR | Abroad | Elsewhere |"
+        in Path("results/f/unseen-scores.md").read_text().splitlines()
+    )
+    signatures = [args for name, args in calls.list if name == "04_tsigs"]
+    assert {tuple(args.splits) for args in signatures} == {("train", "test", "unseen")}
+    write_index("f/index-1-of-1.csv", [row for row in rows if row["generator"] != "Abroad"])
+    with pytest.raises(ValueError, match="clips of 1 generators outside the table; it takes two"):
+        run_entry("unseen-generators")
 
 
 # ---------------------------------------------------------------- ways to train
@@ -452,3 +485,28 @@ def test_classes_of_the_table_are_spelled_otherwise_than_the_papers():
             assert set(theirs) == {*class_names(level), "Overall"}
     assert {class_index("gen", name) for name in tables.GENVIDEO_TRAIN} == set(range(1, 11))
     assert len(LEVELS) == len(figures.paper_overall("2-stage 0.5%"))
+
+
+# ---------------------------------------------------------------- slow: the stages themselves
+
+
+@pytest.mark.slow
+def test_entries_fail_with_the_stages_themselves(tmp_path, monkeypatch):
+    """On six simulated clips per generator and hardly a step of training: shared runs, T-Sigs, seen and unseen."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "zoo").symlink_to(HERE / "data" / "zoo")
+    monkeypatch.setattr(corpora, "ZOO", {"few": 2, "steps": {"few": 2, "all": 2}})
+    small = ["--limit", "6", "--seeds", "1"]
+    found = reproduce.main(["table-7", *small])
+    assert all(
+        arm["seeds"][0]["videos"] == found["arms"]["1-stage few CE"]["seeds"][0]["videos"]
+        for arm in found["arms"].values()
+    )
+    runs = sorted(Path("runs/paper").rglob("*.keras"))
+    assert reproduce.main(["table-7", *small]) == found and sorted(Path("runs/paper").rglob("*.keras")) == runs
+    for name in ("figure-6", "figure-1a", "figure-1b"):
+        reproduce.main([name, *small])
+        assert (Path("results/limit-6") / f"{name}.png").stat().st_size > 10000
+    kinds = json.loads(Path("results/limit-6/figure-1a.json").read_text())["kinds"]
+    assert [row["clips"] for row in kinds["unseen"][0]["trained"]] == [1]
