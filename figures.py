@@ -44,6 +44,7 @@ def tsig_runs(args, data, arm, level, seed, only=()):
     if None in runs:
         return []
     flags = ["--features", data.features, "--level", level, "--seed", seed, "--repeats", REPEATS]
+    flags += ["--limit", args.limit] if args.limit else []
     if len(data.folds) > 1:  # a fold has few clips of a class; they are measured together with the others'
         flags += ["--splits", "train,test,unseen", "--strata", "none", "--no-controls"]
     found = []

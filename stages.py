@@ -85,6 +85,7 @@ def train_fold(args, data, arm, level, seed, fold, only):
     settings = [] if args.full else SMALL_DATA.split()
     settings += ["--labels-per-class", str(data.few) if labels == "few" else "all", *only]
     settings += ["--best", "last"] if fold else []  # a fold has no val to choose by
+    settings += ["--limit", str(args.limit)] if args.limit else []
     if level != "bin":
         losses = SMALL_LOSSES | PAPER_LOSSES if args.full else SMALL_LOSSES
         settings += ["--level", level, *losses[loss.strip()].split()]
@@ -113,8 +114,8 @@ def train_fold(args, data, arm, level, seed, fold, only):
 
 
 def results_folder(args, data=None):
-    """Where an experiment writes: results, a folder in it for other data than the zoo's, and for a small run."""
-    parts = [f"limit-{args.limit}"] if args.limit else []
+    """Where an experiment writes: results, or a folder in it for other data than the zoo's, --full and --limit."""
+    parts = ["full"] * args.full + ([f"limit-{args.limit}"] if args.limit else [])
     parts += [data.name] if data and data.name != "zoo-dct" else []
     folder = Path("results", *parts)
     folder.mkdir(parents=True, exist_ok=True)

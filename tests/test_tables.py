@@ -275,6 +275,14 @@ def test_runs_of_other_features_or_settings_share_a_folder(features, calls):
     assert first.isdisjoint(folders())
 
 
+def test_small_run_takes_all_clips_or_overwrites_results(features, calls):
+    run_entry("figure-6", "--seeds", "1", "--limit", "2")
+    assert {args.limit for _, args in calls.list} == {2}
+    assert Path("results/limit-2/f/figure-6.md").exists() and not Path("results/f").exists()
+    run_entry("table-2", "--seeds", "1", "--full")
+    assert Path("results/full/f/table-2.md").exists() and not Path("results/f").exists()
+
+
 def test_few_labels_train_for_other_steps_than_said(features, calls):
     run_entry("table-7", "--seeds", "1")
     for name, args in calls.list:
