@@ -9,6 +9,7 @@ training clips, since models of different folds attend differently.
 """
 
 import importlib
+import shutil
 
 import numpy as np
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
@@ -39,7 +40,7 @@ SHOWN = (1, 5, 20)  # clips per signature, as far as two classes have them
 
 
 def tsig_runs(args, data, arm, level, seed, only=()):
-    """04's metrics and arrays of an arm's runs, one per fold; nothing where mining collapsed."""
+    """(run folder, 04's metrics, its arrays) of an arm's runs, one per fold; nothing where mining collapsed."""
     runs = train_arm(args, data, arm, level, seed, only)
     if None in runs:
         return []
@@ -51,7 +52,7 @@ def tsig_runs(args, data, arm, level, seed, only=()):
     for run in runs:
         metrics = stage("04_tsigs", *flags, "--run", run)
         with np.load(run / f"{level}_tsigs.npz", allow_pickle=False) as arrays:
-            found.append((metrics, {key: arrays[key] for key in arrays}))
+            found.append((run, metrics, {key: arrays[key] for key in arrays}))
     return found
 
 
@@ -70,8 +71,8 @@ def halves_of(maps, names, groups, seed, draw_sides=halves, shift=0):
 def signature_tables(runs, seed):
     """{condition: rows by clips per signature} of one run, or of the folds' clips together."""
     if len(runs) == 1:
-        return runs[0][0]["tables"]
-    tested = [(arrays, arrays["split"] == "test") for _, arrays in runs]
+        return runs[0][1]["tables"]
+    tested = [(arrays, arrays["split"] == "test") for _, _, arrays in runs]
     maps = np.concatenate([arrays["maps"][own] - arrays["grand_mean"] for arrays, own in tested])
     names, groups = (np.concatenate([arrays[key][own] for arrays, own in tested]) for key in ("class", "group"))
     return {
@@ -130,7 +131,7 @@ def draw_signatures(args, data, results, path):
     for level in LEVELS:
         runs = tsig_runs(args, data, arm_of(level), level, seed=0)
         if runs:
-            grid += module.wrap(f"{level.upper()}-L", [*mean_maps([arrays for _, arrays in runs]).values()])
+            grid += module.wrap(f"{level.upper()}-L", [*mean_maps([arrays for _, _, arrays in runs]).values()])
     module.draw(grid, f"T-Sigs per level, {data.name}", path)
 
 
@@ -157,7 +158,7 @@ def measure_unseen_signatures(args, data):
     """GEN-L of GenVideo's ten train generators: are signatures found among seen, unseen and all classes?"""
     kinds = {"seen": [], "unseen": [], "all": []}
     for seed in range(args.seeds):
-        for _, arrays in tsig_runs(args, data, TWO_FEW, "gen", seed, ten_generators(data)):
+        for _, _, arrays in tsig_runs(args, data, TWO_FEW, "gen", seed, ten_generators(data)):
             seen = np.isin(arrays["class"], arrays["classes"][arrays["seen"]])
             for kind, chosen in {"seen": seen, "unseen": ~seen, "all": np.full(len(seen), True)}.items():
                 own = (arrays[key][chosen] for key in ("maps", "class", "group"))
@@ -175,12 +176,13 @@ def render_unseen_signatures(results):
 
 
 def draw_unseen_signatures(args, data, results, path):
-    ((metrics, arrays),) = tsig_runs(args, data, TWO_FEW, "gen", 0, ten_generators(data))
-    module, panels = importlib.import_module("04_tsigs"), mean_maps([arrays])
-    grid = module.wrap("real", [panels.pop("Real")])
-    for kind, wanted in (("seen", True), ("unseen", False)):
-        grid += module.wrap(kind, [panels[name] for name in panels if metrics["per_class"][name]["seen"] == wanted])
-    module.draw(grid, f"T-Sigs of real, seen and unseen generators, GEN-L, {data.name}", path)
+    copy_figure(tsig_runs(args, data, TWO_FEW, "gen", 0, ten_generators(data)), "unseen", path)
+
+
+def copy_figure(runs, what, path):
+    """04's own figure of the one run, where mining did not collapse."""
+    for run, _, _ in runs:
+        shutil.copyfile(run / f"gen_tsigs_{what}.png", path)
 
 
 # Fig. S-3
@@ -189,8 +191,8 @@ def draw_unseen_signatures(args, data, results, path):
 def measure_content(args, data):
     """Are signatures of one content found among those of another?"""
     runs = [run for seed in range(args.seeds) for run in tsig_runs(args, data, TWO_FEW, "gen", seed)]
-    source = runs[0][0]["strata"]["source"] if runs else None
-    kept = [{key: metrics["tables"].get(key, []) for key in ("trained", "across strata")} for metrics, _ in runs]
+    source = runs[0][1]["strata"]["source"] if runs else None
+    kept = [{key: metrics["tables"].get(key, []) for key in ("trained", "across strata")} for _, metrics, _ in runs]
     return described(data, strata=source, tables=kept)
 
 
@@ -205,16 +207,7 @@ def render_content(results):
 
 
 def draw_content(args, data, results, path):
-    ((metrics, arrays),) = tsig_runs(args, data, TWO_FEW, "gen", seed=0)
-    module, grid = importlib.import_module("04_tsigs"), []
-    for stratum in np.unique(arrays["stratum"]):
-        cells = {name: (arrays["class"] == name) & (arrays["stratum"] == stratum) for name in arrays["classes"]}
-        row = [
-            (f"{name}\nclips: {own.sum()}", arrays["maps"][own].mean(axis=0) if own.any() else None)
-            for name, own in cells.items()
-        ]
-        grid.append((stratum, row))
-    module.draw(grid, f"T-Sigs by content, GEN-L, {data.name}; strata: {metrics['strata']['source']}", path)
+    copy_figure(tsig_runs(args, data, TWO_FEW, "gen", seed=0), "strata", path)
 
 
 # ---------------------------------------------------------------- Fig. 1(b), 4, 5: t-SNE

@@ -134,6 +134,8 @@ def pretend_tsigs(args):
     kept["stratum"] = np.where(np.arange(len(names)) % 2, "odd", "even")
     kept |= dict(classes=np.array(classes), seen=np.array([name in seen for name in classes]), maps=maps)
     np.savez(Path(args.run) / f"{args.level}_tsigs.npz", grand_mean=maps.mean(axis=0), **kept)
+    for what in ("unseen", "strata"):
+        (Path(args.run) / f"{args.level}_tsigs_{what}.png").touch()
     row = dict(clips=1, classes=20.0, chance=0.05, accuracy=0.5, within=0.4, between=0.1)
     measured = {name: [row] for name in (*figures.CONDITIONS, "across strata")}
     per_class = {name: {"seen": name in seen} for name in classes}
@@ -350,7 +352,9 @@ def fold_runs(shift):
         maps = common + np.repeat(patterns, 4, axis=0) + random.normal(size=(16, 8, 8)) / 4
         groups = np.array([f"{fold}-{i}" for i in range(16)])
         mean = common + patterns.mean(axis=0)
-        runs.append((None, {"maps": maps, "grand_mean": mean if shift else 0 * mean, "class": names, "group": groups}))
+        runs.append(
+            (None, None, {"maps": maps, "grand_mean": mean if shift else 0 * mean, "class": names, "group": groups})
+        )
     return runs
 
 
