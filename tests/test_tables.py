@@ -352,9 +352,10 @@ def fold_runs(shift):
         maps = common + np.repeat(patterns, 4, axis=0) + random.normal(size=(16, 8, 8)) / 4
         groups = np.array([f"{fold}-{i}" for i in range(16)])
         mean = common + patterns.mean(axis=0)
-        runs.append(
-            (None, None, {"maps": maps, "grand_mean": mean if shift else 0 * mean, "class": names, "group": groups})
-        )
+        arrays = {"maps": maps, "class": names, "group": groups, "split": np.full(16, "test")}
+        train = {"maps": 0 * maps, "class": np.roll(names, 4), "group": groups, "split": np.full(16, "train")}
+        arrays = {key: np.concatenate([values, train[key]]) for key, values in arrays.items()}
+        runs.append((None, None, arrays | {"grand_mean": mean if shift else 0 * mean}))
     return runs
 
 
