@@ -9,17 +9,18 @@ import re
 from common import HERE
 from evaluation import PAPER_TABLES
 from features import read_json
+from paper import ENTRIES
 from stages import markdown
 from tables import LEVEL_ARMS, mean_std, paper_setting, paper_values
 
 SUMMARY = {"zoo": "", "real clips, dct": "equalized-dct", "real clips, mobilenet": "equalized-mobilenet"}
 
 
-def write_readme(entries, root=HERE):
-    """Render all results anew and fill README.md with them. `entries` are reproduce.py's, with `render`."""
+def write_readme(root=HERE):
+    """Render all results anew and fill README.md with them."""
     for path in sorted((root / "results").rglob("*.json")):
-        if path.stem in entries:
-            lines = entries[path.stem].render(read_json(path))
+        if path.stem in ENTRIES:
+            lines = ENTRIES[path.stem].render(read_json(path))
             path.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     summary = summarize(root / "results")
     (root / "results" / "summary.md").write_text("\n".join(summary) + "\n", encoding="utf-8")

@@ -15,174 +15,17 @@ All but demo and readme write results/<name>.json and .md, figures a .png too; f
 
 import argparse
 import time
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import comparisons
-import figures
 import open_set
-import tables
 from baselines import linear_probe
 from common import positive, run_script
-from corpora import ENCODERS, choose_data
+from corpora import ENCODERS
 from evaluation import score
+from paper import ENTRIES, paper_entry
 from readme import write_readme
-from stages import SMALL_DATA, SMALL_MINING, results_folder, stage, train, write_results
-
-# ---------------------------------------------------------------- the papers' tables and figures
-
-
-class Entry(NamedTuple):
-    """One of the paper's tables or figures: `measure(args, data)` gives numbers alone, `render` their Markdown."""
-
-    what: str
-    measure: callable
-    render: callable
-    minutes: int  # on the zoo, three seeds, alone
-    paper: str  # what it takes at the paper's scale, beside GenVideo's features
-    draw: callable = None  # draw(args, data, results, path)
-    folds: bool = False  # whether it can pool grouped folds
-    several: bool = False  # whether it compares several features folders
-
-
-FIT = "stage 1 (10 h on 8 TPUv3)"
-FEW, ALL = "20 min each for few labels", "10 h each for all labels"
-
-
-def level_table(number, level, minutes):
-    fits = "6 fits" if level == "gen" else "3 fits"
-    return Entry(
-        f"Table {number}: {level.upper()}-L in one and two stages, few and all labels"
-        + ", CE and CE+HNM" * (level == "gen"),
-        partial(tables.measure_level, level=level),
-        tables.render_level,
-        minutes,
-        f"{FIT}, then {fits}: {FEW}, {ALL}",
-        folds=True,
-    )
-
-
-def tsne(what, panels, minutes, paper):
-    return Entry(
-        what,
-        partial(figures.measure_embedding, panels=panels),
-        figures.render_embedding,
-        minutes,
-        paper,
-        partial(figures.draw_embedding, panels=panels),
-    )
-
-
-PAPER = {
-    "table-2": level_table(2, "task", 0),
-    "table-3": level_table(3, "sd", 0),
-    "table-4": Entry(
-        "Table 4: BIN-L across generators, five train/test splits",
-        tables.measure_splits,
-        tables.render_splits,
-        0,
-        "five times stage 1 (10 h each on 8 TPUv3)",
-    ),
-    "table-5": Entry(
-        "Table 5: BIN-L on this data and, with --test-features, on another data set",
-        tables.measure_datasets,
-        tables.render_datasets,
-        0,
-        f"{FIT}; features of DVF (6,738 videos) by 01 in the same way",
-    ),
-    "table-6": level_table(6, "team", 0),
-    "table-7": level_table(7, "gen", 0),
-    "table-s3": Entry(
-        "Table S-3: encoders, every folder of --features side by side at five levels",
-        tables.measure_encoders,
-        tables.render_encoders,
-        0,
-        f"for each encoder {FIT} and four fits of 20 min; SigLIP's and DINOv2's weights",
-        several=True,
-    ),
-    "figure-1a": Entry(
-        "Fig. 1(a): T-Sigs of real, seen and unseen generators, trained on GenVideo's ten train generators",
-        figures.measure_unseen_signatures,
-        figures.render_unseen_signatures,
-        0,
-        f"{FIT} on ten generators, 20 min",
-        figures.draw_unseen_signatures,
-    ),
-    "figure-1b": tsne("Fig. 1(b): t-SNE of GEN-L", figures.GENERATOR_PANELS, 0, f"{FIT}, 20 min"),
-    "figure-1c": Entry(
-        "Fig. 1(c): radar chart over the five levels",
-        figures.measure_levels,
-        figures.render_levels,
-        0,
-        "the runs of table-2, 3, 6 and 7",
-        figures.draw_levels,
-        folds=True,
-    ),
-    "figure-4": tsne(
-        "Fig. 4: t-SNE by level, coloured by class and by generator",
-        figures.LEVEL_PANELS,
-        0,
-        f"{FIT} on all and on ten generators, 3 fits of 20 min",
-    ),
-    "figure-5": tsne(
-        "Fig. 5: t-SNE of GEN-L under CE, semi-HNM, HNM", figures.LOSS_PANELS, 0, f"{FIT}, 3 fits of 20 min"
-    ),
-    "figure-6": Entry(
-        "Fig. 6: T-Sigs per level",
-        figures.measure_signatures,
-        figures.render_signatures,
-        0,
-        f"{FIT}, 4 fits of 20 min",
-        figures.draw_signatures,
-        folds=True,
-    ),
-    "figure-s2": Entry(
-        "Fig. S-2: per generator under CE, CE+semi-HNM, CE+HNM",
-        figures.measure_by_loss,
-        figures.render_by_loss,
-        0,
-        f"{FIT}, 3 fits of 20 min",
-        figures.draw_by_loss,
-        folds=True,
-    ),
-    "figure-s3": Entry(
-        "Fig. S-3: T-Sigs by content (the index's strata, else k-means)",
-        figures.measure_content,
-        figures.render_content,
-        0,
-        f"{FIT}, 20 min; a stratum (scenes, animals, humans) for every video",
-        figures.draw_content,
-    ),
-    "losses": Entry(
-        "why CE and HNM differ at GEN-L: embedding scale, hard pairs, collapse, learning rate",
-        tables.measure_losses,
-        tables.render_losses,
-        0,
-        f"{FIT}, 6 fits of 20 min",
-        folds=True,
-    ),
-}
-
-
-def paper_entry(args):
-    """Measure, write and draw one of PAPER on the chosen data."""
-    entry, data = PAPER[args.name], choose_data(args)
-    if len(data) > 1 and not entry.several:
-        raise ValueError(f"{args.name} takes one folder of --features; table-s3 compares several")
-    if len(data[0].folds) > 1 and not entry.folds:
-        raise ValueError(
-            f"{args.name} wants the recorded split, not grouped folds: give a --features folder without --folds"
-        )
-    place = None if entry.several else data[0]
-    results = entry.measure(args, data if entry.several else data[0])
-    write_results(args, args.name, results, entry.render(results), place)
-    if entry.draw:
-        path = results_folder(args, place) / f"{args.name}.png"
-        entry.draw(args, data[0], results, path)
-        print(f"figure: {path}")
-    return results
-
+from stages import SMALL_DATA, SMALL_MINING, stage, train
 
 # ---------------------------------------------------------------- the demo
 
@@ -234,7 +77,7 @@ def demo(args):
 
 def readme(args):
     """Render results/ anew and make the tables in README.md from them."""
-    write_readme(PAPER)
+    write_readme()
 
 
 OTHERS = {
@@ -252,7 +95,7 @@ def get_args(argv=None):
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add("name", nargs="?", choices=(*PAPER, *OTHERS), metavar="NAME", help="the experiment; --list names them")
+    add("name", nargs="?", choices=(*ENTRIES, *OTHERS), metavar="NAME", help="the experiment; --list names them")
     add("--list", action="store_true", help="print the experiments, what each needs and how long it takes")
     add(
         "--data", choices=("zoo", "corpus", "equalized"), default="zoo", help="tables, figures: simulated or real clips"
@@ -280,7 +123,7 @@ def get_args(argv=None):
 
 
 def print_list():
-    for name, entry in PAPER.items():
+    for name, entry in ENTRIES.items():
         print(f"{name:18} {entry.what}\n{'':18} zoo, 3 seeds: {entry.minutes} min; at the paper's scale: {entry.paper}")
     print(
         f"{'':18} A table or figure needs nothing on the zoo; --features needs a folder that 01 made, --data corpus and"
@@ -294,7 +137,7 @@ def main(argv=None):
     args = get_args(argv)
     if args.list:
         return print_list()
-    return paper_entry(args) if args.name in PAPER else OTHERS[args.name](args)
+    return paper_entry(args) if args.name in ENTRIES else OTHERS[args.name](args)
 
 
 if __name__ == "__main__":

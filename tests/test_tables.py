@@ -14,6 +14,7 @@ import pytest
 import corpora
 import figures
 import open_set
+import paper
 import readme
 import reproduce
 import stages
@@ -149,7 +150,7 @@ def run_entry(name, *more):
 # ---------------------------------------------------------------- every entry
 
 
-@pytest.mark.parametrize("name", list(reproduce.PAPER))
+@pytest.mark.parametrize("name", list(paper.ENTRIES))
 def test_entry_leaves_no_table_or_other_numbers_than_it_measured(features, calls, name, monkeypatch):
     if name != "figure-1b":  # eleven more t-SNEs would only take time
         monkeypatch.setattr(figures, "tsne_panel", lambda axes, *panel: axes.set(title=panel[-1]))
@@ -157,17 +158,17 @@ def test_entry_leaves_no_table_or_other_numbers_than_it_measured(features, calls
     folder = Path("results") if name == "table-s3" else Path("results/f")
     assert json.loads((folder / f"{name}.json").read_text()) == json.loads(json.dumps(results))
     lines = (folder / f"{name}.md").read_text().splitlines()
-    assert lines == reproduce.PAPER[name].render(json.loads((folder / f"{name}.json").read_text()))
+    assert lines == paper.ENTRIES[name].render(json.loads((folder / f"{name}.json").read_text()))
     tables_of_it = [line for line in lines if line.startswith("|")]
     assert len(tables_of_it) > 2 and not any("nan" in line for line in lines)
     columns = {}
     for line in tables_of_it:
         columns.setdefault(line.count("|"), []).append(line)
     assert all(len(own) >= 3 for own in columns.values())  # header, rule, a row: every line as wide as its header
-    assert (folder / f"{name}.png").exists() == (reproduce.PAPER[name].draw is not None)
+    assert (folder / f"{name}.png").exists() == (paper.ENTRIES[name].draw is not None)
 
 
-@pytest.mark.parametrize("name", [name for name, entry in reproduce.PAPER.items() if entry.folds])
+@pytest.mark.parametrize("name", [name for name, entry in paper.ENTRIES.items() if entry.folds])
 def test_entry_does_not_pool_folds(features, calls, name):
     results = run_entry(name, "--folds", "2", "--seeds", "1")
     assert results["about"]["folds"] == 2
@@ -459,11 +460,11 @@ def test_wrong_arguments_do_not_end_with_status_2(arguments, capsys):
 def test_list_misses_an_experiment_or_what_it_needs(capsys):
     reproduce.main(["--list"])
     printed = capsys.readouterr().out
-    for name, entry in reproduce.PAPER.items():
+    for name, entry in paper.ENTRIES.items():
         assert f"\n{name}" in f"\n{printed}" and entry.minutes > 0 and entry.paper in printed
     assert all(f"\n{name}" in printed for name in reproduce.OTHERS)
     makefile = (HERE / "Makefile").read_text()
-    assert all(f" {name}" in makefile for name in reproduce.PAPER)
+    assert all(f" {name}" in makefile for name in paper.ENTRIES)
 
 
 # ---------------------------------------------------------------- README
@@ -471,8 +472,8 @@ def test_list_misses_an_experiment_or_what_it_needs(capsys):
 
 def test_readme_or_a_table_in_results_differs_from_what_was_measured():
     for path in (HERE / "results").rglob("*.json"):
-        if path.stem in reproduce.PAPER:
-            lines = reproduce.PAPER[path.stem].render(json.loads(path.read_text(encoding="utf-8")))
+        if path.stem in paper.ENTRIES:
+            lines = paper.ENTRIES[path.stem].render(json.loads(path.read_text(encoding="utf-8")))
             assert path.with_suffix(".md").read_text(encoding="utf-8").splitlines() == lines, path
     assert (HERE / "results" / "summary.md").read_text(encoding="utf-8").splitlines() == readme.summarize(
         HERE / "results"
