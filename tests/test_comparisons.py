@@ -9,6 +9,7 @@ import pytest
 from test_extract import write_clip
 
 import comparisons
+import corpora
 import reproduce
 from evaluation import wilson_interval
 from features import write_features, write_index, write_json
@@ -23,7 +24,7 @@ def write_corpus(folder, clips):
 
 
 def groups(corpus, tmp_path):
-    comparisons.corpus_csv(corpus, tmp_path / "f" / "corpus.csv")
+    corpora.corpus_csv(corpus, tmp_path / "f" / "corpus.csv")
     with open(tmp_path / "f" / "corpus.csv", newline="") as file:
         return {Path(row["path"]).name: row["group"] for row in csv.DictReader(file)}
 
@@ -54,7 +55,7 @@ def test_a_chain_of_shared_content_is_broken(tmp_path):
 def test_a_corpus_without_labels_is_not_refused_in_one_line(tmp_path):
     (tmp_path / "clips.csv").write_text("path,label\na.mp4,SVD\n")
     with pytest.raises(ValueError, match=r"clips.csv: missing column\(s\) notes, repo"):
-        comparisons.corpus_csv(tmp_path, tmp_path / "out.csv")
+        corpora.corpus_csv(tmp_path, tmp_path / "out.csv")
     with pytest.raises(ValueError, match="gone/clips.csv is missing; name the folder of real clips with --corpus"):
         reproduce.main(["corpus", "--corpus", str(tmp_path / "gone")])
 
