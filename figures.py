@@ -25,6 +25,7 @@ from tables import (
     GENVIDEO_TRAIN,
     OVERALL,
     arm_results,
+    by_class,
     caption,
     described,
     generators_of,
@@ -363,12 +364,6 @@ def measure_by_loss(args, data):
     return described(data, arms={loss: arm_results(args, data, arm, "gen") for loss, arm in LOSS_ARMS.items()})
 
 
-def by_generator(result, name):
-    """A generator's accuracy by seed."""
-    counts = [seed["per_class"][name] for seed in result["seeds"] if name in seed["per_class"]]
-    return [right / videos for videos, right in counts]
-
-
 def tested_generators(results):
     found = {name for result in results["arms"].values() for seed in result["seeds"] for name in seed["per_class"]}
     return [name for name in class_names("gen") if name in found]
@@ -386,7 +381,7 @@ def render_by_loss(results):
         cells = []
         for loss, result in results["arms"].items():
             paper = f" ({theirs[loss][name]:.2f})" if name in theirs[loss] else ""
-            cells.append(mean_std(by_generator(result, name)) + paper)
+            cells.append(mean_std(by_class(result, name)) + paper)
         rows.append([name, *cells])
     return [*lines, *markdown(["generator", *results["arms"]], rows)]
 
@@ -395,7 +390,7 @@ def draw_by_loss(args, data, results, path):
     names = tested_generators(results)
     figure, axes = plt.subplots(figsize=(12, 4.5), layout="constrained")
     for i, (loss, result) in enumerate(results["arms"].items()):
-        seeds = [by_generator(result, name) for name in names]
+        seeds = [by_class(result, name) for name in names]
         heights, errors = ([100 * (function(own) if own else 0) for own in seeds] for function in (np.mean, np.std))
         axes.bar(np.arange(len(names)) + 0.27 * (i - 1), heights, 0.25, yerr=errors, label=loss, error_kw={"lw": 0.8})
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right")

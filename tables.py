@@ -36,11 +36,11 @@ def described(data, **results):
     return {"about": about | {"folds": len(data.folds), "labels_few": data.few}} | results
 
 
-def caption(results, what):
+def caption(results, what, unit=" Per cent."):
     about = results["about"]
     clips = "simulated clips" if about["simulated"] else "real clips"
     folds = f", {about['folds']} grouped folds pooled" if about["folds"] > 1 else ""
-    return f"{what}; {about['data']}, {clips}{folds}; few: {about['labels_few']} labels per class. Per cent."
+    return f"{what}; {about['data']}, {clips}{folds}; few: {about['labels_few']} labels per class.{unit}"
 
 
 def mean_std(values):
@@ -69,6 +69,12 @@ def overall_cells(result):
 
 
 OVERALL = ["micro (95%)", "macro", "chance micro / macro", "test clips", "seeds"]
+
+
+def by_class(result, name):
+    """A class's accuracy by seed."""
+    counts = [seed["per_class"][name] for seed in result["seeds"] if name in seed["per_class"]]
+    return [right / videos for videos, right in counts]
 
 
 def paper_values(table, setting):
@@ -105,8 +111,7 @@ def render_level(results):
     for name in [name for name in class_names(level) if name in found]:
         cells = []
         for arm, result in arms.items():
-            counts = [seed["per_class"][name] for seed in result["seeds"]]
-            own = mean_std([right / videos for videos, right in counts])
+            own = mean_std(by_class(result, name))
             cells.append(f"{own} ({theirs[arm][name]:.2f})" if name in theirs[arm] else own)
         rows.append([name, f"{found[name][0]}", *cells])
     return [*lines, *markdown(["class", "clips", *arms], rows)]
@@ -295,14 +300,14 @@ def render_losses(results):
     for arm, result in results["arms"].items():
         own = result["geometry"]
         columns = {key: [run[key] for run in own if run[key] is not None] for key in (own[0] if own else ())}
-        plain = [f"{np.mean(values):.2g}" if values else "-" for values in columns.values()] or ["-"] * 5
+        plain = [f"{np.mean(values):.3g}" if values else "-" for values in columns.values()] or ["-"] * 5
         rows.append([arm, *overall_cells(result)[:2], *plain, overall_cells(result)[-1]])
     header = ["setting", *OVERALL[:2], "squared length", "share of it that varies", "hard pairs", "final cross-entropy"]
     return [
-        caption(results, "GEN-L, why losses differ"),
+        caption(results, "GEN-L, why losses differ", unit=""),
         "",
         *markdown([*header, "final mined loss", "seeds"], rows),
         "",
-        "Squared length and hard pairs are of test embeddings; hard pairs: the share of same-class pairs that are"
-        " farther apart than the nearest clip of another class. Losses are of the last epoch of training.",
+        "Accuracies in per cent. Squared length and hard pairs are of test embeddings; hard pairs: the share of"
+        " same-class pairs farther apart than the nearest clip of another class. Losses are those of the last epoch.",
     ]
