@@ -137,8 +137,8 @@ def draw_signatures(args, data, results, path):
 
 
 def mean_maps(runs):
-    """{class: (label, mean map (L, L))} of the held-out clips of several runs' arrays, the model's classes first."""
-    held_out = [arrays["split"] != "train" for arrays in runs]
+    """{class: (label, mean map (L, L))} of the held-out clips of several runs' arrays, by the model's classes."""
+    held_out = [~np.isin(arrays["split"], ("train", "unseen")) for arrays in runs]
     maps, names = (
         np.concatenate([arrays[key][own] for arrays, own in zip(runs, held_out, strict=True)])
         for key in ("maps", "class")
@@ -350,6 +350,8 @@ def draw_levels(args, data, results, path):
     heads = (f"{data.name}, micro", f"{data.name}, macro", "the paper's, GenVideo")
     for axis, heading in zip(axes, heads, strict=True):
         axis.set_xticks(angles, [f"{level.upper()}-L" for level in LEVELS])
+        axis.tick_params(axis="x", pad=12)
+        axis.set_rlabel_position(36)
         axis.set(ylim=(0, 100), title=f"{heading}, per cent")
     axes[0].legend(loc="upper left", bbox_to_anchor=(-0.3, 0.1), fontsize=8)
     save_figure(figure, path)
@@ -395,6 +397,7 @@ def draw_by_loss(args, data, results, path):
         axes.bar(np.arange(len(names)) + 0.27 * (i - 1), heights, 0.25, yerr=errors, label=loss, error_kw={"lw": 0.8})
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
     axes.axhline(100 / len(names), color="k", ls=":", label="chance")
-    axes.set(ylabel="accuracy, per cent", title=f"GEN-L by loss, two stages, {data.name}; bars: std over seeds")
-    axes.legend()
+    axes.set(ylabel="accuracy, per cent", ylim=(0, 115))
+    axes.set_title(f"GEN-L by loss, two stages, {data.name}; lines: standard deviation over seeds")
+    axes.legend(ncols=4, loc="upper left")
     save_figure(figure, path)
