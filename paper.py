@@ -22,7 +22,7 @@ class Entry(NamedTuple):
     what: str
     measure: Callable
     render: Callable
-    minutes: int  # on the zoo, three seeds, alone
+    minutes: int  # on the zoo, three seeds, JAX, one core, with the runs that other entries share
     paper: str  # what it takes at the paper's scale, beside GenVideo's features
     draw: Callable | None = None  # draw(args, data, results, path)
     folds: bool = False  # whether it can pool grouped folds
@@ -58,29 +58,29 @@ def tsne(what, panels, minutes, paper):
 
 
 ENTRIES = {
-    "table-2": level_table(2, "task", 0),
-    "table-3": level_table(3, "sd", 0),
+    "table-2": level_table(2, "task", 10),
+    "table-3": level_table(3, "sd", 8),
     "table-4": Entry(
         "Table 4: BIN-L across generators, five train/test splits",
         tables.measure_splits,
         tables.render_splits,
-        0,
+        13,
         "five times stage 1 (10 h each on 8 TPUv3)",
     ),
     "table-5": Entry(
         "Table 5: BIN-L on this data and, with --test-features, on another data set",
         tables.measure_datasets,
         tables.render_datasets,
-        0,
+        6,
         f"{FIT}; features of DVF (6,688 videos) by 01 in the same way",
     ),
-    "table-6": level_table(6, "team", 0),
-    "table-7": level_table(7, "gen", 0),
+    "table-6": level_table(6, "team", 10),
+    "table-7": level_table(7, "gen", 14),
     "table-s3": Entry(
         "Table S-3: encoders, every folder of --features side by side at five levels",
         tables.measure_encoders,
         tables.render_encoders,
-        0,
+        5,
         f"for each encoder {FIT} and four fits of 20 min; SigLIP's and DINOv2's weights",
         several=True,
     ),
@@ -88,16 +88,16 @@ ENTRIES = {
         "Fig. 1(a): T-Sigs of real, seen and unseen generators, trained on GenVideo's ten train generators",
         figures.measure_unseen_signatures,
         figures.render_unseen_signatures,
-        0,
+        7,
         f"{FIT} on ten generators, 20 min",
         figures.draw_unseen_signatures,
     ),
-    "figure-1b": tsne("Fig. 1(b): t-SNE of GEN-L", figures.GENERATOR_PANELS, 0, f"{FIT}, 20 min"),
+    "figure-1b": tsne("Fig. 1(b): t-SNE of GEN-L", figures.GENERATOR_PANELS, 1, f"{FIT}, 20 min"),
     "figure-1c": Entry(
         "Fig. 1(c): radar chart over the five levels",
         figures.measure_levels,
         figures.render_levels,
-        0,
+        2,
         "the runs of table-2, 3, 6 and 7",
         figures.draw_levels,
         folds=True,
@@ -105,17 +105,17 @@ ENTRIES = {
     "figure-4": tsne(
         "Fig. 4: t-SNE by level, coloured by class and by generator",
         figures.LEVEL_PANELS,
-        0,
+        1,
         f"{FIT} on all and on ten generators, 3 fits of 20 min",
     ),
     "figure-5": tsne(
-        "Fig. 5: t-SNE of GEN-L under CE, semi-HNM, HNM", figures.LOSS_PANELS, 0, f"{FIT}, 3 fits of 20 min"
+        "Fig. 5: t-SNE of GEN-L under CE, semi-HNM, HNM", figures.LOSS_PANELS, 1, f"{FIT}, 3 fits of 20 min"
     ),
     "figure-6": Entry(
         "Fig. 6: T-Sigs per level",
         figures.measure_signatures,
         figures.render_signatures,
-        0,
+        5,
         f"{FIT}, 4 fits of 20 min",
         figures.draw_signatures,
         folds=True,
@@ -124,7 +124,7 @@ ENTRIES = {
         "Fig. S-2: per generator under CE, CE+semi-HNM, CE+HNM",
         figures.measure_by_loss,
         figures.render_by_loss,
-        0,
+        3,
         f"{FIT}, 3 fits of 20 min",
         figures.draw_by_loss,
         folds=True,
@@ -133,7 +133,7 @@ ENTRIES = {
         "Fig. S-3: T-Sigs by content (the index's strata, else k-means)",
         figures.measure_content,
         figures.render_content,
-        0,
+        1,
         f"{FIT}, 20 min; a stratum (scenes, animals, humans) for every video",
         figures.draw_content,
     ),
@@ -141,7 +141,7 @@ ENTRIES = {
         "why CE and HNM differ at GEN-L: embedding scale, hard pairs, collapse, learning rate",
         tables.measure_losses,
         tables.render_losses,
-        0,
+        7,
         f"{FIT}, 6 fits of 20 min",
         folds=True,
     ),
