@@ -2,8 +2,8 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-PAPER := table-2 table-3 table-4 table-5 table-6 table-7 table-s3 figure-1a figure-1b figure-1c figure-4 figure-5 \
-	figure-6 figure-s2 figure-s3 losses
+PAPER := table-2 table-3 table-4 table-5 table-6 table-7 table-s3 figure-1a figure-1b figure-1c figure-4 figure-5
+PAPER += figure-6 figure-s2 figure-s3 losses
 
 .PHONY: demo paper $(PAPER) corpus mobilenet-layers options unseen-generators readme test check parity lint clean
 
