@@ -28,7 +28,7 @@ REAL = {"few": 5, "steps": {"few": 100, "all": 200}}
 class Data(NamedTuple):
     """What an experiment of the papers runs on. One fold stands for the split that the index records."""
 
-    name: str  # of the folders in results/ and runs/
+    name: str  # in tables, and of the folder in results/
     features: Path
     folds: tuple[str | None, ...]  # values of --fold
     few: int  # labels per class where the paper has 500

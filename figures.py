@@ -282,7 +282,7 @@ SHARES = ("micro", "macro")
 
 
 def draw_embedding(args, data, results, path, panels):
-    columns = min(len(panels), 4) if len(panels) != 3 else 3
+    columns = min(len(panels), 4)
     lines = -(-len(panels) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(7.5 * columns, 6 * lines), squeeze=False, layout="constrained")
     for axis, (name, panel) in zip(axes.flat, panels.items(), strict=True):
@@ -313,8 +313,9 @@ def measure_levels(args, data):
 
 
 def paper_overall(setting):
-    """The paper's Overall by level; BIN-L has one number."""
-    values = {"bin": float(next(line["value"] for line in paper_lines("4 BIN-L")))}
+    """The paper's Overall by level; at BIN-L it has stage 1 with all labels alone."""
+    all_labels = float(next(line["value"] for line in paper_lines("4 BIN-L")))
+    values = {"bin": None if setting == "1-stage 0.5%" else all_labels}
     for level, table in PAPER_TABLES.items():
         values[level] = paper_values(table, f"{setting} CE+HNM" if level == "gen" else setting)["Overall"]
     return values
@@ -325,7 +326,8 @@ def render_levels(results):
     for name, levels in results["series"].items():
         theirs = paper_overall(RADAR[name][2])
         for level, result in levels.items():
-            rows.append([f"{level.upper()}-L", name, *overall_cells(result), f"{theirs[level]:.2f}"])
+            paper = "-" if theirs[level] is None else f"{theirs[level]:.2f}"
+            rows.append([f"{level.upper()}-L", name, *overall_cells(result), paper])
     rows.sort(key=lambda row: [f"{level.upper()}-L" for level in LEVELS].index(row[0]))
     header = ["level", "setting", *OVERALL, "the paper's Overall"]
     return [caption(results, "Five levels, CE+HNM at all but BIN-L"), "", *markdown(header, rows)]
@@ -340,7 +342,7 @@ def draw_levels(args, data, results, path):
             [100 * np.mean([seed[key] for seed in seeds]) if seeds else np.nan for seeds in scored.values()]
             for key in SHARES
         ]
-        theirs = [paper_overall(RADAR[name][2])[level] for level in LEVELS]
+        theirs = np.array([paper_overall(RADAR[name][2])[level] for level in LEVELS], float)
         for axis, values in zip(axes, [*ours, theirs], strict=True):
             axis.plot([*angles, angles[0]], [*values, values[0]], label=name)
     if all(scored.values()):

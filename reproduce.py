@@ -119,6 +119,12 @@ def get_args(argv=None):
     args = parser.parse_args(argv)
     if not args.name and not args.list:
         parser.error("name an experiment or pass --list")
+    if args.folds == 1:
+        parser.error("--folds takes 2 or more")
+    if args.features and args.name in ("corpus", "mobilenet-layers", "options", "readme"):
+        parser.error(f"{args.name} takes no --features")
+    if args.test_features and args.name != "table-5":
+        parser.error("--test-features is for table-5")
     return args
 
 

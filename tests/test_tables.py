@@ -424,6 +424,7 @@ def test_radar_shows_other_numbers_than_the_tables():
         "gen": 94.99,
     }
     assert figures.paper_overall("1-stage 100%")["gen"] == 97.41
+    assert figures.paper_overall("1-stage 0.5%")["bin"] is None  # the paper has no BIN-L with few labels
 
 
 # ---------------------------------------------------------------- bad input
@@ -449,7 +450,17 @@ def test_missing_test_features_are_told_after_training(features, calls):
     assert not calls.list
 
 
-@pytest.mark.parametrize("arguments", [[], ["table-9"], ["table-7", "--seeds", "0"], ["table-7", "--folds", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["table-9"],
+        ["table-7", "--seeds", "0"],
+        ["table-7", "--folds", "x"],
+        ["table-7", "--folds", "1"],
+        ["corpus", "--features", "f"],
+    ],
+)
 def test_wrong_arguments_do_not_end_with_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         reproduce.main(arguments)
