@@ -7,7 +7,9 @@ import hashlib
 import itertools
 import json
 import platform
+import signal
 import sys
+import threading
 import time
 import warnings
 import zipfile
@@ -405,6 +407,35 @@ class EpochEnd(keras.callbacks.Callback):
             writer.writerows(self.history)
 
 
+class Interruption(keras.callbacks.Callback):
+    """Ctrl-C ends training after the batch at hand.
+
+    Keras 3.15 passes over any exception while it reads a batch's loss (pythonify_logs), and on JAX, which computes in
+    the background, nearly all of a fit is spent waiting there.
+    """
+
+    def on_train_begin(self, logs=None):
+        self.seen = False
+        main = threading.current_thread() is threading.main_thread()
+        # neither ignored, as behind nohup, nor answered by a caller
+        self.ours = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self.ours:
+            signal.signal(signal.SIGINT, self.answer)
+
+    def answer(self, number, frame):
+        self.seen = True
+        raise KeyboardInterrupt
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.seen:
+            self.on_train_end()
+            raise KeyboardInterrupt
+
+    def on_train_end(self, logs=None):
+        if self.ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def spread(embedding) -> float:
     """The share of the mean squared length of embeddings (B, D) that is variance: 0 when all are one point."""
     return float(embedding.var(axis=0).sum() / max(np.square(embedding).sum(axis=1).mean(), 1e-12))
@@ -447,7 +478,7 @@ def fit(model, videos: Videos, level, args, recipe):
     report_training(videos, train, batches, labels, args)
     sample = train[np.resize(np.random.default_rng(args.seed).permutation(len(train)), args.batch_size)]
     keeper = EpochEnd(level, args, recipe, val, videos.val, sample, state, best)
-    callbacks = [keras.callbacks.TerminateOnNaN(), keeper]
+    callbacks = [Interruption(), keras.callbacks.TerminateOnNaN(), keeper]
     if keras.backend.backend() == "tensorflow":
         build_metrics(model, *batches[0])  # JAX traces once either way, and its callback would need TensorFlow
         callbacks.append(keras.callbacks.TensorBoard(Path(args.run) / "logs" / level, write_graph=False))

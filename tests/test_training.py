@@ -1,9 +1,11 @@
 """Stages 2 and 3 on small invented features: batches, splits, resume, metrics, artifacts, bad input."""
 
+import contextlib
 import csv
 import importlib
 import json
 import shutil
+import signal
 
 import keras
 import numpy as np
@@ -390,3 +392,26 @@ def test_stage_two_starts_from_a_model_that_does_not_fit(features, run, tmp_path
         stage_two.main([*place, "--init", str(tmp_path / "text.keras")])
     with pytest.raises(ValueError, match="run 01"):
         stage_two.main(["--features", str(tmp_path / "nowhere"), "--init", "scratch"])
+
+
+def test_interrupt_that_keras_passes_over_is_lost(features, tmp_path, monkeypatch):
+    """Keras reads a batch's loss inside a bare except; here Ctrl-C arrives there, in the first batch."""
+    utils = importlib.import_module("keras.src.callbacks.callback_list").python_utils
+    read, batches = utils.pythonify_logs, []
+
+    def interrupted(logs):
+        if logs:
+            batches.append(logs)
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        return read(logs)
+
+    monkeypatch.setattr(utils, "pythonify_logs", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            stage_one.main(["--features", str(features), "--run", str(tmp_path / "run"), *SMALL])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(batches) == 1 and not (tmp_path / "run" / "bin.json").exists()
