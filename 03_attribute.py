@@ -48,7 +48,7 @@ def get_args(argv=None):
     add("--ce-weight", type=unit, default=0.5, help="lambda: the weight of cross-entropy beside mining")
     add("--margin", type=float, default=1.0, help="alpha of Eq. (2); -1 is Eq. (4), (5) as printed")
     add("--positives", choices=("all", "hardest", "random"), default="all", help="positives per anchor")
-    add("--normalize", action="store_true", help="mine on L2-normalised embeddings")
+    add("--normalize", action=argparse.BooleanOptionalAction, default=False, help="mine on L2-normalised embeddings")
     return parser.parse_args(argv)
 
 
@@ -83,7 +83,9 @@ def stage_two_loss(args):
 def start_from(model, path):
     """Copy stage 1's transformer into the model; the classifier keeps its fresh weights."""
     stage_one = load_saga(path, "02_pretrain_binary.py")
-    for key in ("frames", "tokens", "dim", "heads", "temporal_blocks"):
+    if (blocks := stage_one.config["temporal_blocks"]) != model.config["temporal_blocks"]:
+        raise ValueError(f"{path} has {blocks} temporal blocks; pass --temporal-blocks {blocks} or --init scratch")
+    for key in ("frames", "tokens", "dim", "heads"):
         if stage_one.config[key] != model.config[key]:
             raise ValueError(
                 f"{path} was trained on other features ({key} {stage_one.config[key]}, here {model.config[key]});"

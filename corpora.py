@@ -21,8 +21,11 @@ ENCODERS = {  # four tokens a frame each
 }
 VARIANTS = {"as they are": "", "equalized": "--equalize"}
 FOLDS = 5  # of a corpus
-ZOO = {"few": 15, "steps": {"few": 200, "all": 400}}  # labels per class where the paper has 500; steps of training
-REAL = {"few": 5, "steps": {"few": 100, "all": 200}}
+# Labels per class where the paper has 500; steps of training with few labels, with all, of detectors on pixels.
+ZOO = {"few": 15, "steps": {"few": 200, "all": 400, "pixels": 300}}
+EASY = {"few": 15, "steps": {"few": 200, "all": 400, "pixels": 900}}  # do detectors learn where there is much to see?
+SIMULATED = {"zoo": (1, ZOO), "easy": (2, EASY)}  # strength of the marks
+REAL = {"few": 5, "steps": {"few": 100, "all": 200, "pixels": 100}}
 
 
 class Data(NamedTuple):
@@ -32,8 +35,9 @@ class Data(NamedTuple):
     features: Path
     folds: tuple[str | None, ...]  # values of --fold
     few: int  # labels per class where the paper has 500
-    steps: dict  # of training with few and with all labels
+    steps: dict  # of training with few labels, with all, of detectors on pixels
     digest: str  # of index and recipe: other features are other runs
+    videos: Path | None  # the folder that the index's sources are in; None: not known
 
     @property
     def simulated(self):
@@ -43,23 +47,24 @@ class Data(NamedTuple):
 def choose_data(args) -> list[Data]:
     """The data sets of --features, or the one of --data, whose features are extracted when they are missing."""
     if args.features:
-        return [describe(args, Path(folder).name, Path(folder), args.folds, ZOO) for folder in args.features]
-    flags = ENCODERS[args.encoder]
-    if args.data == "zoo":
-        stage("simulate_videos")
-        folder = extract(args, "data/zoo", Path("features/zoo"), limited(args, flags))
-        return [describe(args, f"zoo-{args.encoder}", folder, args.folds, ZOO)]
+        return [describe(args, Path(own).name, Path(own), args.folds, ZOO, args.videos) for own in args.features]
+    flags, name = ENCODERS[args.encoder], f"{args.data}-{args.encoder}"
+    if args.data in SIMULATED:
+        (strength, size), videos = SIMULATED[args.data], f"data/{args.data}"
+        stage("simulate_videos", "--out", videos, "--strength", strength)
+        folder = extract(args, videos, Path(f"features/{args.data}"), limited(args, flags))
+        return [describe(args, name, folder, args.folds, size, videos)]
     folder = extract_corpus(args, f"{flags} {VARIANTS['equalized'] if args.data == 'equalized' else ''}")
-    return [describe(args, f"{args.data}-{args.encoder}", folder, args.folds or FOLDS, REAL)]
+    return [describe(args, name, folder, args.folds or FOLDS, REAL, "")]
 
 
-def describe(args, name, folder, folds, size):
+def describe(args, name, folder, folds, size, videos):
     index = read_index(folder)
     recipe = {key: value for key, value in features_recipe(folder).items() if key not in ("versions", "git")}
     digest = index_digest(index) + str(sorted(recipe.items()))
     folds = tuple(f"{k}/{folds}" for k in range(1, folds + 1)) if folds else (None,)
     few = args.few or (500 if args.full else size["few"])
-    return Data(name, folder, folds, few, size["steps"], digest)
+    return Data(name, folder, folds, few, size["steps"], digest, None if videos is None else Path(videos))
 
 
 def limited(args, flags):

@@ -9,7 +9,7 @@ from collections import Counter
 import matplotlib
 import numpy as np
 
-from common import HERE
+from common import HERE, class_index, class_names, load_generators
 from features import Windows, replace_whole
 
 matplotlib.use("Agg")
@@ -135,6 +135,25 @@ def evaluate(model, videos, level, batch_size) -> tuple[dict, dict]:
     called = np.array(videos.classes)[probabilities[unseen].argmax(axis=1)]
     metrics |= {"excluded": videos.excluded, "unseen": unseen_report(arrays["generator"][unseen], called)}
     return metrics | {"simulated": bool(model.config["features"].get("simulated"))}, arrays
+
+
+def coarser(probabilities, classes, level):
+    """GEN-L's probabilities (V, C) summed along the generator table: those of a level's classes (V, K), and the names.
+
+    The share of generators that are Unknown or Mixed at the level is left out, so a row may sum to less than 1.
+    """
+    table, names = load_generators(), class_names(level)
+    places = [class_index(level, generator, table) for generator in classes]
+    present = sorted({place for place in places if place is not None})
+    member = np.array([[place == own for own in present] for place in places], float)  # (C, K)
+    return probabilities @ member, [names[place] for place in present]
+
+
+def at_level(generators, level):
+    """What generators (V,) are at a level, (V,); empty where Unknown or Mixed there, or outside the table."""
+    table, names = load_generators(), (*class_names(level), "")
+    places = {name: class_index(level, name, table) for name in set(generators.tolist())}
+    return np.array([names[-1 if places[name] is None else places[name]] for name in generators.tolist()])
 
 
 def unseen_report(generators, called):

@@ -1,24 +1,31 @@
-"""Open question 1 of SAGA: are generators that a model never saw known as new, and do they land on their kin?
+"""Open question 1 of SAGA: are generators that a model never saw known as new, do they land on their kin, and are they
+found once a few of their clips are enrolled?
 
 reads   30 simulated clips per generator; or a corpus, or features of one's own, with generators outside the table
 writes  runs/unseen/; results/unseen-scores.*, AUROC and FPR by score and generator; results/unseen-landing.*, how
         often a left-out generator is called by its SD version or team, beside the other left-out ones (zoo alone)
 
-`unseen_generators` is an entry of reproduce.py and takes its arguments; the scores are those of unknown.py.
+`unseen_generators` is an entry of reproduce.py and takes its arguments; the scores are those of unknown.py. The last
+section is an entry as figures.py has them: results by the number of clips that are given of a new generator.
 """
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
+from baselines import mean_tokens
 from common import keras, level_value, load_generators
 from comparisons import TRAINING
 from corpora import choose_data, extract_zoo
+from evaluation import plt, save_figure, score_names
 from features import read_index, read_json
 from figures import tsig_runs
 from stages import TWO_FEW, markdown, stage, train_arm, write_results
-from tables import caption, described
+from tables import caption, described, generators_of, mean_std
+from training import usable
 from unknown import (
+    NAMINGS,
     SCORES,
     Clips,
     LeftOut,
@@ -65,11 +72,7 @@ def unseen_generators(args):
 def outside_the_table(args):
     """Scores of the paper's own setting at GEN-L, on clips of generators outside the table; folds count as seeds."""
     (data,) = choose_data(args)
-    table, present = load_generators(), {row["generator"] for row in read_index(data.features)}
-    outside = sorted(present - set(table))
-    if len(outside) < 2:
-        raise ValueError(f"{data.features} has clips of {len(outside)} generators outside the table; it takes two")
-    scores = []
+    outside, scores = names_outside(data), []
     for seed in range(args.seeds):
         if tsig_runs(args, data, TWO_FEW, "gen", seed):
             scores += [scores_of(run, outside) for run in train_arm(args, data, TWO_FEW, "gen", seed)]
@@ -81,6 +84,14 @@ def outside_the_table(args):
     lines = [caption(results, what, " AUROC (95%), mean over folds and seeds; chance 0.50, FPR 0.95."), ""]
     write_results(args, "unseen-scores", results, lines + score_table(rows), data)
     return results
+
+
+def names_outside(data):
+    """The generators of some features that are outside the table, and so never trained on: two or more."""
+    outside = sorted({row["generator"] for row in read_index(data.features)} - set(load_generators()))
+    if len(outside) < 2:
+        raise ValueError(f"{data.features} has clips of {len(outside)} generators outside the table; it takes two")
+    return outside
 
 
 def scores_of(run, left_out_names):
@@ -173,3 +184,168 @@ def landing_table(landed):
         "called so by seed",
     ]
     return markdown(header, cells)
+
+
+# ---------------------------------------------------------------- enrolling: new generators by a few of their clips
+
+ENROL_ARMS = (TWO_FEW, "1-stage all CE")
+CLIPS = (1, 2, 5, 10, 20, 50)  # given of a new generator, as far as it has them outside the test split
+DRAWS = 10  # of those clips, per seed
+BY_GENERATOR = 10  # clips given, of the table by generator
+JOINING = {"one": "one new generator joins", "all": "all new generators join at once"}
+
+
+def measure_enrol(args, data):
+    """Per way to train, space, naming and number of clips given: how many held-out clips of new generators are found,
+    and the macro accuracy of the known ones' test clips before and after, by seed, each the mean over DRAWS.
+    """
+    if len(data.folds) > 1:
+        raise ValueError("enrolling needs the recorded split; leave out --folds and --data")
+    new, only = new_generators(data)
+    rows = usable(read_index(data.features), data.features)
+    tokens = dict(zip((row["path"] for row in rows), mean_tokens(rows), strict=True))
+    held_out = {row["path"] for row in rows if row["split"] == "test"}
+    found, collapsed, clips = {}, {}, {}
+    for arm in ENROL_ARMS:
+        runs = [train_arm(args, data, arm, "gen", seed, only)[0] for seed in range(args.seeds)]
+        collapsed[arm] = runs.count(None)
+        for seed, run in enumerate(runs):
+            if run:
+                names, roles, spaces = enrolling_clips(run, tokens, held_out)
+                for key, entry in enrol_all(names, roles, spaces, new, seed).items():
+                    found.setdefault((arm, *key), []).append({"seed": seed} | entry)
+                known = {"classes": np.unique(names[roles == "train"]).size, "known": (roles == "test").sum()}
+                clips = {key: int(value) for key, value in known.items()}
+                clips |= {"new": {name: int(((roles == "held out") & (names == name)).sum()) for name in new}}
+    keys = ("arm", "space", "naming", "joining", "given")
+    table = [dict(zip(keys, key, strict=True)) | {"seeds": seeds} for key, seeds in found.items()]
+    return described(data, clips=clips, collapsed=collapsed, rows=table)
+
+
+def new_generators(data):
+    """Who is left out of training, and the flags for it: those of LEFT_OUT, else the generators outside the table."""
+    new = generators_of(data, lambda generator: generator.name in LEFT_OUT)
+    trained = generators_of(data, lambda generator: generator.name not in LEFT_OUT)
+    if not trained:
+        raise ValueError(f"{data.features} has clips of no generator to train on; it takes one beside {', '.join(new)}")
+    only = ("--train-generators", ",".join(trained)) if new else ()
+    splits = {}
+    for row in read_index(data.features):
+        splits.setdefault(row["generator"], set()).add("given" if row["split"] != "test" else "held out")
+    return [name for name in new or names_outside(data) if len(splits[name]) == 2], only
+
+
+def enrolling_clips(run, tokens, held_out):
+    """Of a run's clips the generator (V,), the role (V,): train, val, test, and of new generators given or held out,
+    and what a naming may look at, {space: (V, D)}.
+    """
+    with np.load(run / "gen_embeddings.npz", allow_pickle=False) as arrays:
+        embedding, names, split, videos = (arrays[key] for key in ("embedding", "generator", "split", "video"))
+    videos = videos.tolist()
+    new = np.where([video in held_out for video in videos], "held out", "given")
+    spaces = {"SAGA": np.float64(embedding), "mean token": np.stack([tokens[video] for video in videos])}
+    return names, np.where(split == "unseen", new, split), spaces
+
+
+def enrol_all(names, roles, spaces, new, seed):
+    """{(space, naming, joining, given): {"before", "kept", "found": {generator: share}}}, means over DRAWS."""
+    results = {}
+    for space, naming in product(spaces, NAMINGS):
+        clips = (spaces[space], names, roles, NAMINGS[naming])
+        before, _ = enrol(*clips, [])
+        for joining, given in product(JOINING, CLIPS):
+            draws = []
+            for group, draw in product([[name] for name in new] if joining == "one" else [new], range(DRAWS)):
+                draws.append(enrol(*clips, group, given, np.random.default_rng((seed, draw))))
+            shares = {name: float(np.mean([found[name] for _, found in draws if name in found])) for name in new}
+            entry = {"before": before, "kept": float(np.mean([kept for kept, _ in draws])), "found": shares}
+            results[space, naming, joining, given] = entry
+    return results
+
+
+def enrol(vectors, names, roles, naming, joining, given=0, random=None):
+    """The macro accuracy of the known test clips, and the share of each joining generator's held-out clips found, once
+    that many of its other clips, drawn at random, are enrolled. Vectors (V, D), names (V,), roles (V,).
+    """
+    pools = [np.flatnonzero((roles == "given") & (names == name)) for name in joining]
+    place = np.concatenate([np.flatnonzero(roles == "train"), *(random.permutation(pool)[:given] for pool in pools)])
+    call, test = naming(vectors[place], names[place]), roles == "test"
+    found = {name: np.mean(call(vectors[(roles == "held out") & (names == name)]) == name) for name in joining}
+    return score_names(names[test], call(vectors[test]))["macro"], found
+
+
+def row_key(row):
+    return row["arm"], row["space"], row["naming"]
+
+
+def by_seed(row, key):
+    """A row's values by seed; those of found are means over generators."""
+    return [np.mean(list(seed[key].values())) if key == "found" else seed[key] for seed in row["seeds"]]
+
+
+def seeds_cell(results, row):
+    collapsed = results["collapsed"][row["arm"]]
+    return f"{len(row['seeds'])}" + (f" ({collapsed} collapsed)" if collapsed else "")
+
+
+def enrol_chance(results, joining):
+    clips = results["clips"]
+    return 1 / (clips["classes"] + (1 if joining == "one" else len(clips["new"])))
+
+
+def render_enrol(results):
+    if not results["rows"]:
+        return [caption(results, "New generators enrolled", " Mining collapsed for all seeds.")]
+    clips = results["clips"]
+    what = f"{len(clips['new'])} new generators enrolled by n clips (or all they have) into {clips['classes']} classes"
+    lines = [caption(results, f"{what}, without training")]
+    lines += ["", f"{sum(clips['new'].values())} held-out clips of new generators, {clips['known']} of known ones."]
+    keys = list(dict.fromkeys(map(row_key, results["rows"])))
+    for joining, what in JOINING.items():
+        chance = f"chance {100 * enrol_chance(results, joining):.1f}"
+        lines += ["", f"Where {what}; found: called by their name, {chance}; known: macro accuracy:", ""]
+        cells = []
+        for key in keys:
+            rows = {row["given"]: row for row in results["rows"] if row_key(row) == key and row["joining"] == joining}
+            found = [mean_std(by_seed(rows[given], "found")) for given in CLIPS]
+            known = [mean_std(by_seed(rows[CLIPS[0]], "before")), mean_std(by_seed(rows[CLIPS[-1]], "kept"))]
+            cells.append([*key, *found, *known, seeds_cell(results, rows[CLIPS[0]])])
+        header = ["setting", "space", "nearest by", *(f"found, n = {given}" for given in CLIPS)]
+        lines += markdown([*header, "known before", f"known after, n = {CLIPS[-1]}", "seeds"], cells)
+    lines += ["", f"Found by generator, one joins, SAGA, n = {BY_GENERATOR}:", ""]
+    cells = []
+    for row in results["rows"]:
+        if (row["space"], row["joining"], row["given"]) == ("SAGA", "one", BY_GENERATOR):
+            each = [mean_std([seed["found"][name] for seed in row["seeds"]]) for name in clips["new"]]
+            cells.append([row["arm"], row["naming"], *each])
+    counts = [f"{name} ({count})" for name, count in clips["new"].items()]
+    return [*lines, *markdown(["setting", "nearest by", *counts], cells)]
+
+
+def draw_enrol(args, data, results, path):
+    """Accuracy against clips given, where one new generator joins: found above, known ones below, a column per arm."""
+    arms = list(dict.fromkeys(row["arm"] for row in results["rows"])) or ENROL_ARMS
+    figure, axes = plt.subplots(2, len(arms), figsize=(5.5 * len(arms), 8), squeeze=False, layout="constrained")
+    colours, styles = {"SAGA": "C0", "mean token": "C1"}, dict(zip(NAMINGS, ("-o", "--s", ":^"), strict=True))
+    chance = 100 * enrol_chance(results, "one") if results["rows"] else 0
+    for column, arm in zip(axes.T, arms, strict=True):
+        for axis, key in zip(column, ("found", "kept"), strict=True):
+            for space, naming in product(colours, styles):
+                way = (arm, space, naming)
+                rows = [row for row in results["rows"] if row_key(row) == way and row["joining"] == "one"]
+                values = [100 * np.array(by_seed(row, key)) for row in rows]
+                means = [own.mean() for own in values]
+                deviations = [own.std(ddof=1) if len(own) > 1 else 0 for own in values]
+                line = dict(color=colours[space], markersize=4, capsize=2, lw=1.2, label=f"{space}, {naming}")
+                axis.errorbar([row["given"] for row in rows], means, deviations, fmt=styles[naming], **line)
+            axis.axhline(chance, color="k", ls=":", label="chance")
+            axis.set_xscale("log")
+            axis.set_xticks(CLIPS, CLIPS)
+            axis.minorticks_off()
+            axis.set(ylim=(0, 100), xlabel="clips given of the new generator")
+        column[0].set(title=arm, ylabel="new generator found, per cent")
+        column[1].set(ylabel="known ones: macro accuracy, per cent")
+    axes[0, 0].legend(fontsize=8)
+    what = f"GEN-L, one new generator enrolled without training, {data.name}"
+    figure.suptitle(f"{what}{', simulated' * results['about']['simulated']}; bars: standard deviation over seeds")
+    save_figure(figure, path)

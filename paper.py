@@ -3,14 +3,17 @@
 reads   a features folder (corpora.py); trains what is not up to date (stages.py)
 writes  results/<entry>.json, .md and, for figures, .png
 
-`paper_entry` runs one of ENTRIES with reproduce.py's arguments. The losses entry is ours: why CE and HNM differ.
+`paper_entry` runs one of ENTRIES with reproduce.py's arguments.
 """
 
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import ablations
+import backoff
 import figures
+import open_set
 import tables
 from corpora import choose_data
 from stages import results_folder, write_results
@@ -57,6 +60,18 @@ def tsne(what, panels, minutes, paper):
     )
 
 
+def ablation(what):
+    fits = sum(map(len, ablations.ABLATIONS[what].values()))
+    return Entry(
+        f"ablation of {what} at GEN-L: {', '.join(ablations.ABLATIONS[what])}",
+        partial(ablations.measure_ablation, what=what),
+        ablations.render_ablation,
+        0,
+        f"{FIT}, {fits} fits of 20 min, of depth 12 of 10 h as well",
+        folds=True,
+    )
+
+
 ENTRIES = {
     "table-2": level_table(2, "task", 10),
     "table-3": level_table(3, "sd", 8),
@@ -82,6 +97,22 @@ ENTRIES = {
         tables.render_encoders,
         5,
         f"for each encoder {FIT} and four fits of 20 min; SigLIP's and DINOv2's weights",
+        several=True,
+    ),
+    "table-s2": Entry(
+        "Table S-2: NPR, F3Net, TALL, a linear probe, retrieval and metadata alone beside SAGA",
+        tables.measure_rivals,
+        tables.render_rivals,
+        0,
+        f"{FIT}, four levels in one and two stages ({FEW}, {ALL}); three detectors on 1.6 million videos",
+        folds=True,
+    ),
+    "encoder-transfer": Entry(
+        "Table 4's splits with every folder of --features: each encoder in-domain and across generators",
+        tables.measure_transfer,
+        tables.render_transfer,
+        0,
+        "for each encoder five times stage 1 (10 h on 8 TPUv3); their weights",
         several=True,
     ),
     "figure-1a": Entry(
@@ -137,12 +168,38 @@ ENTRIES = {
         f"{FIT}, 20 min; a stratum (scenes, animals, humans) for every video",
         figures.draw_content,
     ),
-    "losses": Entry(
-        "why CE and HNM differ at GEN-L: embedding scale, hard pairs, collapse, learning rate",
-        tables.measure_losses,
-        tables.render_losses,
-        7,
-        f"{FIT}, 6 fits of 20 min",
+    "enrol": Entry(
+        "new generators enrolled by 1 to 50 clips, without training: are they found, are the known ones kept?",
+        open_set.measure_enrol,
+        open_set.render_enrol,
+        0,
+        f"{FIT} on 13 generators, 2 fits of 20 min and of 10 h",
+        open_set.draw_enrol,
+    ),
+    "back-off": Entry(
+        "Sec. 1: where GEN-L is unsure, are coarser levels right? accuracy against coverage by level",
+        backoff.measure_back_off,
+        backoff.render_back_off,
+        0,
+        "the runs of table-2, 3, 6 and 7",
+        backoff.draw_back_off,
+        folds=True,
+    ),
+    "figure-s1": Entry(
+        "Fig. S-1: accuracy against labels per class, five levels",
+        ablations.measure_labels,
+        ablations.render_labels,
+        0,
+        f"{FIT}, 20 fits of 20 min and more",
+        ablations.draw_labels,
+    ),
+    **{f"ablation-{what}": ablation(what) for what in ablations.ABLATIONS},
+    "ablation": Entry(
+        "when hard negative mining beats cross-entropy: all ablations in one table",
+        ablations.measure_conditions,
+        ablations.render_conditions,
+        0,
+        "the runs of the six ablations",
         folds=True,
     ),
 }
@@ -152,7 +209,7 @@ def paper_entry(args):
     """Measure, write and draw one of ENTRIES on the chosen data."""
     entry, data = ENTRIES[args.name], choose_data(args)
     if len(data) > 1 and not entry.several:
-        raise ValueError(f"{args.name} takes one folder of --features; table-s3 compares several")
+        raise ValueError(f"{args.name} takes one folder of --features; table-s3, encoder-transfer compare several")
     if len(data[0].folds) > 1 and not entry.folds:
         raise ValueError(
             f"{args.name} wants the recorded split, not grouped folds: give a --features folder without --folds"

@@ -21,7 +21,7 @@ import comparisons
 import open_set
 from baselines import linear_probe
 from common import positive, run_script
-from corpora import ENCODERS
+from corpora import ENCODERS, SIMULATED
 from evaluation import score
 from paper import ENTRIES, paper_entry
 from readme import write_readme
@@ -95,10 +95,13 @@ def get_args(argv=None):
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add("name", nargs="?", choices=(*ENTRIES, *OTHERS), metavar="NAME", help="the experiment; --list names them")
+    add("name", nargs="*", metavar="NAME", help="the experiment; --list names them")
     add("--list", action="store_true", help="print the experiments, what each needs and how long it takes")
     add(
-        "--data", choices=("zoo", "corpus", "equalized"), default="zoo", help="tables, figures: simulated or real clips"
+        "--data",
+        choices=(*SIMULATED, "corpus", "equalized"),
+        default="zoo",
+        help="tables, figures: simulated clips, the same with marks twice as strong, or real clips",
     )
     add(
         "--features",
@@ -107,6 +110,7 @@ def get_args(argv=None):
         help="tables, figures: features of your own, instead of --data; demo: where",
     )
     add("--test-features", metavar="DIR", help="table-5: features of another data set, made in the same way")
+    add("--videos", metavar="DIR", help="table-s2: the clips that --features were made of, for detectors of pixels")
     add("--folds", type=positive, help="grouped cross-validation instead of the recorded split; of --data corpus: 5")
     add("--few", type=positive, help="labels per class where the paper has 500; default 15, of real clips 5")
     add("--full", action="store_true", help="tables, figures: the paper's batch size, rate, epochs, margin, 500 labels")
@@ -117,14 +121,17 @@ def get_args(argv=None):
     add("--seeds", type=positive, default=3, help="all but demo: other weights, choice of labels and corpus folds")
     add("--limit", type=positive, help="at most this many videos per generator: a small run")
     args = parser.parse_args(argv)
-    if not args.name and not args.list:
-        parser.error("name an experiment or pass --list")
+    args.name = "-".join(args.name)
+    if args.name not in (*ENTRIES, *OTHERS) and not args.list:
+        parser.error(f"{args.name}: no such experiment; --list names them" if args.name else "name one or pass --list")
     if args.folds == 1:
         parser.error("--folds takes 2 or more")
     if args.features and args.name in ("corpus", "mobilenet-layers", "options", "readme"):
         parser.error(f"{args.name} takes no --features")
     if args.test_features and args.name != "table-5":
         parser.error("--test-features is for table-5")
+    if args.videos and not (args.features and args.name == "table-s2"):
+        parser.error("--videos is for table-s2 with --features")
     return args
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluation import at_level, coarser
 from features import read_index, read_json, write_json
 from training import CollapseError, choose_videos
 
@@ -53,9 +54,19 @@ def tested(run, level):
         return arrays["class"][test], classes[arrays["probabilities"][test].argmax(axis=1)]
 
 
+def tested_by_lineage(run, level):
+    """`tested` at a coarser level of a run at GEN-L, whose probabilities are summed along the generator table."""
+    classes = read_json(Path(run) / "gen.json", ("classes",))["classes"]
+    with np.load(Path(run) / "gen_embeddings.npz", allow_pickle=False) as arrays:
+        test = arrays["split"] == "test"
+        probabilities, truth = arrays["probabilities"][test], at_level(arrays["class"][test], level)
+    sums, names = coarser(probabilities, classes, level)
+    return truth[truth != ""], np.array(names)[sums[truth != ""].argmax(axis=1)]
+
+
 # ---------------------------------------------------------------- the papers' ways to train
 
-# An arm is "<stages> <labels> <loss>": few is the paper's 0.5%, 500 labels per class, and all its 100%.
+# An arm is "<stages> <labels> <loss>": few is the paper's 0.5%, 500 labels per class, all its 100%, a number itself.
 ONE_FEW, ONE_ALL, TWO_FEW = "1-stage few CE+HNM", "1-stage all CE+HNM", "2-stage few CE+HNM"
 ARMS = ("1-stage few CE", ONE_FEW, "2-stage few CE", TWO_FEW, "1-stage all CE", ONE_ALL)
 STAGE_ONE = "1-stage all"
@@ -64,32 +75,38 @@ SMALL_LOSSES = {
     "CE": "--loss ce",
     "CE+semi-HNM": f"--loss semi {SMALL_MINING}",
     "CE+HNM": f"--loss hnm {SMALL_MINING}",
-    "CE+HNM, margin 1, lambda 0.5": "--loss hnm --normalize",
-    "CE+HNM as printed": "--loss hnm",
-    "CE, rate 3e-5": "--loss ce --learning-rate 3e-5",
-    "CE+HNM, rate 3e-5": f"--loss hnm {SMALL_MINING} --learning-rate 3e-5",
 }
 EPOCHS = 60  # at most, on small data
 
 
-def train_arm(args, data, arm, level, seed, only=()) -> list[Path | None]:
+def train_arm(args, data, arm, level, seed, only=(), **change) -> list[Path | None]:
     """The run folders of an arm at a level, one per fold; None where mining collapsed. What is up to date stays.
 
-    `only` are flags that stage 1 shares, such as --train-generators.
+    `only` are flags that stage 1 shares, such as --train-generators. An ablation's `change`: `last`, flags of the last
+    stage alone, and `longer`, times as many of its steps.
     """
-    return [train_fold(args, data, arm, level, seed, fold, only) for fold in data.folds]
+    return [train_fold(args, data, arm, level, seed, fold, only, **change) for fold in data.folds]
 
 
-def train_fold(args, data, arm, level, seed, fold, only):
+def effective(level, settings, flags):
+    """The flags, or none where they change nothing, so that the run is shared."""
+    parse = importlib.import_module(script(level)).get_args
+    return () if parse([*settings, *flags]) == parse([*settings]) else flags
+
+
+def train_fold(args, data, arm, level, seed, fold, only, last=(), longer=1):
     stages, labels, loss = f"{arm} ".split(" ", 2)
+    count = {"few": str(data.few)}.get(labels, labels)
     settings = [] if args.full else SMALL_DATA.split()
-    settings += ["--labels-per-class", str(data.few) if labels == "few" else "all", *only]
+    settings += ["--labels-per-class", count, *effective(level, (), only)]
     settings += ["--best", "last"] if fold else []  # a fold has no val to choose by
     settings += ["--limit", str(args.limit)] if args.limit else []
     if level != "bin":
         losses = SMALL_LOSSES | PAPER_LOSSES if args.full else SMALL_LOSSES
         settings += ["--level", level, *losses[loss.strip()].split()]
-    key = hashlib.sha256(" ".join([*settings, data.digest]).encode()).hexdigest()[:8]
+    settings += effective(level, settings, last)
+    key = " ".join([*settings, *[f"longer {longer}"] * (longer > 1), data.digest])
+    key = hashlib.sha256(key.encode()).hexdigest()[:8]
     folder = (
         Path(args.run or "runs/paper") / data.features.name / "-".join([*re.findall(r"\w+", f"{arm} {level}"), key])
     )
@@ -99,9 +116,12 @@ def train_fold(args, data, arm, level, seed, fold, only):
     elif level != "bin":
         settings += ["--init", "scratch"]
     settings += ["--features", data.features, "--seed", seed, *(["--fold", fold] if fold else [])]
-    if not args.full:
+    if args.full:
+        settings += ["--epochs", 10 * longer]
+    else:
         windows = sum(row["windows"] for row in chosen_videos(level, *settings).train)
-        settings += ["--epochs", min(math.ceil(data.steps[labels] / max(windows // 32, 1)), EPOCHS)]
+        steps = longer * data.steps["all" if labels == "all" else "few"]
+        settings += ["--epochs", min(math.ceil(steps / max(windows // 32, 1)), EPOCHS * longer)]
     try:
         stage(script(level), *settings, "--run", run)
     except CollapseError as collapse:

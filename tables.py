@@ -7,25 +7,44 @@ An entry is `measure(args, data) -> results`, made of numbers alone, and `render
 paper's numbers are read from paper_results.csv, stand in brackets or in columns of their own, and are on GenVideo.
 """
 
-import csv
+import functools
+import hashlib
+import itertools
+import time
+from pathlib import Path
 
 import numpy as np
 
-from common import LEVELS, class_names, load_generators
-from evaluation import PAPER_TABLES, paper_lines, score_names, wilson_interval
+from baselines import PROBES
+from common import LEVELS, build_saga, class_names, load_generators
+from detectors import DETECTORS, detect
+from evaluation import PAPER_TABLES, at_level, macro_interval, paper_lines, score_names, wilson_interval
 from features import read_index, read_json
-from stages import ARMS, ONE_ALL, ONE_FEW, STAGE_ONE, TWO_FEW, markdown, tested, train_arm
+from stages import (
+    ARMS,
+    ONE_ALL,
+    ONE_FEW,
+    STAGE_ONE,
+    TWO_FEW,
+    chosen_videos,
+    markdown,
+    tested,
+    tested_by_lineage,
+    train_arm,
+)
+from unknown import name_by_mahalanobis
 
 # ---------------------------------------------------------------- results
 
 
-def arm_results(args, data, arm, level, only=()):
+def arm_results(args, data, arm, level, **change):
     """An arm's accuracies at a level, folds pooled: {"seeds": [score_names of each], "collapsed": seeds that did}."""
     seeds = []
     for seed in range(args.seeds):
-        runs = train_arm(args, data, arm, level, seed, only)
+        runs = train_arm(args, data, arm, level, seed, **change)
         if None not in runs:
-            seeds.append(score_names(*np.concatenate([tested(run, level) for run in runs], axis=1)))
+            scores = score_names(*np.concatenate([tested(run, level) for run in runs], axis=1))
+            seeds.append({"seed": seed} | scores)
     return {"seeds": seeds, "collapsed": args.seeds - len(seeds)}
 
 
@@ -171,9 +190,8 @@ def binary_results(args, data, only=()):
 
 def measure_splits(args, data):
     flags = {split: split_flags(data, split) for split in SPLITS}
-    return described(
-        data, splits={name: binary_results(args, data, own) for name, own in flags.items() if own is not None}
-    )
+    flags = {split: (*own, *rate_flags(args, data)) for split, own in flags.items() if own is not None}
+    return described(data, splits={split: binary_results(args, data, own) for split, own in flags.items()})
 
 
 def binary_cells(seeds):
@@ -222,15 +240,23 @@ def render_datasets(results):
 # ---------------------------------------------------------------- Table S-3: encoders
 
 
-def level_results(args, data, level):
-    """The paper's own setting at a level: stage 1 itself at BIN-L, else two stages, few labels, hard negatives."""
-    return arm_results(args, data, STAGE_ONE if level == "bin" else TWO_FEW, level)
+RATES = {"mobilenet": "1e-4"}  # at 3e-4 its stage 1 stays at chance on train and val of the zoo
+
+
+def rate_flags(args, data):
+    """The learning rate of an encoder that wants its own on small data, as flags."""
+    rate = RATES.get(read_json(data.features / "recipe.json").get("encoder"))
+    return ("--learning-rate", rate) if rate and not args.full else ()
 
 
 def measure_encoders(args, several):
-    folders = [
-        described(data, levels={level: level_results(args, data, level) for level in LEVELS}) for data in several
-    ]
+    """Per folder the paper's own setting: stage 1 itself at BIN-L, else two stages, few labels, hard negatives."""
+    folders = []
+    for data in several:
+        arms = {level: STAGE_ONE if level == "bin" else TWO_FEW for level in LEVELS}
+        only = rate_flags(args, data)
+        found = {level: arm_results(args, data, arm, level, only=only) for level, arm in arms.items()}
+        folders.append(described(data, levels=found))
     return {"folders": folders}
 
 
@@ -248,66 +274,184 @@ def render_encoders(results):
     return [*lines, *markdown(["encoder", *levels], rows)]
 
 
-# ---------------------------------------------------------------- why losses differ: scale, hard pairs, collapse, rate
+# ---------------------------------------------------------------- Table S-2: other detectors, and probes
 
-ANALYSED = (
-    "2-stage few CE",
-    TWO_FEW,
-    f"{TWO_FEW}, margin 1, lambda 0.5",
-    f"{TWO_FEW} as printed",
-    "2-stage few CE, rate 3e-5",
-    f"{TWO_FEW}, rate 3e-5",
+RIVAL_LEVELS = ("task", "sd", "team", "gen")
+ALL_CE = "1-stage all CE"  # as the detectors are trained
+PROBE_LABELS = ("few", "all")
+
+
+def measure_rivals(args, data):
+    """By method and level its accuracies by seed; parameters and seconds of a fit at GEN-L, where detectors train."""
+    levels = {level: arm_results(args, data, TWO_FEW, level) for level in RIVAL_LEVELS}
+    methods = {f"SAGA, {TWO_FEW}": {"trained": "few", "levels": levels} | cost(args, data, TWO_FEW)}
+    runs = [train_arm(args, data, ALL_CE, "gen", seed) for seed in range(args.seeds)]
+    spent = {"trained": "all"} | cost(args, data, ALL_CE)
+    methods[f"SAGA, {ALL_CE}, summed"] = spent | {"levels": by_level(runs, tested_by_lineage)}
+    methods[f"SAGA, {ALL_CE}, class means"] = spent | {"levels": by_level(runs, tested_by_means)}
+    for name, probe in PROBES.items():
+        for labels in PROBE_LABELS:
+            methods[f"{name}, {labels}"] = {"trained": labels} | probe_results(args, data, probe, labels)
+    for name in DETECTORS if data.videos is not None else ():
+        methods[name] = {"trained": "all"} | detector_results(args, data, name)
+    return described(data, methods=methods)
+
+
+def tested_by_means(run, level):
+    """`tested` of a run at GEN-L whose clips are named by the class mean that is nearest in the embedding."""
+    with np.load(run / "gen_embeddings.npz", allow_pickle=False) as arrays:
+        train, test = arrays["split"] == "train", arrays["split"] == "test"
+        names = name_by_mahalanobis(np.float64(arrays["embedding"][train]), arrays["class"][train])
+        truth = at_level(arrays["class"][test], level)
+        called = at_level(names(np.float64(arrays["embedding"][test])), level)
+    return truth[truth != ""], called[truth != ""]
+
+
+def by_level(runs, named):
+    """Accuracies by level and seed of runs at GEN-L, a list per seed, whose clips `named(run, level)` names."""
+    levels = {}
+    for level in RIVAL_LEVELS:
+        named_clips = [np.concatenate([named(run, level) for run in own], axis=1) for own in runs]
+        seeds = [{"seed": seed} | score_names(*own) for seed, own in enumerate(named_clips)]
+        levels[level] = {"seeds": seeds, "collapsed": 0}
+    return levels
+
+
+def cost(args, data, arm):
+    """Parameters and mean seconds of an arm's fits at GEN-L; those of stage 1 come on top where there are two."""
+    found = {"parameters": None, "seconds": []}
+    for seed in range(args.seeds):
+        for run in filter(None, train_arm(args, data, arm, "gen", seed)):
+            recipe = read_json(run / "gen.json", ("recipe",))["recipe"]
+            found["seconds"].append(recipe["seconds"])
+            found["parameters"] = parameters(run)
+            if not args.full:
+                found["steps"] = data.steps[arm.split()[1]]
+            if arm.startswith("2-stage"):
+                start = Path(recipe["arguments"]["init"]).with_name("bin.json")
+                found["seconds"][-1] += read_json(start)["recipe"]["seconds"]
+    return found
+
+
+def parameters(run):
+    """How many weights the model of a run at GEN-L has."""
+    metrics = read_json(run / "gen.json", ("classes", "recipe"))
+    sizes = [metrics["recipe"]["features"][key] for key in ("frames", "tokens", "dim")]
+    return count_weights(len(metrics["classes"]), *sizes, metrics["recipe"]["arguments"]["temporal_blocks"])
+
+
+@functools.cache
+def count_weights(classes, frames, tokens, dim, blocks):
+    return build_saga(classes, frames, tokens, dim, temporal_blocks=blocks).count_params()
+
+
+def fold_videos(args, data, level, labels, seed, fold):
+    """Who trains and who is tested at a level, as SAGA has it. With few labels nobody is val, which has no limit."""
+    flags = ["--features", data.features, "--seed", seed, "--labels-per-class", data.few if labels == "few" else "all"]
+    flags += [] if level == "bin" else ["--level", level]
+    flags += ["--fold", fold, "--best", "last"] if fold else []
+    flags += ["--limit", args.limit] if args.limit else []
+    videos = chosen_videos(level, *flags)
+    return videos._replace(val=[]) if labels == "few" else videos
+
+
+def probe_results(args, data, probe, labels):
+    levels, seconds = {level: {"seeds": [], "collapsed": 0} for level in RIVAL_LEVELS}, []
+    for level, seed in itertools.product(RIVAL_LEVELS, range(args.seeds)):
+        truth, called = [], []
+        for fold in data.folds:
+            videos, started = fold_videos(args, data, level, labels, seed, fold), time.perf_counter()
+            called += [videos.classes[i] for i in probe(videos, seed).argmax(axis=1)]
+            seconds += [time.perf_counter() - started] if level == "gen" else []
+            truth += [videos.classes[row["label"]] for row in videos.test]
+        levels[level]["seeds"].append({"seed": seed} | score_names(truth, called))
+    return {"parameters": None, "seconds": seconds, "levels": levels}
+
+
+def detector_results(args, data, name):
+    """A detector at GEN-L, and at the coarser levels its probabilities summed along the generator table."""
+    equalized, runs = read_json(data.features / "recipe.json").get("equalize"), []
+    for seed in range(args.seeds):
+        runs.append([])
+        for fold in data.folds:
+            videos = fold_videos(args, data, "gen", "all", seed, fold)
+            run = pixel_folder(args, data, name) / "-".join([f"seed{seed}", *([f"fold{fold[0]}"] if fold else [])])
+            steps = 10 * len(videos.train + videos.val) // 32 if args.full else data.steps["pixels"]
+            runs[-1].append(detect(name, videos, data.videos, run, seed, equalized, steps, args.full))
+    found = [read_json(run / "gen.json") for own in runs for run in own]
+    facts = {"parameters": found[0]["parameters"], "seconds": [run["seconds"] for run in found]}
+    facts["steps"] = found[0]["steps"]
+    return facts | {"levels": by_level(runs, tested_by_lineage)}
+
+
+def pixel_folder(args, data, name):
+    """Runs on pixels do not depend on the encoder, so features of the same clips share them."""
+    rows = [{key: row[key] for key in ("path", "generator", "group", "split")} for row in read_index(data.features)]
+    equalized = read_json(data.features / "recipe.json").get("equalize")
+    key = hashlib.sha256(f"{rows} {equalized} {args.full} {args.limit} {len(data.folds)}".encode()).hexdigest()[:8]
+    return Path(args.run or "runs/paper") / "pixels" / f"{name}-{key}"
+
+
+def render_rivals(results):
+    rows = []
+    theirs = {level: paper_values("S-2 SOTA", f"{level.upper()}-L") for level in RIVAL_LEVELS}
+    for method, result in results["methods"].items():
+        cells = []
+        for level in RIVAL_LEVELS:
+            seeds = result["levels"][level]["seeds"]
+            cells.append(" / ".join(mean_std([seed[key] for seed in seeds]) for key in ("micro", "macro")))
+        interval = overall_cells(result["levels"]["gen"])[0].split("(")[-1].rstrip(")")
+        count = f"{result['parameters'] / 1e6:.2f}M" if result["parameters"] else "-"
+        seconds = f"{np.mean(result['seconds']):.0f}" if result["seconds"] else "-"
+        paper = theirs["task"].get("SAGA" if method == f"SAGA, {TWO_FEW}" else method)
+        printed = " / ".join(f"{theirs[level][method.split(',')[0]]:.2f}" for level in RIVAL_LEVELS) if paper else ""
+        steps = f"{result['steps']}" if "steps" in result else "-"
+        rows.append([method, result["trained"], *cells, interval, count, steps, seconds, printed])
+    first = {level: own["seeds"][0] for level, own in results["methods"]["metadata only, all"]["levels"].items()}
+    chance = [f"{100 * own['majority']:.1f} / {100 * own['uniform']:.1f}" for own in first.values()]
+    rows.append(["chance", "", *chance, "", "", "", "", ""])
+    clips = [f"{level.upper()}-L {own['videos']}" for level, own in first.items()]
+    header = ["method", "labels", *(f"{level.upper()}-L micro / macro" for level in RIVAL_LEVELS)]
+    header += [
+        "95% of GEN-L micro",
+        "parameters",
+        "steps of 32",
+        "seconds a fit",
+        "the paper's TASK / SD / TEAM / GEN-L",
+    ]
+    lines = [caption(results, "Detectors and probes beside SAGA"), "", *markdown(header, rows), ""]
+    return [*lines, f"Test clips: {', '.join(clips)}. {metadata_line(results)} {RIVALS}"]
+
+
+RIVALS = (
+    "NPR, F3Net and TALL are trained at GEN-L on pixels, small ones on 128 px; as with `summed`, coarser levels are"
+    " GEN-L's probabilities summed over generators. Class means: the nearest class mean in GEN-L's embedding"
+    " (Mahalanobis) names the clip, whatever the classes' frequencies. All others are trained at each level. Seconds:"
+    " one core, beside another run. The paper's numbers are on GenVideo."
 )
 
 
-def measure_losses(args, data):
-    """Per arm at GEN-L its accuracies, and per seed what its embeddings and its mining look like."""
-    arms = {}
-    for arm in ANALYSED:
-        arms[arm] = arm_results(args, data, arm, "gen") | {"geometry": []}
-        for seed in range(args.seeds):
-            for run in filter(None, train_arm(args, data, arm, "gen", seed)):
-                arms[arm]["geometry"].append(geometry(run))
-    return described(data, arms=arms)
+def metadata_line(results):
+    """Whether size, rate, length and container alone tell the classes, at GEN-L in macro accuracy."""
+    seeds = results["methods"]["metadata only, all"]["levels"]["gen"]["seeds"]
+    macro, chance = np.mean([seed["macro"] for seed in seeds]), seeds[0]["uniform"]
+    right, count = ([seed["per_class"][name][i] for seed in seeds for name in seed["per_class"]] for i in (1, 0))
+    low, high = macro_interval(np.array(right), np.array(count))
+    told = "is at chance" if low <= chance <= high else "tells the classes, so pixels may not be what others see"
+    numbers = f"macro {100 * macro:.1f} (95% {100 * low:.1f}-{100 * high:.1f}), chance {100 * chance:.1f}"
+    return f"Metadata alone {told}: {numbers}."
 
 
-def geometry(run):
-    """Of a run's test embeddings: mean squared length, the share of it that is spread, and the share of same-class
-    pairs that are farther apart than the nearest clip of another class (hard pairs, whatever the scale). From its
-    history the loss that mining ends with and the share of pairs in a batch that still enter it.
-    """
-    with np.load(run / "gen_embeddings.npz", allow_pickle=False) as arrays:
-        test = arrays["split"] == "test"
-        embedding, names = np.float64(arrays["embedding"][test]), arrays["class"][test]
-    squares = np.square(embedding).sum(axis=1)
-    distances = squares[:, None] + squares[None] - 2 * embedding @ embedding.T
-    same = names[:, None] == names[None]
-    nearest = np.where(same, np.inf, distances).min(axis=1, keepdims=True)
-    pairs = same & ~np.eye(len(names), dtype=bool)
-    with open(run / "gen_history.csv", newline="", encoding="utf-8") as file:
-        last = list(csv.DictReader(file))[-1]
-    return {
-        "square_length": float(squares.mean()),
-        "spread": float(embedding.var(axis=0).sum() / squares.mean()),
-        "hard_pairs": float((distances >= nearest)[pairs].mean()),
-        "cross_entropy": float(last.get("logits_loss", last["loss"])),
-        "mined_loss": float(last["embedding_loss"]) if "embedding_loss" in last else None,
-    }
+# ---------------------------------------------------------------- encoders across generators
 
 
-def render_losses(results):
+def measure_transfer(args, several):
+    return {"folders": [measure_splits(args, data) for data in several]}
+
+
+def render_transfer(results):
     rows = []
-    for arm, result in results["arms"].items():
-        own = result["geometry"]
-        columns = {key: [run[key] for run in own if run[key] is not None] for key in (own[0] if own else ())}
-        plain = [f"{np.mean(values):.3g}" if values else "-" for values in columns.values()] or ["-"] * 5
-        rows.append([arm, *overall_cells(result)[:2], *plain, overall_cells(result)[-1]])
-    header = ["setting", *OVERALL[:2], "squared length", "share of it that varies", "hard pairs", "final cross-entropy"]
-    return [
-        caption(results, "GEN-L, why losses differ", unit=""),
-        "",
-        *markdown([*header, "final mined loss", "seeds"], rows),
-        "",
-        "Accuracies in per cent. Squared length and hard pairs are of test embeddings; hard pairs: the share of"
-        " same-class pairs farther apart than the nearest clip of another class. Losses are those of the last epoch.",
-    ]
+    for folder in results["folders"]:
+        for split, seeds in folder["splits"].items():
+            rows.append([folder["about"]["data"], folder["about"]["encoder"], split, *binary_cells(seeds)])
+    return markdown(["features", "encoder", "train -> test", *BINARY_HEADER], rows)

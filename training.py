@@ -67,6 +67,7 @@ def add_training_arguments(parser, labels_per_class):
     add("--decay-steps", type=not_negative, default=1000, help="steps in which the rate halves, smoothly; 0: constant")
     add("--weight-decay", type=not_negative, default=0.004, help="AdamW's weight decay")
     add("--dropout", type=share, default=0.1, help="dropout in every block")
+    add("--temporal-blocks", type=positive, default=5, help="temporal encoder blocks, 2 or more")
     add("--dtype", choices=("float32", "mixed_bfloat16"), default="float32", help="what the transformer computes in")
     add("--best", choices=("val", "last"), default="val", help="keep the epoch best on val, or train on val as well")
     add("--seed", type=int, default=0, help="seed of weights, dropout, batches and the choice of labels")
@@ -358,7 +359,7 @@ def new_model(args, classes):
     recipe = features_recipe(args.features)
     keras.utils.clear_session()
     keras.utils.set_random_seed(args.seed)
-    sizes = dict(frames=recipe["frames"], tokens=recipe["tokens"], dim=recipe["dim"])
+    sizes = {key: recipe[key] for key in ("frames", "tokens", "dim")} | {"temporal_blocks": args.temporal_blocks}
     description = dict(class_names=classes, features=recipe)
     return build_saga(len(classes), **sizes, dropout=args.dropout, dtype=args.dtype, **description)
 

@@ -1,4 +1,5 @@
-"""Does a clip come from a generator that the model never saw? Scores, how good they are, and where such clips land.
+"""Does a clip come from a generator that the model never saw? Scores, how good they are, where such clips land, and
+names for the clips of such a generator once a few of them are given.
 
     score = fit_scores(train)                      Clips of the training split
     seen, unseen = score(test), score(left_out)    {name in SCORES: (V,)}
@@ -17,7 +18,7 @@ from scipy.stats import binomtest
 from sklearn.covariance import LedoitWolf
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.neighbors import NearestNeighbors
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 
@@ -75,9 +76,14 @@ def fit_mahalanobis(embedding, labels):
     covariance within all classes (Lee et al. 2018 square it), shrunk so that D > V works (Ledoit & Wolf 2004).
     """
     means, residuals = class_means(embedding, labels)
-    variances, axes = np.linalg.eigh(LedoitWolf(assume_centered=True).fit(residuals).covariance_)
-    whiten = axes / floored(np.sqrt(np.maximum(variances, 0)))  # (D, D)
+    whiten = whitening(residuals)
     return lambda clips: cdist(clips @ whiten, means @ whiten).min(axis=1)
+
+
+def whitening(residuals):
+    """(D, D): residuals (V, D) times this have unit variance in all directions, by a shrunk covariance."""
+    variances, axes = np.linalg.eigh(LedoitWolf(assume_centered=True).fit(residuals).covariance_)
+    return axes / floored(np.sqrt(np.maximum(variances, 0)))
 
 
 def fit_nearest_neighbours(embedding, k=5):
@@ -244,3 +250,37 @@ def lands_on(probabilities, others, classes, wanted) -> dict:
         low, high = binomtest(count, len(clips)).proportion_ci(method="wilson")
         result |= {f"{share}_videos": len(clips), share: count / len(clips), f"{share}_interval": [low, high]}
     return result
+
+
+# ---------------------------------------------------------------- enrolling: naming clips of a new class, no training
+
+# Distances are Euclidean. On the unit sphere (zoo, class means) enrolled generators are found as often, or less.
+
+
+def name_by_mean(embedding, labels):
+    """names(embedding (V, D)) -> (V,): the class in labels (V,) whose mean is nearest (Mensink et al. 2013)."""
+    means, _ = class_means(embedding, labels)
+    classes = np.unique(labels)
+    return lambda clips: classes[cdist(clips, means).argmin(axis=1)]
+
+
+def name_by_mahalanobis(embedding, labels):
+    """As name_by_mean, with the distance of fit_mahalanobis: linear discriminants of classes taken to be as frequent.
+
+    With a single clip of a class the distance from it is mostly that clip's own, in all D directions alike.
+    """
+    whiten = whitening(class_means(embedding, labels)[1])
+    names = name_by_mean(embedding @ whiten, labels)
+    return lambda clips: names(clips @ whiten)
+
+
+def name_by_neighbours(embedding, labels, k=5):
+    """names(embedding (V, D)) -> (V,): the class of most of the k nearest clips, or of all where there are fewer.
+
+    Large classes win: one of a clip or two is outvoted as soon as two or three of another are among the k.
+    """
+    class_means(embedding, labels)  # for what it refuses
+    return KNeighborsClassifier(min(k, len(labels))).fit(embedding, labels).predict
+
+
+NAMINGS = {"mean": name_by_mean, "mahalanobis": name_by_mahalanobis, "neighbours": name_by_neighbours}

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import ablations
 import corpora
 import figures
 import open_set
@@ -34,7 +35,7 @@ CLIPS = 12  # of each generator
 
 @pytest.fixture
 def features(tmp_path, monkeypatch):
-    """Features of every generator, a quarter for test, none of them to be opened but for the mean token."""
+    """Features of every generator, 3 clips for test, 1 for val, 8 to train, opened for the mean token alone."""
     monkeypatch.chdir(tmp_path)
     random, rows = np.random.default_rng(0), []
     for generator in GENERATORS:
@@ -44,7 +45,7 @@ def features(tmp_path, monkeypatch):
                 features_file("f", path), random.normal(size=(1, 8, 1, 12)), np.zeros((1, 8)), np.ones((1, 8), bool)
             )
             row = dict(path=path, generator=generator, group=path, stratum="", fps=8, size="8x8", length=1, error="")
-            split = "test" if i % 4 == 0 else "train"
+            split = "test" if i % 4 == 0 else "val" if i == 1 else "train"
             rows.append(row | dict(windows=1, container="mp4", source=path, split=split))
     write_index("f/index-1-of-1.csv", rows)
     write_json("f/recipe.json", dict(encoder="invented", frames=8, tokens=1, dim=12, simulated=True))
@@ -73,6 +74,7 @@ def calls(monkeypatch):
     monkeypatch.setattr(figures, "stage", pretend)
     monkeypatch.setattr(corpora, "stage", pretend)
     monkeypatch.setattr(figures, "REPEATS", 3)
+    monkeypatch.setattr(open_set, "DRAWS", 1)
     return made
 
 
@@ -90,11 +92,11 @@ def pretend_fit(args, level, right):
     videos = stages.chosen_videos(level, *flags)
     run, random = Path(args.run), np.random.default_rng(args.seed)
     run.mkdir(parents=True, exist_ok=True)
-    rows = [row | {"split": "test"} for row in videos.test] + [row | {"split": "unseen"} for row in videos.unseen]
+    rows = [row | {"split": role} for role in ("train", "val", "test", "unseen") for row in getattr(videos, role)]
     classes = len(videos.classes)
     labels = np.array([row.get("label", 0) for row in rows])
     called = np.where(random.random(len(rows)) < right, labels, random.integers(classes, size=len(rows)))
-    names = [videos.classes[row["label"]] if row["split"] == "test" else "unseen" for row in rows]
+    names = [videos.classes[row["label"]] if row["split"] != "unseen" else "unseen" for row in rows]
     np.savez(
         run / f"{level}_embeddings.npz",
         probabilities=np.eye(classes)[called],
@@ -107,7 +109,8 @@ def pretend_fit(args, level, right):
     metrics = dict(
         classes=list(videos.classes), videos=len(videos.test), accuracy=0.9, macro_accuracy=0.8, majority=0.75
     )
-    write_json(run / f"{level}.json", metrics | dict(precision=0.95, recall=0.94, auc=0.97))
+    recipe = {"arguments": vars(args), "features": json.loads(Path("f/recipe.json").read_text()), "seconds": 9}
+    write_json(run / f"{level}.json", metrics | dict(precision=0.95, recall=0.94, auc=0.97, recipe=recipe))
     (run / f"{level}.keras").touch()
     history = {
         "loss": 1,
@@ -155,7 +158,7 @@ def test_entry_leaves_no_table_or_other_numbers_than_it_measured(features, calls
     if name != "figure-1b":  # eleven more t-SNEs would only take time
         monkeypatch.setattr(figures, "tsne_panel", lambda axes, *panel: axes.set(title=panel[-1]))
     results = run_entry(name, "--seeds", "2")
-    folder = Path("results") if name == "table-s3" else Path("results/f")
+    folder = Path("results") if paper.ENTRIES[name].several else Path("results/f")
     assert json.loads((folder / f"{name}.json").read_text()) == json.loads(json.dumps(results))
     lines = (folder / f"{name}.md").read_text().splitlines()
     assert lines == paper.ENTRIES[name].render(json.loads((folder / f"{name}.json").read_text()))
@@ -177,7 +180,8 @@ def test_entry_does_not_pool_folds(features, calls, name):
     level = results.get("level", "gen")
     once = CLIPS * sum(class_index(level, name) is not None for name in GENERATORS)
     for arm in results.get("arms", {}).values():
-        assert [seed["videos"] for seed in arm["seeds"]] == [once]
+        counts = [seed["own"]["gen"] if name == "back-off" else seed for seed in arm["seeds"]]
+        assert [seed["videos"] for seed in counts] == [once]
     best = {args.best for name, args in calls.list if hasattr(args, "best")}
     assert best == {"last"}
 
@@ -192,9 +196,13 @@ def test_a_collapse_ends_the_entry_or_is_hidden(features, calls):
     )
     assert "1 (1 collapsed)" in row
     calls.collapse = lambda args: getattr(args, "loss", "") == "hnm"
-    for name in ("losses", "figure-1c", "figure-5"):
+    for name in ("ablation-margin", "figure-1c", "figure-s1"):
         run_entry(name, "--seeds", "1")
-        assert "0 (1 collapsed)" in Path(f"results/f/{name}.md").read_text() or name == "figure-5"
+        assert "0 (1 collapsed)" in Path(f"results/f/{name}.md").read_text()
+    for name in ("figure-5", "back-off", "table-s2"):
+        run_entry(name, "--seeds", "1")
+    assert run_entry("ablation", "--seeds", "1")["rows"][0]["collapsed"] == 1
+    assert "| collapsed (1) |" in Path("results/f/ablation.md").read_text()
 
 
 def test_generators_outside_the_table_are_not_scored(features, calls, monkeypatch):
@@ -249,6 +257,72 @@ def test_an_arm_trains_in_another_way(features, calls):
     assert len({args.run for args in fits}) == 12
 
 
+def test_an_ablation_changes_another_stage_or_trains_what_is_there(features, calls):
+    run_entry("table-7", "--seeds", "1")
+    plain = {args.run for _, args in calls.list}
+    changes = {
+        "margin": ("margin", {0.5, 1, 2, 5, -1}),
+        "positives": ("positives", {"hardest", "random"}),
+        "batching": ("batching", {"pk"}),
+        "depth": ("temporal_blocks", {2, 12}),
+    }
+    for what, (flag, wanted) in changes.items():
+        calls.list.clear()
+        run_entry(f"ablation-{what}", "--seeds", "1")
+        new = [(name, args) for name, args in calls.list if args.run not in plain]
+        assert {getattr(args, flag) for name, args in new if name == "03_attribute"} == wanted
+        first = {getattr(args, flag) for name, args in new if name == "02_pretrain_binary"}
+        assert first == (wanted if what == "depth" else set())
+        default = importlib.import_module("03_attribute").get_args([])
+        for _, args in new:
+            assert args.temporal_blocks == default.temporal_blocks or what == "depth"
+    calls.list.clear()
+    run_entry("ablation-schedule", "--seeds", "1")
+    epochs = {(args.learning_rate, args.loss): set() for name, args in calls.list if name == "03_attribute"}
+    for name, args in calls.list:
+        if name == "03_attribute":
+            epochs[args.learning_rate, args.loss].add(args.epochs)
+    assert len(epochs) == 4 and all(max(own) == 4 * min(own) for own in epochs.values())
+
+
+def test_labels_of_the_curve_are_not_those_trained_on(features, calls):
+    results = run_entry("figure-s1", "--seeds", "1", "--few", "3")
+    curve = results["curves"]["gen"]
+    assert [(point["labels"], point["videos"]) for point in curve] == [(3, 60), (5, 100), ("all", 160)]
+    team = [(point["labels"], point["videos"]) for point in results["curves"]["team"]]
+    assert team[:2] == [(3, 45), (5, 75)] and team[-1] == ("all", 160)
+    fits = {args.labels_per_class for name, args in calls.list if name == "03_attribute" and args.level == "gen"}
+    assert fits == {3, 5, "all"}
+    assert {args.init == "scratch" for name, args in calls.list if name == "03_attribute"} == {False}
+
+
+def test_detectors_see_other_clips_or_are_asked_without_any(features, calls, monkeypatch):
+    asked = []
+
+    def pretend(name, videos, root, run, seed, equalize, steps, full):
+        assert (equalize, steps, full) == (None, corpora.ZOO["steps"]["pixels"], False)
+        asked.append((name, {row["path"] for row in videos.train + videos.val}, root, run))
+        run.mkdir(parents=True, exist_ok=True)
+        names = np.array([videos.classes[row["label"]] for row in videos.test])
+        arrays = {"class": names, "generator": names, "split": np.full(len(names), "test")}
+        np.savez(run / "gen_embeddings.npz", probabilities=np.eye(len(videos.classes))[[0] * len(names)], **arrays)
+        facts = {"classes": list(videos.classes), "parameters": 5, "seconds": 1, "steps": steps}
+        write_json(run / "gen.json", facts)
+        return run
+
+    monkeypatch.setattr(tables, "detect", pretend)
+    assert not set(tables.DETECTORS) & set(run_entry("table-s2", "--seeds", "1")["methods"])
+    results = run_entry("table-s2", "--seeds", "2", "--videos", "clips")
+    assert [name for name, *_ in asked] == [name for name in tables.DETECTORS for _ in (0, 1)]
+    assert len({run for *_, run in asked}) == len(asked)
+    trained = {row["path"] for row in tables.read_index("f") if row["split"] != "test"}
+    assert all(own == trained and root == Path("clips") for _, own, root, _ in asked)
+    for level in tables.RIVAL_LEVELS:  # all called Real
+        for seed in results["methods"]["NPR"]["levels"][level]["seeds"]:
+            assert seed["macro"] == pytest.approx(1 / seed["classes"])
+            assert seed["per_class"]["Real"] == [3, 3]
+
+
 def test_full_is_not_the_papers_setting(features, calls):
     run_entry("table-7", "--seeds", "1", "--full")
     defaults = importlib.import_module("03_attribute").get_args([])
@@ -290,7 +364,7 @@ def test_few_labels_train_for_other_steps_than_said(features, calls):
     run_entry("table-7", "--seeds", "1")
     for name, args in calls.list:
         few = args.labels_per_class != "all"
-        windows = len(GENERATORS) * (9 if not few else min(args.labels_per_class, 9))
+        windows = len(GENERATORS) * (8 if not few else min(args.labels_per_class, 8))
         wanted = corpora.ZOO["steps"]["few" if few else "all"]
         assert args.epochs == min(60, -(-wanted // (windows // 32))), name
 
@@ -312,13 +386,15 @@ def test_mean_and_deviation_are_not_those_of_a_table():
     assert tables.mean_std([]) == tables.mean_std([None]) == "-"
 
 
-def test_geometry_differs_from_one_by_loops(tmp_path):
+def test_facts_of_a_run_differ_from_those_by_loops(tmp_path):
     random = np.random.default_rng(0)
     embedding, names = random.normal(size=(30, 5)), np.array(list("abc") * 10)
     split = np.array(["test"] * 24 + ["train"] * 6)
     np.savez(tmp_path / "gen_embeddings.npz", embedding=embedding, split=split, **{"class": names})
     (tmp_path / "gen_history.csv").write_text("loss,logits_loss,embedding_loss\n9,8,7\n3,2,1\n")
-    found = tables.geometry(tmp_path)
+    recipe = {"arguments": {"temporal_blocks": 2}, "features": {"frames": 8, "tokens": 1, "dim": 12}, "seconds": 7}
+    write_json(tmp_path / "gen.json", {"classes": ["a", "b", "c"], "recipe": recipe})
+    found = ablations.run_facts(tmp_path)
     hard = pairs = 0
     for a in range(24):
         nearest = min(np.sum((embedding[a] - embedding[n]) ** 2) for n in range(24) if names[n] != names[a])
@@ -434,7 +510,10 @@ def test_radar_shows_other_numbers_than_the_tables():
     ("arguments", "message"),
     [
         (["table-7", "--features", "gone"], "gone: no index-.*; run 01_extract_features.py --features gone"),
-        (["table-7", "--features", "f", "f"], "table-7 takes one folder of --features; table-s3 compares several"),
+        (
+            ["table-7", "--features", "f", "f"],
+            "table-7 takes one folder of --features; table-s3, encoder-transfer",
+        ),
         (["table-4", "--features", "f", "--folds", "3"], "table-4 wants the recorded split"),
         (["table-7", "--data", "corpus", "--corpus", "gone"], "gone/clips.csv is missing; name the folder"),
     ],
@@ -458,6 +537,9 @@ def test_missing_test_features_are_told_after_training(features, calls):
         ["table-7", "--seeds", "0"],
         ["table-7", "--folds", "x"],
         ["table-7", "--folds", "1"],
+        ["table-7", "--features", "f", "--videos", "clips"],
+        ["table-s2", "--videos", "clips"],
+        ["ablation", "colour"],
         ["corpus", "--features", "f"],
     ],
 )
@@ -466,6 +548,11 @@ def test_wrong_arguments_do_not_end_with_status_2(arguments, capsys):
         reproduce.main(arguments)
     assert ended.value.code == 2
     capsys.readouterr()
+
+
+def test_name_in_two_words_is_another_entry():
+    assert reproduce.get_args(["ablation", "margin"]).name == "ablation-margin"
+    assert reproduce.get_args(["ablation"]).name == "ablation"
 
 
 def test_list_misses_an_experiment_or_what_it_needs(capsys):

@@ -1,0 +1,102 @@
+"""Ablations and back-off as functions of arrays: paired differences, sums along the lineage, coverage, the policy."""
+
+import numpy as np
+import pytest
+
+import ablations
+import backoff
+import tables
+from common import class_index, class_names, load_generators
+from evaluation import coarser
+
+GENERATORS = list(load_generators())
+
+
+def seeds(*macro):
+    return [{"seed": i, "micro": value, "macro": value} for i, value in enumerate(macro) if value is not None]
+
+
+def result(*macro, mined=None):
+    run = {"hard_pairs": 0.5, "spread": 0.2, "cross_entropy": 1.0, "mined_loss": mined}
+    return {"seeds": seeds(*macro), "collapsed": macro.count(None), "runs": [run]}
+
+
+def test_differences_pair_other_seeds():
+    row = ablations.compared(result(0.5, 0.2, 0.4), result(0.6, None, 0.7, mined=0.1))
+    assert row["macro"] == pytest.approx([0.1, 0.3])
+    assert row["micro"] == pytest.approx([0.1, 0.3])
+    assert (row["collapsed"], row["hnm_mined_loss"], row["ce_mined_loss"]) == (1, [0.1], [])
+
+
+@pytest.mark.parametrize(
+    ("differences", "collapsed", "wanted"),
+    [
+        ([0.10, 0.11, 0.12], 0, "ahead"),
+        ([-0.10, -0.11, -0.12], 0, "behind"),
+        ([-0.10, 0.11, 0.12], 0, "open"),
+        ([0.10], 0, "open"),
+        ([0.10, 0.11], 1, "collapsed (1)"),
+        ([], 3, "collapsed (3)"),
+    ],
+)
+def test_verdict_is_surer_than_the_seeds(differences, collapsed, wanted):
+    assert ablations.verdict({"macro": differences, "collapsed": collapsed}) == wanted
+
+
+@pytest.mark.parametrize("level", ["bin", "task", "sd", "team", "gen"])
+def test_lineage_sums_other_generators(level):
+    random = np.random.default_rng(0)
+    classes = [GENERATORS[i] for i in random.permutation(len(GENERATORS))[:12]]
+    probabilities = random.dirichlet(np.ones(12), size=5)
+    sums, names = coarser(probabilities, classes, level)
+    for v in range(5):
+        wanted = {}
+        for c, generator in enumerate(classes):
+            place = class_index(level, generator)
+            if place is not None:
+                name = class_names(level)[place]
+                wanted[name] = wanted.get(name, 0) + probabilities[v, c]
+        assert dict(zip(names, sums[v], strict=True)) == pytest.approx(wanted)
+
+
+def test_coverage_is_not_in_the_order_of_confidence():
+    sure, right = np.array([0.2, 0.9, 0.5, 0.7]), np.array([True, True, False, True])
+    assert backoff.coverage_curve(sure, right) == pytest.approx([1, 1, 2 / 3, 3 / 4])
+
+
+def test_policy_answers_coarsely_where_a_finer_level_is_sure():
+    truth = np.array(["x"] * 4)
+    test = {level: (np.zeros(4), np.zeros(4, bool), truth) for level in backoff.FINEST_FIRST}
+    test["gen"] = (np.array([0.9, 0.8, 0.1, 0.1]), np.array([True, False, True, True]), truth)
+    test["sd"] = (np.array([0.9, 0.9, 0.7, 0.1]), np.array([False, False, True, True]), truth)
+    limits = dict.fromkeys(backoff.FINEST_FIRST, np.inf) | {"gen": 0.8, "sd": 0.7}
+    found = backoff.policy(test, limits)
+    assert found == {"gen": [2, 1], "team": [0, 0], "sd": [1, 1], "task": [0, 0], "bin": [0, 0], "none": [1, 0]}
+
+
+def test_threshold_promises_an_accuracy_that_val_does_not_have():
+    sure = np.array([0.9, 0.8, 0.7, 0.6])
+    levels = {
+        "gen": (sure, np.array([True, True, True, False]), None),
+        "sd": (sure, np.array([False, True, False, True]), None),
+    }
+    assert backoff.thresholds(levels, wanted=0.75) == {"gen": 0.6, "sd": np.inf}
+    assert backoff.thresholds(levels, wanted=1)["gen"] == 0.7
+
+
+def test_an_undefined_level_is_judged():
+    probabilities = np.array([[0.2, 0.8], [0.9, 0.1]])
+    sure, right, truth = backoff.judged(probabilities, ["Real", "SD 2.1"], np.array(["SVD", "Sora"]), "sd")
+    assert sure == pytest.approx([0.8, 0.9]) and truth.tolist() == ["SD 2.1", ""] and right.tolist() == [True, False]
+
+
+def metadata(macro):
+    counts = {name: [40, round(40 * macro)] for name in "abcd"}
+    seed = {"macro": macro, "uniform": 0.25, "per_class": counts}
+    return {"methods": {"metadata only, all": {"levels": {"gen": {"seeds": [seed]}}}}}
+
+
+def test_metadata_above_chance_is_called_chance():
+    assert "is at chance: macro 25.0" in tables.metadata_line(metadata(0.25))
+    assert "tells the classes" in tables.metadata_line(metadata(0.5))
+    assert "is at chance" in tables.metadata_line(metadata(0.3))
