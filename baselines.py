@@ -1,11 +1,12 @@
 """What SAGA must beat: simple probes on the same videos, splits and classes.
 
-`metadata` sees no pixel: size, frame rate, length and container of the index. Where it does well, an accuracy on
-pixels proves little. `linear` is a logistic regression on the mean frozen token of a video. Both take the rows that
-training.choose_videos returns and give class probabilities (V, C) for the test rows.
+Metadata sees no pixel: size, frame rate, length and container of the index. Where it does well, an accuracy on pixels
+proves little. The others see the mean frozen token of a video. All take the rows that training.choose_videos returns
+and give class probabilities (V, C) for the test rows.
 """
 
 import numpy as np
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -45,6 +46,13 @@ def neighbours_probe(videos, seed=0):
     return fit_predict(vote, videos, mean_tokens)
 
 
+def discriminant_probe(videos, seed=0):
+    """The nearest class mean by Mahalanobis distance: linear discriminants, whatever the classes' frequencies."""
+    classes = len({row["label"] for row in videos.train + videos.val})
+    discriminants = LinearDiscriminantAnalysis("lsqr", shrinkage="auto", priors=np.full(classes, 1 / classes))
+    return fit_predict(discriminants, videos, mean_tokens)
+
+
 def fit_predict(probe, videos, describe):
     """Train on train and val (nothing is tuned), predict test; columns follow videos.classes."""
     rows = videos.train + videos.val
@@ -57,5 +65,6 @@ def fit_predict(probe, videos, describe):
 PROBES = {
     "metadata only": metadata_probe,
     "linear on mean tokens": linear_probe,
+    "class means on mean tokens": discriminant_probe,
     "nearest neighbours on mean tokens": neighbours_probe,
 }

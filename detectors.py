@@ -36,7 +36,7 @@ FRAMES, FPS, BATCH_SIZE, THUMBNAIL = 8, 8, 32, 4
 
 
 class NeighbouringPixels(layers.Layer):
-    """x - up(down(x)) by nearest neighbours, times 2/3 (Sec. 3.2): each 2x2 block (B, H, W, 3) less its top left."""
+    """x - up(down(x)) by nearest neighbours, times 2/3: each 2x2 block (B, H, W, 3) less its top left."""
 
     def call(self, images):
         _, height, width, _ = images.shape
@@ -117,7 +117,7 @@ class FrequencyDecomposition(layers.Layer):
 
 
 class FrequencyStatistics(layers.Layer):
-    """LFS (Sec. 3.2, Eq. 3): how much of each of 6 bands is in each 10x10 window, (B, S, S, 3) -> (B, S', S', 6)."""
+    """LFS (Sec. 3.2): how much of each of 6 bands is in each 10x10 window, (B, S, S, 3) -> (B, S', S', 6)."""
 
     def build(self, shape):
         waves = np.outer(dct_matrix(WINDOW), dct_matrix(WINDOW)).reshape(WINDOW, WINDOW, WINDOW, WINDOW)  # u, y, v, x
@@ -136,8 +136,7 @@ class FrequencyStatistics(layers.Layer):
 class MixBlock(layers.Layer):
     """Cross attention between two streams (B, H, W, D) (Sec. 3.3): each is given what the other has where they agree.
 
-    DEVIATION: the paper draws this block and gives no formula; the attention is scaled by the root of D, and what it
-    adds starts at 0.
+    DEVIATION: the attention is scaled by the root of its width, as in transformers, and what it adds starts at 0.
     """
 
     def build(self, shapes):
@@ -166,8 +165,8 @@ class MixBlock(layers.Layer):
 def f3net(size, classes, full):
     """Two streams of Xception, on FAD and on LFS, that MixBlocks join.
 
-    DEVIATION: the small Xception is four narrow blocks on 64 pixels and has one MixBlock, after the third. FAD's bands
-    are normalized: the fine ones are a hundred times fainter, which weights that are not ImageNet's cannot know.
+    DEVIATION: the small Xception is four narrow blocks and has one MixBlock, after the third. FAD's bands are
+    normalized: the fine ones are a hundred times fainter, which weights that are not ImageNet's cannot know.
     """
     filters, mixed = (XCEPTION, (8, 13)) if full else (SMALL_XCEPTION, (3,))
     images = keras.Input((size, size, 3))
@@ -196,7 +195,7 @@ def xception(filters, channels):
     network = keras_hub.models.XceptionBackbone(filters, pooling, (None, None, channels))
     for layer in network.layers:
         if isinstance(layer, layers.BatchNormalization):
-            layer.momentum = 0.9  # the paper's, by PyTorch's default; Keras' 0.99 remembers its first 100 steps
+            layer.momentum = 0.9  # as PyTorch; Keras's 0.99 still remembers the first of a few hundred steps
     return network
 
 
@@ -267,7 +266,7 @@ adam, adamw = keras.optimizers.Adam, keras.optimizers.AdamW
 momentum = functools.partial(keras.optimizers.SGD, momentum=0.9)
 DETECTORS = {
     "NPR": Detector(npr, "image", True, Setting(128, adam, 2e-3), Setting(224, adam, 2e-4)),
-    "F3Net": Detector(f3net, "image", False, Setting(64, adam, 2e-3), Setting(299, momentum, 2e-3)),
+    "F3Net": Detector(f3net, "image", False, Setting(128, adam, 2e-3), Setting(299, momentum, 2e-3)),
     "TALL": Detector(tall, "video", False, Setting(64, adamw, 1e-3), Setting(112, adamw, 1.5e-5)),
 }
 

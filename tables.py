@@ -38,14 +38,24 @@ from unknown import name_by_mahalanobis
 
 
 def arm_results(args, data, arm, level, **change):
-    """An arm's accuracies at a level, folds pooled: {"seeds": [score_names of each], "collapsed": seeds that did}."""
+    """`scored` of an arm, whose runs are trained or up to date."""
+    return scored(arm_runs(args, data, arm, level, **change), level)
+
+
+def arm_runs(args, data, arm, level, **change):
+    """An arm's run folders, a list of folds per seed."""
+    return [train_arm(args, data, arm, level, seed, **change) for seed in range(args.seeds)]
+
+
+def scored(runs, level, named=tested):
+    """Accuracies of runs, a list of folds per seed, whose clips `named(run, level)` names: {"seeds": [score_names of
+    all folds], "collapsed": seeds that did}.
+    """
     seeds = []
-    for seed in range(args.seeds):
-        runs = train_arm(args, data, arm, level, seed, **change)
-        if None not in runs:
-            scores = score_names(*np.concatenate([tested(run, level) for run in runs], axis=1))
-            seeds.append({"seed": seed} | scores)
-    return {"seeds": seeds, "collapsed": args.seeds - len(seeds)}
+    for seed, own in enumerate(runs):
+        if None not in own:
+            seeds.append({"seed": seed} | score_names(*np.concatenate([named(run, level) for run in own], axis=1)))
+    return {"seeds": seeds, "collapsed": len(runs) - len(seeds)}
 
 
 def described(data, **results):
@@ -283,12 +293,13 @@ PROBE_LABELS = ("few", "all")
 
 def measure_rivals(args, data):
     """By method and level its accuracies by seed; parameters and seconds of a fit at GEN-L, where detectors train."""
-    levels = {level: arm_results(args, data, TWO_FEW, level) for level in RIVAL_LEVELS}
-    methods = {f"SAGA, {TWO_FEW}": {"trained": "few", "levels": levels} | cost(args, data, TWO_FEW)}
-    runs = [train_arm(args, data, ALL_CE, "gen", seed) for seed in range(args.seeds)]
-    spent = {"trained": "all"} | cost(args, data, ALL_CE)
-    methods[f"SAGA, {ALL_CE}, summed"] = spent | {"levels": by_level(runs, tested_by_lineage)}
-    methods[f"SAGA, {ALL_CE}, class means"] = spent | {"levels": by_level(runs, tested_by_means)}
+    own = {level: arm_runs(args, data, TWO_FEW, level) for level in RIVAL_LEVELS}
+    levels = {level: scored(runs, level) for level, runs in own.items()}
+    methods = {f"SAGA, {TWO_FEW}": {"trained": "few", "levels": levels} | cost(args, data, own["gen"], "few")}
+    runs = arm_runs(args, data, ALL_CE, "gen")
+    spent = {"trained": "all"} | cost(args, data, runs, "all")
+    for how, named in {"summed": tested_by_lineage, "class means": tested_by_means}.items():
+        methods[f"SAGA, {ALL_CE}, {how}"] = spent | {"levels": by_level(runs, named)}
     for name, probe in PROBES.items():
         for labels in PROBE_LABELS:
             methods[f"{name}, {labels}"] = {"trained": labels} | probe_results(args, data, probe, labels)
@@ -308,28 +319,21 @@ def tested_by_means(run, level):
 
 
 def by_level(runs, named):
-    """Accuracies by level and seed of runs at GEN-L, a list per seed, whose clips `named(run, level)` names."""
-    levels = {}
-    for level in RIVAL_LEVELS:
-        named_clips = [np.concatenate([named(run, level) for run in own], axis=1) for own in runs]
-        seeds = [{"seed": seed} | score_names(*own) for seed, own in enumerate(named_clips)]
-        levels[level] = {"seeds": seeds, "collapsed": 0}
-    return levels
+    """`scored` at every level of runs at GEN-L."""
+    return {level: scored(runs, level, named) for level in RIVAL_LEVELS}
 
 
-def cost(args, data, arm):
-    """Parameters and mean seconds of an arm's fits at GEN-L; those of stage 1 come on top where there are two."""
+def cost(args, data, runs, labels):
+    """Parameters, steps and seconds of runs at GEN-L, a list of folds per seed; those of stage 1 are added."""
     found = {"parameters": None, "seconds": []}
-    for seed in range(args.seeds):
-        for run in filter(None, train_arm(args, data, arm, "gen", seed)):
-            recipe = read_json(run / "gen.json", ("recipe",))["recipe"]
-            found["seconds"].append(recipe["seconds"])
-            found["parameters"] = parameters(run)
-            if not args.full:
-                found["steps"] = data.steps[arm.split()[1]]
-            if arm.startswith("2-stage"):
-                start = Path(recipe["arguments"]["init"]).with_name("bin.json")
-                found["seconds"][-1] += read_json(start)["recipe"]["seconds"]
+    if not args.full:
+        found["steps"] = data.steps[labels]
+    for run in [run for own in runs for run in own if run]:
+        recipe = read_json(run / "gen.json", ("recipe",))["recipe"]
+        start = recipe["arguments"]["init"]
+        earlier = 0 if start == "scratch" else read_json(Path(start).with_name("bin.json"))["recipe"]["seconds"]
+        found["seconds"].append(recipe["seconds"] + earlier)
+        found["parameters"] = parameters(run)
     return found
 
 
@@ -388,7 +392,8 @@ def pixel_folder(args, data, name):
     """Runs on pixels do not depend on the encoder, so features of the same clips share them."""
     rows = [{key: row[key] for key in ("path", "generator", "group", "split")} for row in read_index(data.features)]
     equalized = read_json(data.features / "recipe.json").get("equalize")
-    key = hashlib.sha256(f"{rows} {equalized} {args.full} {args.limit} {len(data.folds)}".encode()).hexdigest()[:8]
+    key = f"{data.videos} {rows} {equalized} {data.steps} {args.full} {args.limit} {len(data.folds)}"
+    key = hashlib.sha256(key.encode()).hexdigest()[:8]
     return Path(args.run or "runs/paper") / "pixels" / f"{name}-{key}"
 
 

@@ -1,13 +1,16 @@
-"""Ablations and back-off as functions of arrays: paired differences, sums along the lineage, coverage, the policy."""
+"""Ablations, back-off, probes as functions of arrays: paired differences, sums along the lineage, coverage, policy."""
 
 import numpy as np
 import pytest
 
 import ablations
 import backoff
+import baselines
 import tables
 from common import class_index, class_names, load_generators
 from evaluation import coarser
+from features import features_file, write_features
+from training import Videos
 
 GENERATORS = list(load_generators())
 
@@ -100,3 +103,38 @@ def test_metadata_above_chance_is_called_chance():
     assert "is at chance: macro 25.0" in tables.metadata_line(metadata(0.25))
     assert "tells the classes" in tables.metadata_line(metadata(0.5))
     assert "is at chance" in tables.metadata_line(metadata(0.3))
+
+
+# ---------------------------------------------------------------- probes
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """Sixty clips of three classes whose tokens lie apart, in the order of their class; the first class has most."""
+    random, rows = np.random.default_rng(0), []
+    for i, label in enumerate([0] * 30 + [1] * 15 + [2] * 15):
+        tokens = 4 * np.eye(6)[label] + random.normal(size=(1, 8, 2, 6))
+        write_features(features_file(tmp_path, f"{i}.mp4"), tokens, np.zeros((1, 8)), np.ones((1, 8), bool))
+        facts = dict(size="8x8", fps=8, length=1, container="mp4")
+        rows.append(dict(path=f"{i}.mp4", features=tmp_path, label=label) | facts)
+    return Videos(("a", "b", "c"), rows[::2], [], rows[1::2], [], {})
+
+
+@pytest.mark.parametrize("name", list(baselines.PROBES))
+def test_a_probe_misses_what_lies_apart(videos, name):
+    labels = [row["label"] for row in videos.test]
+    probabilities = baselines.PROBES[name](videos, 0)
+    assert probabilities.sum(axis=1) == pytest.approx(1)
+    right = np.mean(probabilities.argmax(axis=1) == labels)
+    assert right == (0.5 if name == "metadata only" else 1)  # clips of one make differ in no metadata
+
+
+def test_class_means_prefer_the_larger_class(videos):
+    far = [row for row in videos.train if row["label"] == 0] * 20
+    even = videos._replace(train=videos.train + far)
+    middle = dict(videos.test[0], path="middle.mp4")
+    means = [baselines.mean_tokens([row for row in even.train if row["label"] == i]).mean(axis=0) for i in (0, 1)]
+    tokens = np.tile(0.499 * means[0] + 0.501 * means[1], (1, 8, 2, 1))
+    write_features(features_file(middle["features"], "middle.mp4"), tokens, np.zeros((1, 8)), np.ones((1, 8), bool))
+    called = baselines.discriminant_probe(even._replace(test=[middle])).argmax(axis=1)
+    assert called.tolist() == [1]  # a little nearer to b's mean, though a has forty times as many clips

@@ -62,8 +62,8 @@ def test_a_corpus_without_labels_is_not_refused_in_one_line(tmp_path):
 
 def test_pooled_accuracies_are_not_those_of_the_counts():
     def fold(labels, saga):
-        others = {"metadata only": ["x"] * len(labels), "nearest neighbours on mean tokens": labels}
-        return {"labels": labels, "SAGA": saga, "linear on mean tokens": labels} | others
+        others = dict.fromkeys(comparisons.PROBES, labels) | {"metadata only": ["x"] * len(labels)}
+        return {"labels": labels, "SAGA": saga} | others
 
     first = [fold(["a", "a", "b"], ["a", "b", "b"]), fold(["a"], ["b"])]  # 2 of 4; a 1 of 3, b 1 of 1
     second = [fold(["a", "a"], ["a", "a"]), fold(["a", "b"], ["a", "b"])]  # all
