@@ -16,14 +16,13 @@ from scipy.stats import t
 from common import LEVELS
 from evaluation import plt, save_figure
 from features import read_json
-from stages import TWO_FEW, markdown
+from stages import TWO_FEW, fold_videos, markdown
 from tables import (
     OVERALL,
     arm_results,
     arm_runs,
     caption,
     described,
-    fold_videos,
     mean_std,
     overall_cells,
     parameters,

@@ -14,6 +14,7 @@ import ablations
 import backoff
 import figures
 import open_set
+import rivals
 import tables
 from corpora import choose_data
 from stages import results_folder, write_results
@@ -104,8 +105,8 @@ ENTRIES = {
     ),
     "table-s2": Entry(
         "Table S-2: NPR, F3Net, TALL, a linear probe, retrieval and metadata alone beside SAGA",
-        tables.measure_rivals,
-        tables.render_rivals,
+        rivals.measure_rivals,
+        rivals.render_rivals,
         45,
         f"{FIT}, four levels in one and two stages ({FEW}, {ALL}); three detectors on 1.6 million videos",
         folds=True,

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation import at_level, coarser
 from features import read_index, read_json, write_json
 from training import CollapseError, choose_videos
 
@@ -52,16 +51,6 @@ def tested(run, level):
     with np.load(Path(run) / f"{level}_embeddings.npz", allow_pickle=False) as arrays:
         test = arrays["split"] == "test"
         return arrays["class"][test], classes[arrays["probabilities"][test].argmax(axis=1)]
-
-
-def tested_by_lineage(run, level):
-    """`tested` at a coarser level of a run at GEN-L, whose probabilities are summed along the generator table."""
-    classes = read_json(Path(run) / "gen.json", ("classes",))["classes"]
-    with np.load(Path(run) / "gen_embeddings.npz", allow_pickle=False) as arrays:
-        test = arrays["split"] == "test"
-        probabilities, truth = arrays["probabilities"][test], at_level(arrays["class"][test], level)
-    sums, names = coarser(probabilities, classes, level)
-    return truth[truth != ""], np.array(names)[sums[truth != ""].argmax(axis=1)]
 
 
 # ---------------------------------------------------------------- the papers' ways to train
@@ -102,7 +91,7 @@ def train_fold(args, data, arm, level, seed, fold, only, last=(), longer=1):
     settings += ["--best", "last"] if fold else []  # a fold has no val to choose by
     settings += ["--limit", str(args.limit)] if args.limit else []
     if level != "bin":
-        losses = SMALL_LOSSES | PAPER_LOSSES if args.full else SMALL_LOSSES
+        losses = PAPER_LOSSES if args.full else SMALL_LOSSES
         settings += ["--level", level, *losses[loss.strip()].split()]
     settings += effective(level, settings, last)
     key = " ".join([*settings, *[f"longer {longer}"] * (longer > 1), data.digest])
@@ -128,6 +117,16 @@ def train_fold(args, data, arm, level, seed, fold, only, last=(), longer=1):
         print(f"{run}: {collapse}")
         return None
     return run
+
+
+def fold_videos(args, data, level, labels, seed, fold):
+    """Who trains and who is tested at a level, as SAGA has it. With few labels nobody is val, which has no limit."""
+    flags = ["--features", data.features, "--seed", seed, "--labels-per-class", data.few if labels == "few" else "all"]
+    flags += [] if level == "bin" else ["--level", level]
+    flags += ["--fold", fold, "--best", "last"] if fold else []
+    flags += ["--limit", args.limit] if args.limit else []
+    videos = chosen_videos(level, *flags)
+    return videos._replace(val=[]) if labels == "few" else videos
 
 
 # ---------------------------------------------------------------- results

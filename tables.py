@@ -8,17 +8,11 @@ paper's numbers are read from paper_results.csv, stand in brackets or in columns
 """
 
 import functools
-import hashlib
-import itertools
-import time
-from pathlib import Path
 
 import numpy as np
 
-from baselines import PROBES
 from common import LEVELS, build_saga, class_names, load_generators
-from detectors import DETECTORS, detect
-from evaluation import PAPER_TABLES, at_level, macro_interval, paper_lines, score_names, wilson_interval
+from evaluation import PAPER_TABLES, paper_lines, score_names, wilson_interval
 from features import read_index, read_json
 from stages import (
     ARMS,
@@ -26,13 +20,10 @@ from stages import (
     ONE_FEW,
     STAGE_ONE,
     TWO_FEW,
-    chosen_videos,
     markdown,
     tested,
-    tested_by_lineage,
     train_arm,
 )
-from unknown import name_by_mahalanobis
 
 # ---------------------------------------------------------------- results
 
@@ -98,6 +89,18 @@ def overall_cells(result):
 
 
 OVERALL = ["micro (95%)", "macro", "chance micro / macro", "test clips", "seeds"]
+
+
+def parameters(run):
+    """How many weights the model of a run at GEN-L has."""
+    metrics = read_json(run / "gen.json", ("classes", "recipe"))
+    sizes = [metrics["recipe"]["features"][key] for key in ("frames", "tokens", "dim")]
+    return count_weights(len(metrics["classes"]), *sizes, metrics["recipe"]["arguments"]["temporal_blocks"])
+
+
+@functools.cache
+def count_weights(classes, frames, tokens, dim, blocks):
+    return build_saga(classes, frames, tokens, dim, temporal_blocks=blocks).count_params()
 
 
 def by_class(result, name):
@@ -282,169 +285,6 @@ def render_encoders(results):
     encoders = dict.fromkeys(line["row"] for line in paper_lines("S-3 backbone"))
     rows = [[name, *(f"{paper_values('S-3 backbone', level)[name]:.2f}" for level in levels)] for name in encoders]
     return [*lines, *markdown(["encoder", *levels], rows)]
-
-
-# ---------------------------------------------------------------- Table S-2: other detectors, and probes
-
-RIVAL_LEVELS = ("task", "sd", "team", "gen")
-ALL_CE = "1-stage all CE"  # as the detectors are trained
-PROBE_LABELS = ("few", "all")
-
-
-def measure_rivals(args, data):
-    """By method and level its accuracies by seed; parameters and seconds of a fit at GEN-L, where detectors train."""
-    own = {level: arm_runs(args, data, TWO_FEW, level) for level in RIVAL_LEVELS}
-    levels = {level: scored(runs, level) for level, runs in own.items()}
-    methods = {f"SAGA, {TWO_FEW}": {"trained": "few", "levels": levels} | cost(args, data, own["gen"], "few")}
-    runs = arm_runs(args, data, ALL_CE, "gen")
-    spent = {"trained": "all"} | cost(args, data, runs, "all")
-    for how, named in {"summed": tested_by_lineage, "class means": tested_by_means}.items():
-        methods[f"SAGA, {ALL_CE}, {how}"] = spent | {"levels": by_level(runs, named)}
-    for name, probe in PROBES.items():
-        for labels in PROBE_LABELS:
-            methods[f"{name}, {labels}"] = {"trained": labels} | probe_results(args, data, probe, labels)
-    for name in DETECTORS if data.videos is not None else ():
-        methods[name] = {"trained": "all"} | detector_results(args, data, name)
-    return described(data, methods=methods)
-
-
-def tested_by_means(run, level):
-    """`tested` of a run at GEN-L whose clips are named by the class mean that is nearest in the embedding."""
-    with np.load(run / "gen_embeddings.npz", allow_pickle=False) as arrays:
-        train, test = arrays["split"] == "train", arrays["split"] == "test"
-        names = name_by_mahalanobis(np.float64(arrays["embedding"][train]), arrays["class"][train])
-        truth = at_level(arrays["class"][test], level)
-        called = at_level(names(np.float64(arrays["embedding"][test])), level)
-    return truth[truth != ""], called[truth != ""]
-
-
-def by_level(runs, named):
-    """`scored` at every level of runs at GEN-L."""
-    return {level: scored(runs, level, named) for level in RIVAL_LEVELS}
-
-
-def cost(args, data, runs, labels):
-    """Parameters, steps and seconds of runs at GEN-L, a list of folds per seed; those of stage 1 are added."""
-    found = {"parameters": None, "seconds": []}
-    if not args.full:
-        found["steps"] = data.steps[labels]
-    for run in [run for own in runs for run in own if run]:
-        recipe = read_json(run / "gen.json", ("recipe",))["recipe"]
-        start = recipe["arguments"]["init"]
-        earlier = 0 if start == "scratch" else read_json(Path(start).with_name("bin.json"))["recipe"]["seconds"]
-        found["seconds"].append(recipe["seconds"] + earlier)
-        found["parameters"] = parameters(run)
-    return found
-
-
-def parameters(run):
-    """How many weights the model of a run at GEN-L has."""
-    metrics = read_json(run / "gen.json", ("classes", "recipe"))
-    sizes = [metrics["recipe"]["features"][key] for key in ("frames", "tokens", "dim")]
-    return count_weights(len(metrics["classes"]), *sizes, metrics["recipe"]["arguments"]["temporal_blocks"])
-
-
-@functools.cache
-def count_weights(classes, frames, tokens, dim, blocks):
-    return build_saga(classes, frames, tokens, dim, temporal_blocks=blocks).count_params()
-
-
-def fold_videos(args, data, level, labels, seed, fold):
-    """Who trains and who is tested at a level, as SAGA has it. With few labels nobody is val, which has no limit."""
-    flags = ["--features", data.features, "--seed", seed, "--labels-per-class", data.few if labels == "few" else "all"]
-    flags += [] if level == "bin" else ["--level", level]
-    flags += ["--fold", fold, "--best", "last"] if fold else []
-    flags += ["--limit", args.limit] if args.limit else []
-    videos = chosen_videos(level, *flags)
-    return videos._replace(val=[]) if labels == "few" else videos
-
-
-def probe_results(args, data, probe, labels):
-    levels, seconds = {level: {"seeds": [], "collapsed": 0} for level in RIVAL_LEVELS}, []
-    for level, seed in itertools.product(RIVAL_LEVELS, range(args.seeds)):
-        truth, called = [], []
-        for fold in data.folds:
-            videos, started = fold_videos(args, data, level, labels, seed, fold), time.perf_counter()
-            called += [videos.classes[i] for i in probe(videos, seed).argmax(axis=1)]
-            seconds += [time.perf_counter() - started] if level == "gen" else []
-            truth += [videos.classes[row["label"]] for row in videos.test]
-        levels[level]["seeds"].append({"seed": seed} | score_names(truth, called))
-    return {"parameters": None, "seconds": seconds, "levels": levels}
-
-
-def detector_results(args, data, name):
-    """A detector at GEN-L, and at the coarser levels its probabilities summed along the generator table."""
-    equalized, runs = read_json(data.features / "recipe.json").get("equalize"), []
-    for seed in range(args.seeds):
-        runs.append([])
-        for fold in data.folds:
-            videos = fold_videos(args, data, "gen", "all", seed, fold)
-            run = pixel_folder(args, data, name) / "-".join([f"seed{seed}", *([f"fold{fold[0]}"] if fold else [])])
-            steps = 10 * len(videos.train + videos.val) // 32 if args.full else data.steps["pixels"]
-            runs[-1].append(detect(name, videos, data.videos, run, seed, equalized, steps, args.full))
-    found = [read_json(run / "gen.json") for own in runs for run in own]
-    facts = {"parameters": found[0]["parameters"], "seconds": [run["seconds"] for run in found]}
-    facts["steps"] = found[0]["steps"]
-    return facts | {"levels": by_level(runs, tested_by_lineage)}
-
-
-def pixel_folder(args, data, name):
-    """Runs on pixels do not depend on the encoder, so features of the same clips share them."""
-    rows = [{key: row[key] for key in ("path", "generator", "group", "split")} for row in read_index(data.features)]
-    equalized = read_json(data.features / "recipe.json").get("equalize")
-    key = f"{data.videos} {rows} {equalized} {data.steps} {args.full} {args.limit} {len(data.folds)}"
-    key = hashlib.sha256(key.encode()).hexdigest()[:8]
-    return Path(args.run or "runs/paper") / "pixels" / f"{name}-{key}"
-
-
-def render_rivals(results):
-    rows = []
-    theirs = {level: paper_values("S-2 SOTA", f"{level.upper()}-L") for level in RIVAL_LEVELS}
-    for method, result in results["methods"].items():
-        cells = []
-        for level in RIVAL_LEVELS:
-            seeds = result["levels"][level]["seeds"]
-            cells.append(" / ".join(mean_std([seed[key] for seed in seeds]) for key in ("micro", "macro")))
-        interval = overall_cells(result["levels"]["gen"])[0].split("(")[-1].rstrip(")")
-        count = f"{result['parameters'] / 1e6:.2f}M" if result["parameters"] else "-"
-        seconds = f"{np.mean(result['seconds']):.0f}" if result["seconds"] else "-"
-        paper = theirs["task"].get("SAGA" if method == f"SAGA, {TWO_FEW}" else method)
-        printed = " / ".join(f"{theirs[level][method.split(',')[0]]:.2f}" for level in RIVAL_LEVELS) if paper else ""
-        steps = f"{result['steps']}" if "steps" in result else "-"
-        rows.append([method, result["trained"], *cells, interval, count, steps, seconds, printed])
-    first = {level: own["seeds"][0] for level, own in results["methods"]["metadata only, all"]["levels"].items()}
-    chance = [f"{100 * own['majority']:.1f} / {100 * own['uniform']:.1f}" for own in first.values()]
-    rows.append(["chance", "", *chance, "", "", "", "", ""])
-    clips = [f"{level.upper()}-L {own['videos']}" for level, own in first.items()]
-    header = ["method", "labels", *(f"{level.upper()}-L micro / macro" for level in RIVAL_LEVELS)]
-    header += [
-        "95% of GEN-L micro",
-        "parameters",
-        "steps of 32",
-        "seconds a fit",
-        "the paper's TASK / SD / TEAM / GEN-L",
-    ]
-    lines = [caption(results, "Detectors and probes beside SAGA"), "", *markdown(header, rows), ""]
-    return [*lines, f"Test clips: {', '.join(clips)}. {metadata_line(results)} {RIVALS}"]
-
-
-RIVALS = (
-    "NPR, F3Net and TALL are trained at GEN-L on pixels, small ones on 128 px; as with `summed`, coarser levels are"
-    " GEN-L's probabilities summed over generators. Class means: the nearest class mean in GEN-L's embedding"
-    " (Mahalanobis) names the clip, whatever the classes' frequencies. All others are trained at each level. Seconds:"
-    " one core, beside another run. The paper's numbers are on GenVideo."
-)
-
-
-def metadata_line(results):
-    """Whether size, rate, length and container alone tell the classes, at GEN-L in macro accuracy."""
-    seeds = results["methods"]["metadata only, all"]["levels"]["gen"]["seeds"]
-    macro, chance = np.mean([seed["macro"] for seed in seeds]), seeds[0]["uniform"]
-    right, count = ([seed["per_class"][name][i] for seed in seeds for name in seed["per_class"]] for i in (1, 0))
-    low, high = macro_interval(np.array(right), np.array(count))
-    told = "is at chance" if low <= chance <= high else "tells the classes, so pixels may not be what others see"
-    numbers = f"macro {100 * macro:.1f} (95% {100 * low:.1f}-{100 * high:.1f}), chance {100 * chance:.1f}"
-    return f"Metadata alone {told}: {numbers}."
 
 
 # ---------------------------------------------------------------- encoders across generators

@@ -6,7 +6,7 @@ import pytest
 import ablations
 import backoff
 import baselines
-import tables
+import rivals
 from common import class_index, class_names, load_generators
 from evaluation import coarser
 from features import features_file, write_features
@@ -100,9 +100,9 @@ def metadata(macro):
 
 
 def test_metadata_above_chance_is_called_chance():
-    assert "is at chance: macro 25.0" in tables.metadata_line(metadata(0.25))
-    assert "tells the classes" in tables.metadata_line(metadata(0.5))
-    assert "is at chance" in tables.metadata_line(metadata(0.3))
+    assert "is at chance: macro 25.0" in rivals.metadata_line(metadata(0.25))
+    assert "tells the classes" in rivals.metadata_line(metadata(0.5))
+    assert "is at chance" in rivals.metadata_line(metadata(0.3))
 
 
 # ---------------------------------------------------------------- probes

@@ -3,13 +3,13 @@
 import importlib
 import json
 import shutil
-import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.covariance import LedoitWolf
+from test_tsigs import untrained_run
 
 import corpora
 import enrol
@@ -18,7 +18,6 @@ import reproduce
 import training
 import unknown
 from common import load_generators
-from evaluation import evaluate
 from features import features_file, read_index, write_features, write_index, write_json
 
 stage_two = importlib.import_module("03_attribute")
@@ -108,16 +107,9 @@ def write_clips(folder, generators, clips=12, split=lambda i: ("test", "train", 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """What 03 leaves behind, from weights as they are drawn: they keep loud numbers apart."""
-    folder = tmp_path_factory.mktemp("run")
+    """A model whose weights are as they are drawn: they keep loud numbers apart."""
     features = write_clips(tmp_path_factory.mktemp("known"), {"Real": 0, "SVD": 2, "Pika": 4})
-    args = stage_two.get_args(["--features", str(features), "--run", str(folder), "--init", "scratch"])
-    rows = read_index(features)
-    videos = training.choose_videos(rows, "gen", args)
-    model = training.new_model(args, videos.classes)
-    metrics, arrays = evaluate(model, videos, "gen", batch_size=16)
-    training.save_run(model, metrics, arrays, args, training.make_recipe("gen", args, rows), time.time())
-    return folder
+    return untrained_run(features, tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")

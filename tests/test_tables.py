@@ -18,6 +18,7 @@ import open_set
 import paper
 import readme
 import reproduce
+import rivals
 import stages
 import tables
 import unknown
@@ -75,7 +76,7 @@ def calls(monkeypatch):
     monkeypatch.setattr(corpora, "stage", pretend)
     monkeypatch.setattr(figures, "REPEATS", 3)
     monkeypatch.setattr(open_set, "DRAWS", 1)
-    monkeypatch.setattr(tables, "PROBES", dict.fromkeys(tables.PROBES, call_all_real))
+    monkeypatch.setattr(rivals, "PROBES", dict.fromkeys(rivals.PROBES, call_all_real))
     return made
 
 
@@ -318,14 +319,15 @@ def test_detectors_see_other_clips_or_are_asked_without_any(features, calls, mon
         write_json(run / "gen.json", facts)
         return run
 
-    monkeypatch.setattr(tables, "detect", pretend)
-    assert not set(tables.DETECTORS) & set(run_entry("table-s2", "--seeds", "1")["methods"])
+    monkeypatch.setattr(rivals, "detect", pretend)
+    assert not set(rivals.DETECTORS) & set(run_entry("table-s2", "--seeds", "1")["methods"])
+    assert rivals.NO_PIXELS in Path("results/f/table-s2.md").read_text()
     results = run_entry("table-s2", "--seeds", "2", "--videos", "clips")
-    assert [name for name, *_ in asked] == [name for name in tables.DETECTORS for _ in (0, 1)]
+    assert [name for name, *_ in asked] == [name for name in rivals.DETECTORS for _ in (0, 1)]
     assert len({run for *_, run in asked}) == len(asked)
     trained = {row["path"] for row in tables.read_index("f") if row["split"] != "test"}
     assert all(own == trained and root == Path("clips") for _, own, root, _ in asked)
-    for level in tables.RIVAL_LEVELS:  # all called Real
+    for level in rivals.RIVAL_LEVELS:  # all called Real
         for seed in results["methods"]["NPR"]["levels"][level]["seeds"]:
             assert seed["macro"] == pytest.approx(1 / seed["classes"])
             assert seed["per_class"]["Real"] == [3, 3]

@@ -53,9 +53,12 @@ def features(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(features, tmp_path_factory):
+    return untrained_run(features, tmp_path_factory.mktemp("tsigs_run"), "--seed", "1")
+
+
+def untrained_run(features, folder, *more):
     """What 03 leaves behind, from weights as they are drawn: fitting them would take longer than all that is tested."""
-    folder = tmp_path_factory.mktemp("tsigs_run")
-    args = stage_two.get_args(["--features", str(features), "--run", str(folder), "--init", "scratch", "--seed", "1"])
+    args = stage_two.get_args(["--features", str(features), "--run", str(folder), "--init", "scratch", *more])
     rows = read_index(features)
     videos = training.choose_videos(rows, "gen", args)
     model = training.new_model(args, videos.classes)
