@@ -618,7 +618,7 @@ def test_entries_fail_with_the_stages_themselves(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "zoo").symlink_to(HERE / "data" / "zoo")
-    monkeypatch.setattr(corpora, "ZOO", {"few": 2, "steps": {"few": 2, "all": 2}})
+    monkeypatch.setitem(corpora.SIMULATED, "zoo", (1, {"few": 2, "steps": {"few": 2, "all": 2, "pixels": 2}}))
     small = ["--limit", "6", "--seeds", "1"]
     found = reproduce.main(["table-7", *small])
     assert all(
@@ -630,5 +630,9 @@ def test_entries_fail_with_the_stages_themselves(tmp_path, monkeypatch):
     for name in ("figure-6", "figure-1a", "figure-1b"):
         reproduce.main([name, *small])
         assert (Path("results/limit-6") / f"{name}.png").stat().st_size > 10000
+    rival = reproduce.main(["table-s2", *small])["methods"]
+    assert {method["levels"]["gen"]["seeds"][0]["videos"] for method in rival.values()} == {
+        found["arms"]["1-stage few CE"]["seeds"][0]["videos"]
+    }
     kinds = json.loads(Path("results/limit-6/figure-1a.json").read_text())["kinds"]
     assert [row["clips"] for row in kinds["unseen"][0]["trained"]] == [1]
