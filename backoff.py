@@ -42,31 +42,41 @@ def judged(probabilities, classes, generators, level):
     return probabilities.max(axis=1), np.array(classes)[probabilities.argmax(axis=1)] == truth, truth
 
 
-def seed_answers(args, data, arm, seed, split="test"):
-    """{"own" or "summed": {level: judged}} of one seed, folds pooled, over the videos of GEN-L; None: collapsed."""
+def seed_runs(args, data, arm, seed):
+    """{level: run folders by fold} of one seed; None where mining collapsed."""
     runs = {level: train_arm(args, data, STAGE_ONE if level == "bin" else arm, level, seed) for level in LEVELS}
-    if any(None in own for own in runs.values()):
-        return None
-    found = {"own": {level: [] for level in FINEST_FIRST}, "summed": {level: [] for level in FINEST_FIRST}}
-    for fold in range(len(data.folds)):
-        probabilities, classes, generators, videos = answers(runs["gen"][fold], "gen", split)
+    return None if any(None in own for own in runs.values()) else runs
+
+
+def seed_answers(runs):
+    """{"own" or "summed": {level: judged}} over the test videos of GEN-L, folds pooled."""
+    own = {}
+    for level in FINEST_FIRST:
+        own[level] = pooled(own_model(*pair, level) for pair in zip(runs["gen"], runs[level], strict=True))
+    return {"own": own, "summed": summed(runs, "test")}
+
+
+def summed(runs, split):
+    """{level: judged} of GEN-L's probabilities summed along the generator table, folds pooled."""
+    found = {level: [] for level in FINEST_FIRST}
+    for run in runs["gen"]:
+        probabilities, classes, generators, _ = answers(run, "gen", split)
         for level in FINEST_FIRST:
-            sums, names = coarser(probabilities, classes, level)
-            found["summed"][level].append(judged(sums, names, generators, level))
-            found["own"][level].append(own_model(runs[level][fold], level, split, generators, videos))
-    return {how: {level: join(parts) for level, parts in levels.items()} for how, levels in found.items()}
+            found[level].append(judged(*coarser(probabilities, classes, level), generators, level))
+    return {level: pooled(parts) for level, parts in found.items()}
 
 
-def own_model(run, level, split, generators, videos):
-    """judged of a level's own model for these videos (V,); those that it does not know have no true class."""
-    probabilities, classes, _, own = answers(run, level, split)
+def own_model(gen_run, run, level):
+    """judged of a level's own model for GEN-L's test videos; those that it does not know have no true class."""
+    _, _, generators, videos = answers(gen_run, "gen", "test")
+    probabilities, classes, _, own = answers(run, level, "test")
     place = {video: i for i, video in enumerate(own.tolist())}
     there = np.array([place.get(video, -1) for video in videos.tolist()])
     sure, right, truth = judged(probabilities[there], classes, generators, level)
     return sure, right, np.where(there < 0, "", truth)
 
 
-def join(parts):
+def pooled(parts):
     return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
@@ -130,12 +140,11 @@ def policy(test, limits):
 def measure_back_off(args, data):
     arms = {}
     for arm in ARMS:
-        seeds = {seed: seed_answers(args, data, arm, seed) for seed in range(args.seeds)}
-        seeds = {seed: own for seed, own in seeds.items() if own}
-        arms[arm] = {"seeds": [accuracies(own) for own in seeds.values()], "collapsed": args.seeds - len(seeds)}
-        if len(data.folds) == 1:  # folds have no val to choose confidences on
-            chosen = {seed: seed_answers(args, data, arm, seed, "val") for seed in seeds}
-            arms[arm]["policy"] = [policy(own["summed"], thresholds(chosen[i]["summed"])) for i, own in seeds.items()]
+        seeds = [runs for seed in range(args.seeds) if (runs := seed_runs(args, data, arm, seed))]
+        arms[arm] = {"seeds": [accuracies(seed_answers(runs)) for runs in seeds], "collapsed": args.seeds - len(seeds)}
+        chosen = [(summed(runs, "test"), summed(runs, "val")) for runs in seeds]
+        # Folds have no val to choose confidences on.
+        arms[arm]["policy"] = [policy(test, thresholds(val)) for test, val in chosen if len(val["gen"][0])]
     return described(data, arms=arms)
 
 
@@ -176,7 +185,7 @@ def render_policy(results):
     """A row per level of what the policy answers, clips and right ones summed over seeds."""
     rows = []
     for arm, result in results["arms"].items():
-        seeds = result.get("policy", [])
+        seeds = result["policy"]
         total = sum(count for seed in seeds for count, _ in seed.values())
         for level in (*FINEST_FIRST, "none") if seeds else ():
             count, right = (sum(seed[level][i] for seed in seeds) for i in (0, 1))
@@ -195,8 +204,9 @@ def render_policy(results):
 def draw_back_off(args, data, results, path):
     """Accuracy against coverage of every level, seed 0."""
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
-    seed = seed_answers(args, data, TWO_FEW, 0)
-    for axis, how in zip(axes, HOW if seed else (), strict=False):
+    runs = seed_runs(args, data, TWO_FEW, 0)
+    seed = seed_answers(runs) if runs else {}
+    for axis, how in zip(axes, seed, strict=False):
         for i, level in enumerate(FINEST_FIRST):
             sure, right, truth = seed[how][level]
             there = truth != ""

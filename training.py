@@ -237,6 +237,7 @@ def keep_trained_classes(classes, roles, excluded):
 
 # ---------------------------------------------------------------- recipe and resume
 
+ADDED = {"temporal_blocks": 5}  # flags that older runs do not name, and what those runs had
 PATHS = ("features", "test_features", "generators", "init", "run")  # compared by what they hold, not by name
 
 
@@ -305,7 +306,7 @@ def refuse_other_recipe(path, found, wanted):
     """Raise ValueError when two recipes differ in more than versions, commit and the names of folders."""
 
     def settings(recipe):
-        flat = {key: value for key, value in recipe.get("arguments", {}).items() if key not in PATHS}
+        flat = {key: value for key, value in (ADDED | recipe.get("arguments", {})).items() if key not in PATHS}
         features = {key: value for key, value in recipe.get("features", {}).items() if key not in ("versions", "git")}
         digests = {key: recipe.get(key) for key in recipe if key.endswith("_sha256")}
         return flat | digests | {"features": features}

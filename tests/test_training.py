@@ -344,6 +344,13 @@ def test_resumed_run_differs_from_an_uninterrupted_one(features, run, tmp_path, 
     np.testing.assert_array_equal(best, again)
 
 
+def test_run_of_an_older_version_is_refused():
+    older = {"arguments": {"epochs": 3}}
+    training.refuse_other_recipe("bin.json", older, {"arguments": {"epochs": 3, "temporal_blocks": 5}})
+    with pytest.raises(ValueError, match=r"bin.json was made with other settings \(temporal_blocks\)"):
+        training.refuse_other_recipe("bin.json", older, {"arguments": {"epochs": 3, "temporal_blocks": 2}})
+
+
 def test_damaged_checkpoint_is_a_traceback(features, run, tmp_path):
     args = arguments(features, tmp_path)
     model = training.new_model(args, ("Real", "Fake"))
@@ -385,6 +392,8 @@ def test_stage_two_starts_from_a_model_that_does_not_fit(features, run, tmp_path
     place = ["--features", str(other), "--run", str(tmp_path / "run"), "--level", "gen"]
     with pytest.raises(ValueError, match="tokens 2, here 3"):
         stage_two.main([*place, "--init", str(run / "bin.keras")])
+    with pytest.raises(ValueError, match="5 temporal blocks; pass --temporal-blocks 5 or --init scratch"):
+        stage_two.main([*place, "--init", str(run / "bin.keras"), "--temporal-blocks", "3"])
     with pytest.raises(ValueError, match="run 02 first"):
         stage_two.main(place)
     (tmp_path / "text.keras").write_text("not a model")
