@@ -1,4 +1,5 @@
-"""SAGA's tables and figures as data: what each shows and takes, and the functions that measure, write and draw it.
+"""SAGA's tables and figures, and the questions beside them, as data: what each shows and takes, and the functions that
+measure, write and draw it.
 
 reads   a features folder (corpora.py); trains what is not up to date (stages.py)
 writes  results/<entry>.json, .md and, for figures, .png
@@ -61,7 +62,7 @@ def tsne(what, panels, minutes, paper):
     )
 
 
-ABLATION_MINUTES = {"margin": 9, "positives": 4, "normalize": 6, "batching": 4, "depth": 17, "schedule": 25}
+ABLATION_MINUTES = {"margin": 14, "positives": 4, "normalize": 6, "batching": 4, "depth": 18, "schedule": 37}
 
 
 def ablation(what, minutes):
@@ -107,7 +108,7 @@ ENTRIES = {
         "Table S-2: NPR, F3Net, TALL, a linear probe, retrieval and metadata alone beside SAGA",
         rivals.measure_rivals,
         rivals.render_rivals,
-        45,
+        70,
         f"{FIT}, four levels in one and two stages ({FEW}, {ALL}); three detectors on 1.6 million videos",
         folds=True,
     ),
@@ -115,7 +116,7 @@ ENTRIES = {
         "Table 4's splits with every folder of --features: each encoder in-domain and across generators",
         tables.measure_transfer,
         tables.render_transfer,
-        20,
+        30,
         "for each encoder five times stage 1 (10 h on 8 TPUv3); their weights",
         several=True,
     ),
@@ -176,7 +177,7 @@ ENTRIES = {
         "new generators enrolled by 1 to 50 clips, without training: are they found, are the known ones kept?",
         open_set.measure_enrol,
         open_set.render_enrol,
-        12,
+        27,
         f"{FIT} on 13 generators, 2 fits of 20 min and of 10 h",
         open_set.draw_enrol,
     ),
@@ -193,7 +194,7 @@ ENTRIES = {
         "Fig. S-1: accuracy against labels per class, five levels",
         ablations.measure_labels,
         ablations.render_labels,
-        30,
+        34,
         f"{FIT}, 20 fits of 20 min and more",
         ablations.draw_labels,
     ),

@@ -6,7 +6,8 @@
     python reproduce.py table-7 --features features/mine --seeds 1
     python reproduce.py table-7 --data equalized --corpus ../shared/corpus
 
-table-N, figure-N  the paper's tables and figures, on the simulated zoo without further arguments; `--list` has them all
+table-N, figure-N  the paper's tables and figures, on the simulated zoo without further arguments
+ablation-WHAT, ... what else was asked of SAGA, in the same form; `--list` has them all
 demo               simulate the zoo, extract, pretrain, attribute at four levels; one table; results in runs/demo
 readme             make the tables in README.md from results/
 
@@ -137,8 +138,8 @@ def get_args(argv=None):
 
 LIST_NOTES = """
 A table or figure needs nothing on the zoo; --features needs a folder that 01 made, --data corpus and equalized a folder
-of real clips. Minutes: three seeds with JAX on one core, once other entries have made the runs they share; with
-TensorFlow about twice. The paper's scale: GenVideo, 2.3 million videos, and SigLIP-So400m/14, 27 TB of tokens.
+of real clips. Minutes: three seeds with JAX (table-s2: TensorFlow) on one core, beside other work, once other entries
+have made the runs they share; with TensorFlow about twice. The paper's scale: GenVideo, 2.3 million videos, and SigLIP-So400m/14, 27 TB of tokens.
 """
 
 

@@ -4,7 +4,8 @@ linear probe, class means and retrieval on the same frozen tokens, and a probe t
 reads   a features folder and, for the detectors, its clips (corpora.py); trains what is not up to date
 writes  results/table-s2.json, .md: accuracies by method, level and seed, parameters, steps, seconds
 
-All are trained on the same videos and tested on the same videos, by seed and fold.
+All are tested on the same videos and trained on the same, by seed and fold. Where all labels are given, probes and
+detectors train on val too, by which SAGA chooses its best epoch. Detectors hold all frames in memory.
 """
 
 import hashlib
@@ -159,9 +160,9 @@ PIXELS = (
 )
 NO_PIXELS = "NPR, F3Net and TALL see pixels: name the folder of the clips with --videos."
 RIVALS = (
-    "Class means: the nearest class mean (Mahalanobis) names the clip, whatever the classes' frequencies; in SAGA's"
-    " embedding at GEN-L. All others are trained at each level. Seconds: one core, beside another run. The paper's"
-    " numbers are on GenVideo."
+    "With all labels, probes and detectors train on val too. Class means: the nearest class mean (Mahalanobis) names the"
+    " clip, whatever the classes' frequencies; in SAGA's embedding at GEN-L. All others are trained at each level."
+    " Seconds: one core, beside another run. The paper's numbers are on GenVideo."
 )
 
 
