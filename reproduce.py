@@ -139,7 +139,8 @@ def get_args(argv=None):
 LIST_NOTES = """
 A table or figure needs nothing on the zoo; --features needs a folder that 01 made, --data corpus and equalized a folder
 of real clips. Minutes: three seeds with JAX (table-s2: TensorFlow) on one core, beside other work, once other entries
-have made the runs they share; with TensorFlow about twice. The paper's scale: GenVideo, 2.3 million videos, and SigLIP-So400m/14, 27 TB of tokens.
+have made the runs they share; with TensorFlow about twice. The paper's scale: GenVideo, 2.3 million videos, and
+SigLIP-So400m/14, 27 TB of tokens.
 """
 
 

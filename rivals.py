@@ -160,8 +160,8 @@ PIXELS = (
 )
 NO_PIXELS = "NPR, F3Net and TALL see pixels: name the folder of the clips with --videos."
 RIVALS = (
-    "With all labels, probes and detectors train on val too. Class means: the nearest class mean (Mahalanobis) names the"
-    " clip, whatever the classes' frequencies; in SAGA's embedding at GEN-L. All others are trained at each level."
+    "With all labels, probes and detectors train on val too. Class means: the nearest class mean (Mahalanobis) names"
+    " the clip, whatever the classes' frequencies; in SAGA's embedding at GEN-L. All others are trained at each level."
     " Seconds: one core, beside another run. The paper's numbers are on GenVideo."
 )
 
