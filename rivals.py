@@ -30,6 +30,7 @@ PROBE_LABELS = ("few", "all")
 
 def measure_rivals(args, data):
     """By method and level its accuracies by seed; parameters and seconds of a fit at GEN-L, where detectors train."""
+    check_clips(data)
     own = {level: arm_runs(args, data, TWO_FEW, level) for level in RIVAL_LEVELS}
     levels = {level: scored(runs, level) for level, runs in own.items()}
     methods = {f"SAGA, {TWO_FEW}": {"trained": "few", "levels": levels} | cost(args, data, own["gen"], "few")}
@@ -43,6 +44,13 @@ def measure_rivals(args, data):
     for name in DETECTORS if data.videos is not None else ():
         methods[name] = {"trained": "all"} | detector_results(args, data, name)
     return described(data, methods=methods)
+
+
+def check_clips(data):
+    """Raise ValueError, before anything is trained, when a clip that detectors will want is not there."""
+    for row in read_index(data.features) if data.videos is not None else ():
+        if row["windows"] and not row["error"] and not (data.videos / row["source"]).is_file():
+            raise ValueError(f"{data.videos / row['source']} is missing; name the folder of the clips with --videos")
 
 
 def tested_by_lineage(run, level):

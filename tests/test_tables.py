@@ -320,6 +320,13 @@ def test_detectors_see_other_clips_or_are_asked_without_any(features, calls, mon
         return run
 
     monkeypatch.setattr(rivals, "detect", pretend)
+    with pytest.raises(ValueError, match=r"clips/Crafter/0.mp4 is missing; name the folder of the clips with --videos"):
+        run_entry("table-s2", "--seeds", "1", "--videos", "clips")
+    assert not calls.list
+    for row in tables.read_index("f"):
+        clip = Path("clips") / row["source"]
+        clip.parent.mkdir(parents=True, exist_ok=True)
+        clip.touch()
     assert not set(rivals.DETECTORS) & set(run_entry("table-s2", "--seeds", "1")["methods"])
     assert rivals.NO_PIXELS in Path("results/f/table-s2.md").read_text()
     results = run_entry("table-s2", "--seeds", "2", "--videos", "clips")
