@@ -23,9 +23,9 @@ VARIANTS = {"as they are": "", "equalized": "--equalize"}
 FOLDS = 5  # of a corpus
 # Labels per class where the paper has 500; steps of training with few labels, with all, of detectors on pixels.
 ZOO = {"few": 15, "steps": {"few": 200, "all": 400, "pixels": 300}}
-EASY = {"few": 15, "steps": {"few": 200, "all": 400, "pixels": 600}}  # do detectors learn where there is much to see?
+EASY = {"few": 15, "steps": {"few": 200, "all": 400, "pixels": 1000}}  # do detectors learn where there is much to see?
 SIMULATED = {"zoo": (1, ZOO), "easy": (2, EASY)}  # strength of the marks
-REAL = {"few": 5, "steps": {"few": 100, "all": 200, "pixels": 100}}
+REAL = {"few": 5, "steps": {"few": 100, "all": 200, "pixels": 200}}
 
 
 class Data(NamedTuple):

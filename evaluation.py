@@ -118,7 +118,7 @@ def macro_interval(right, count, z=1.96):
 
 def evaluate(model, videos, level, batch_size) -> tuple[dict, dict]:
     """The metrics on test, and arrays over the videos of all roles: embedding (V, D), probabilities (V, C), video,
-    generator, class (V,) and split (V,): train, val, test or unseen. `videos` is what choose_videos returns.
+    generator, group, class (V,) and split (V,): train, val, test or unseen. `videos` is what choose_videos returns.
     """
     rows = [row | {"split": role} for role in ("train", "val", "test", "unseen") for row in getattr(videos, role)]
     embedding, probabilities = predict(model, Windows(rows), batch_size)
@@ -127,6 +127,7 @@ def evaluate(model, videos, level, batch_size) -> tuple[dict, dict]:
         "probabilities": probabilities.astype("float32"),
         "video": np.array([row["path"] for row in rows]),
         "generator": np.array([row["generator"] for row in rows]),
+        "group": np.array([row["group"] for row in rows]),
         "class": np.array([videos.classes[row["label"]] if "label" in row else "unseen" for row in rows]),
         "split": np.array([row["split"] for row in rows]),
     }
