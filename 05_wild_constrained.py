@@ -29,22 +29,9 @@ from scipy.special import expit
 
 from common import git_commit, not_negative, positive, run_script
 from features import replace_whole, write_json
+from ranking import draw_curves, draw_scores, measure, print_report
 from training import finished_metrics, fold, names, versions
-from wild import (
-    WildBatches,
-    deal,
-    draw_curves,
-    draw_scores,
-    linear,
-    load_classifier,
-    measure,
-    print_report,
-    read_images,
-    refuse_other_features,
-    resolve_roles,
-    score,
-    standardise,
-)
+from wild import deal, linear, load_classifier, prepare, read_images, refuse_other_features, resolve_roles, score
 
 KNOWN, UNSEEN = "Real,SVD,Lavie", "Gen2,Pika,Sora"
 WILD = "ZeroScope,I2VGen-XL,VideoCrafter,DynamiCrafter,SD,SEINE,Latte,OpenSora,ModelScope,MorphStudio,MoonValley,Show_1"
@@ -186,31 +173,23 @@ def fine_tune(baseline, labelled, wild, l2, tau, head=linear, rounds=40):
 # ---------------------------------------------------------------- training
 
 
-def train(images, roles, target, args, head=linear, start=None):
-    """Baseline and constrained classifier, the arrays of wild_classifier.npz, and the facts of their training."""
-    mean, scale = standardise(np.float64(images.vectors[roles.labelled]))
-
-    def prepared(places):
-        return (np.float64(images.vectors[places]) - mean) / scale, np.float64(images.generator[places] != target)
-
-    labelled, val = prepared(roles.labelled), prepared(roles.val)
-    wild = WildBatches(images, roles.wild, np.float32(mean), np.float32(scale), args.batch_size)
-    start = np.zeros(len(mean) + 1) if start is None else start
-    if (args.l2 == "auto" or args.early_stopping) and len(set(val[1])) < 2:
-        raise ValueError(f"val has no image of {target}, or of the known ones; give --l2 a number, such as 0.01")
-    facts = {}
-    if args.early_stopping:
+def train(problem, tau, l2="auto", early=False, head=linear, start=None):
+    """Baseline and constrained classifier, {"baseline", "constrained": theta}, and the facts of their training."""
+    start = np.zeros(len(problem.mean) + 1) if start is None else start
+    labelled, val, wild, facts = problem.labelled, problem.val, problem.wild, {}
+    if (l2 == "auto" or early) and len(set(val[1])) < 2:
+        raise ValueError("val has no image of the target, or none of the known ones; give --l2 a number, such as 0.01")
+    if early:
         l2, (baseline, facts["steps"]) = 0.0, stop_early(labelled, val, start, head)
     else:
-        l2 = choose_l2(labelled, val, start, head) if args.l2 == "auto" else args.l2
+        l2 = choose_l2(labelled, val, start, head) if l2 == "auto" else l2
         baseline = fit_baseline(labelled, l2, start, head)
-    constrained, rounds = fine_tune(baseline, labelled, wild, l2, args.tau, head)
-    facts |= {"l2": l2, "rounds": rounds}
-    for name, theta in (("baseline", baseline), ("constrained", constrained)):
+    constrained, rounds = fine_tune(baseline, labelled, wild, l2, tau, head)
+    thetas = {"baseline": baseline, "constrained": constrained}
+    for name, theta in thetas.items():
         losses = {"labelled_loss": mean_bce(theta, [labelled], head)[0], "wild_loss": mean_bce(theta, wild, head)[0]}
         facts[name] = losses
-    facts["allowed"] = args.tau * facts["baseline"]["labelled_loss"]
-    return {"baseline": baseline, "constrained": constrained, "mean": mean, "scale": scale}, facts
+    return thetas, facts | {"l2": l2, "allowed": tau * facts["baseline"]["labelled_loss"], "rounds": rounds}
 
 
 # ---------------------------------------------------------------- applying
@@ -258,7 +237,9 @@ def main(argv=None):
     roles, (target,) = deal(images, generators, counts, args.seed), generators["target"]
 
     # ---------------------------------------------------------------- train
-    classifier, facts = train(images, roles, target, args)
+    problem = prepare(images, roles, target, args.batch_size)
+    thetas, facts = train(problem, args.tau, args.l2, args.early_stopping)
+    classifier = thetas | {"mean": problem.mean, "scale": problem.scale}
 
     # ---------------------------------------------------------------- evaluate
     scores, metrics = measure(images, roles, target, classifier)

@@ -5,13 +5,13 @@ without a constraint, roles that never share an image, ranking metrics against l
 import csv
 import importlib
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+import ranking
 import wild
 from features import features_file, write_features, write_index, write_json
 
@@ -147,23 +147,23 @@ def test_ranking_differs_from_loops():
         called = (target >= threshold).sum() + (other >= threshold).sum()
         precisions += (found - recall) * (target >= threshold).sum() / called
         recall = found
-    np.testing.assert_allclose(wild.ranking(target, other), [precisions, np.mean(wins)])
+    np.testing.assert_allclose(ranking.ranking(target, other), [precisions, np.mean(wins)])
     labels, scores, weight = np.repeat([1, 0], [13, 21]), np.append(target, other), random.integers(0, 3, 34)
     oracle = [score(labels, scores, sample_weight=weight) for score in (average_precision_score, roc_auc_score)]
-    np.testing.assert_allclose(wild.ranking(target, other, weight[:13], weight[13:]), oracle)
+    np.testing.assert_allclose(ranking.ranking(target, other, weight[:13], weight[13:]), oracle)
 
 
 def test_weights_are_not_repetitions():
     target, other = np.array([3.0, 1.0, 2.0]), np.array([0.0, 2.5])
-    weighted = wild.ranking(target, other, np.array([2.0, 0.0, 1.0]), np.array([1.0, 3.0]))
-    repeated = wild.ranking(np.array([3.0, 3.0, 2.0]), np.array([0.0, 2.5, 2.5, 2.5]))
+    weighted = ranking.ranking(target, other, np.array([2.0, 0.0, 1.0]), np.array([1.0, 3.0]))
+    repeated = ranking.ranking(np.array([3.0, 3.0, 2.0]), np.array([0.0, 2.5, 2.5, 2.5]))
     np.testing.assert_allclose(weighted, repeated)
 
 
 def test_bootstrap_draws_images_and_not_whole_groups():
     scores = np.repeat([1.0, -1.0], 50)
     groups = {"T": np.repeat(["a", "b"], 50), "O": np.arange(100).astype(str)}
-    entry = wild.ranking_table({"one": {"T": scores, "O": np.zeros(100)}}, groups, "T")["O"]
+    entry = ranking.ranking_table({"one": {"T": scores, "O": np.zeros(100)}}, groups, "T")["O"]
     assert entry["one"]["auc"] == 0.5 and entry["one"]["auc_interval"] == [0, 1]  # a and b alone are 1 and 0
     assert entry["prevalence"] == 0.5 and entry["groups"] == 100
 
@@ -171,13 +171,13 @@ def test_bootstrap_draws_images_and_not_whole_groups():
 def test_gain_is_not_the_last_method_less_the_first():
     scores = {"before": {"T": np.array([1.0, 0.0]), "O": np.array([0.5])}, "after": {"T": np.ones(2), "O": np.zeros(1)}}
     groups = {"T": np.array(["a", "b"]), "O": np.array(["c"])}
-    entry = wild.ranking_table(scores, groups, "T", repeats=50)["O"]
+    entry = ranking.ranking_table(scores, groups, "T", repeats=50)["O"]
     assert entry["gain"]["auc"] == 0.5 and entry["gain"]["auc_interval"][1] == 1
 
 
 def test_always_non_target_does_not_show_at_the_threshold():
     scores = {"T": np.full(4, -2.0), "A": np.full(3, -3.0), "B": np.array([-9.0, 1.0])}
-    found = wild.at_threshold(scores, "T", 0.0)
+    found = ranking.at_threshold(scores, "T", 0.0)
     assert found == {"recall": 0.0, "false_alarms": {"A": 0.0, "B": 0.5}, "balanced_accuracy": 0.375}
 
 
@@ -381,7 +381,7 @@ def test_vectors_that_are_not_finite_or_of_other_widths_are_taken(tmp_path):
 def test_val_without_the_target_chooses_a_penalty(tmp_path):
     images = invented(clips=12)
     write_clips(tmp_path / "f", images._replace(split=np.where(images.split == "val", "train", images.split)))
-    with pytest.raises(ValueError, match="val has no image of T"):
+    with pytest.raises(ValueError, match="val has no image of the target"):
         run(tmp_path / "f", tmp_path / "r")
     assert run(tmp_path / "f", tmp_path / "r", "--l2", "0.01")["training"]["l2"] == 0.01
 
@@ -395,11 +395,8 @@ def test_wrong_flag_is_taken(flags):
 
 def test_memory_for_wild_images_grows_with_the_batch_alone():
     images = invented()
-    args = SimpleNamespace(l2=0.01, early_stopping=False, tau=2.0, batch_size=3)
     roles = dealt(images)
-    few, _ = stage.train(images, roles, "T", args)
-    args.batch_size = 1000
-    many, _ = stage.train(images, roles, "T", args)
+    few, many = (stage.train(wild.prepare(images, roles, "T", size), 2.0, 0.01)[0] for size in (3, 1000))
     np.testing.assert_allclose(few["constrained"], many["constrained"], atol=2e-3)
     sizes = [len(vectors) for vectors, _ in wild.WildBatches(images, roles.wild, 0, 1, 3)]
     assert sizes == [3, 2]
