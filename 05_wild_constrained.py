@@ -58,7 +58,7 @@ def get_args(argv=None):
     add("--l2", type=l2_or_auto, default="auto", help="weight of |w|^2 / 2 in every loss; auto: the best on val")
     add("--early-stopping", action="store_true", help="baseline without penalty, stopped where val is best")
     add("--batch-size", type=positive, default=16384, help="wild images in memory at a time; changes no result")
-    add("--fold", type=fold, help="K/N: test on fold K of N grouped folds, train on the others; no val")
+    add("--fold", type=fold, help="K/N: test on fold K of N grouped folds, train on the others")
     add("--limit", type=positive, help="at most this many clips per generator and split: a small run")
     add("--seed", type=int, default=0, help="seed of the choice of images")
     add("--apply", metavar="FEATURES", help="score these features by the classifier in --run, and do nothing else")

@@ -17,6 +17,7 @@ import figures
 import open_set
 import rivals
 import tables
+import wild_entries
 from corpora import choose_data
 from stages import results_folder, write_results
 
@@ -32,6 +33,7 @@ class Entry(NamedTuple):
     draw: Callable | None = None  # draw(args, data, results, path)
     folds: bool = False  # whether it can pool grouped folds
     several: bool = False  # whether it compares several features folders
+    seeds: int = 3
 
 
 FIT = "stage 1 (10 h on 8 TPUv3)"
@@ -75,6 +77,27 @@ def ablation(what, minutes):
         f"{FIT}, {fits} fits of 20 min, of depth 12 of 10 h as well",
         folds=True,
     )
+
+
+WILD = {  # what: minutes, what it shows
+    "threshold": (1, "how far the labelled loss may rise: tau 1 to 5"),
+    "size": (1, "wild images of each generator, 1 to all"),
+    "noise": (1, "the target's share of the wild images, 0 to 50%"),
+    "coverage": (1, "wild images of one source, of three, of all, and of the unseen generators themselves"),
+    "head": (3, "a linear head and one with a hidden layer"),
+    "regularization": (3, "what the baseline's loss L0 means: weight of the penalty, or steps without one"),
+}
+CLIP_FEATURES = "CLIP features of the images (10 an hour and core), seconds"
+
+
+def wild_entry(what, measure, minutes, **more):
+    title = f"unknown-aware attribution: {what}"
+    render = partial(wild_entries.render, what=title)
+    return Entry(title, measure, render, minutes, CLIP_FEATURES, folds=True, seeds=5, **more)
+
+
+def wild_condition(name, minutes, what):
+    return wild_entry(what, partial(wild_entries.measure_condition, what=name), minutes)
 
 
 ENTRIES = {
@@ -207,6 +230,11 @@ ENTRIES = {
         "the runs of the six ablations",
         folds=True,
     ),
+    "wild": wild_entry("constrained fine-tuning beside six others, three targets", wild_entries.measure_methods, 10),
+    "wild-target": wild_entry("every generator in turn as the target", wild_entries.measure_targets, 2),
+    "wild-encoder": wild_entry("every folder of --features", wild_entries.measure_encoders, 2, several=True),
+    "wild-edits": wild_entry("test images edited, and vectors attacked", wild_entries.measure_edits, 3),
+    **{f"wild-{name}": wild_condition(name, *own) for name, own in WILD.items()},
 }
 
 

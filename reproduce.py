@@ -119,12 +119,13 @@ def get_args(argv=None):
     add("--encoder", choices=tuple(ENCODERS), default="dct", help="the frozen encoder of --data and of corpus")
     add("--encoder-weights", help="mobilenet's weights, for a machine that cannot download them")
     add("--run", help="folder of the runs; default runs/paper, demo, corpus, compare or unseen")
-    add("--seeds", type=positive, default=3, help="all but demo: other weights, choice of labels and corpus folds")
+    add("--seeds", type=positive, help="all but demo: other weights, choice of labels and corpus folds; 3, wild 5")
     add("--limit", type=positive, help="at most this many videos per generator: a small run")
     args = parser.parse_args(argv)
     args.name = "-".join(args.name)
     if args.name not in (*ENTRIES, *OTHERS) and not args.list:
         parser.error(f"{args.name}: no such experiment; --list names them" if args.name else "name one or pass --list")
+    args.seeds = args.seeds or (ENTRIES[args.name].seeds if args.name in ENTRIES else 3)
     if args.folds == 1:
         parser.error("--folds takes 2 or more")
     if args.features and args.name in ("corpus", "mobilenet-layers", "options", "readme"):

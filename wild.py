@@ -84,14 +84,18 @@ def read_frames(folder, per_clip, fold, limit, seed):
 
 
 def clip_vectors(row, per_clip):
-    """Up to `per_clip` frames of a clip, evenly spread over those that are not padding, as float32 (K, D)."""
-    file = features_file(row["features"], row["path"])
-    tokens = map_tokens(file)
-    with np.load(file, allow_pickle=False) as arrays:
-        valid = np.argwhere(arrays["valid"])  # (frames, 2): window and frame
+    """The vectors (K, D) of a clip's chosen frames, float32."""
+    tokens = map_tokens(features_file(row["features"], row["path"]))
+    window, frame = np.divmod(chosen_frames(row, per_clip), tokens.shape[1])
+    return np.stack([np.mean(tokens[i, j], axis=0, dtype="float32") for i, j in zip(window, frame, strict=True)])
+
+
+def chosen_frames(row, per_clip):
+    """The numbers (K,) of up to `per_clip` frames of a clip, evenly spread over those that are not padding."""
+    with np.load(features_file(row["features"], row["path"]), allow_pickle=False) as arrays:
+        valid = np.flatnonzero(arrays["valid"])
     count = min(per_clip, len(valid))
-    chosen = valid[((np.arange(count) + 0.5) * len(valid) / count).astype(int)]
-    return np.stack([np.mean(tokens[window, frame], axis=0, dtype="float32") for window, frame in chosen])
+    return valid[((np.arange(count) + 0.5) * len(valid) / count).astype(int)]
 
 
 def read_embeddings(path):
@@ -149,35 +153,45 @@ def resolve_roles(images, target, others):
     return roles
 
 
-def deal(images, roles, counts, seed) -> Roles:
+def deal(images, roles, counts, seed, apart=False) -> Roles:
     """Deal the images of `roles` (resolve_roles), `counts` of each generator: {"target", "known", "wild": number}, or
     {"wild": {generator: number}}.
 
     Labelled and wild images are of split train; what is left over of a group has no role. Val images are all of split
-    val. Target and known are tested on split test, unseen generators on all their images, or on split test where
-    others of theirs are wild.
+    val, or where target or known have none there a fifth of their groups of split train. Target and known are tested
+    on split test, unseen generators on all their images, or on split test where others of theirs are wild, and with
+    `apart` in any case.
     """
     target, known = roles["target"], roles["known"]
     order = sorted(range(len(images.path)), key=lambda i: group_hash(f"{seed} {images.group[i]}"))
     order = np.array(order)[images.split[order] == "train"]
-    used, dealt = set(), {}
+    val = np.flatnonzero((images.split == "val") & np.isin(images.generator, target + known))
+    if len(set(images.generator[val] == target[0])) < 2:
+        val = np.concatenate([first_groups(images, order, name) for name in target + known])
+    used, dealt = set(val.tolist()), {}
     for role in ("target", "known", "wild"):
         wanted = counts[role] if isinstance(counts[role], dict) else dict.fromkeys(roles[role], counts[role])
         dealt[role] = np.concatenate([take(images, order, name, wanted[name], used) for name in roles[role]])
     labelled, wild = np.concatenate([dealt["target"], dealt["known"]]), dealt["wild"]
     trained = np.isin(images.group, np.unique(images.group[np.concatenate([labelled, wild])]))
-    val = np.flatnonzero((images.split == "val") & np.isin(images.generator, target + known) & ~trained)
-    test = {}
+    val = np.sort(val[~trained[val]])
+    free, test = ~trained & (images.split == "test"), {}
     for name in [*target, *known, *roles["unseen"]]:
-        own = (images.generator == name) & ~trained
-        test[name] = np.flatnonzero(own & (images.split == "test") if name not in roles["unseen"] else own)
-        if name in roles["unseen"] and name in roles["wild"]:
-            test[name] = np.flatnonzero(own & (images.split == "test"))
+        whole = name in roles["unseen"] and name not in roles["wild"] and not apart
+        test[name] = np.flatnonzero((images.generator == name) & (~trained if whole else free))
     if untested := [name for name in known if not len(test[name])]:
         print(f"no test image, so not evaluated: {', '.join(untested)}")
     found = Roles(np.sort(labelled), val, np.sort(wild), test)
     check_roles(images, found, roles)
     return found._replace(test={name: places for name, places in test.items() if len(places)})
+
+
+def first_groups(images, order, generator, share=0.2):
+    """The images of the first groups of a generator in the given order, of one group at least if there are two."""
+    own = order[images.generator[order] == generator]
+    groups = list(dict.fromkeys(images.group[own].tolist()))
+    count = max(round(share * len(groups)), 1) if len(groups) > 1 else 0
+    return own[np.isin(images.group[own], groups[:count])]
 
 
 def take(images, order, name, count, used):

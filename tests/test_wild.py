@@ -378,12 +378,26 @@ def test_vectors_that_are_not_finite_or_of_other_widths_are_taken(tmp_path):
         wild.read_images(tmp_path)
 
 
-def test_val_without_the_target_chooses_a_penalty(tmp_path):
+def test_images_of_val_train_where_split_val_is_empty():
+    images = invented()
+    images = images._replace(split=np.where(images.split == "val", "train", images.split))
+    roles = dealt(images, counts=COUNTS | {"target": 1000})
+    held = {
+        name: np.unique(images.group[roles.val][images.generator[roles.val] == name]) for name in ("T", "Real", "K")
+    }
+    assert [len(groups) for groups in held.values()] == [6, 6, 6]  # a fifth of thirty clips
+    assert not set(images.group[roles.val]) & set(images.group[np.concatenate([roles.labelled, roles.wild])])
+    assert (images.generator[roles.labelled] == "T").sum() == 48
+
+
+def test_target_of_one_group_chooses_a_penalty(tmp_path):
     images = invented(clips=12)
-    write_clips(tmp_path / "f", images._replace(split=np.where(images.split == "val", "train", images.split)))
+    group = np.where((images.generator == "T") & (images.split != "test"), "T/one", images.group)
+    lonely = images._replace(split=np.where(images.split == "val", "train", images.split), group=group)
+    problem = wild.prepare(lonely, dealt(lonely), "T")
     with pytest.raises(ValueError, match="val has no image of the target"):
-        run(tmp_path / "f", tmp_path / "r")
-    assert run(tmp_path / "f", tmp_path / "r", "--l2", "0.01")["training"]["l2"] == 0.01
+        stage.train(problem, 2.0)
+    assert stage.train(problem, 2.0, 0.01)[1]["l2"] == 0.01
 
 
 @pytest.mark.parametrize("flags", [("--tau", "0.5"), ("--l2", "-1"), ("--wild-count", "0"), ("--fold", "3/2")])
