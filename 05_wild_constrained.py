@@ -159,10 +159,10 @@ def fine_tune(baseline, labelled, wild, l2, tau, head=linear, rounds=40):
         excess, value = labelled_loss - allowed, add_l2(theta, wild_loss, 0.0, l2)[0]
         if excess <= TOLERANCE * allowed and value < least:
             best, least = theta, value
-        history.append({"round": number, "wild_loss": wild_loss, "labelled_loss": labelled_loss, "constraint": excess})
-        history[-1] |= {"multiplier": multiplier, "weight": weight}
         slack = max(excess, -multiplier / weight)  # 0 where c = 0, or m = 0 and c < 0
         multiplier = max(0.0, multiplier + weight * excess)
+        history.append({"round": number, "wild_loss": wild_loss, "labelled_loss": labelled_loss, "constraint": excess})
+        history[-1] |= {"multiplier": multiplier, "weight": weight}
         if abs(slack) <= TOLERANCE * allowed:
             break
         weight *= 4 if abs(slack) > violation / 4 else 1

@@ -26,6 +26,7 @@ from simulate_videos import named_random
 from stages import markdown, train_arm
 from tables import caption, described, mean_std
 from training import features_recipe, usable
+from training import fold as parse_fold
 from videos import Video
 from wild import chosen_frames, deal, linear, prepare, read_images, resolve_roles
 from wild_rivals import RIVALS, by_theta, mlp, mlp_start
@@ -65,13 +66,13 @@ def by_role(there, target, wild=None):
 
 
 @functools.lru_cache(maxsize=32)
-def frames(folder, fold=None, seed=0):
-    return read_images(folder, PER_CLIP, fold, seed=seed)
+def frames(folder, limit, fold=None, seed=0):
+    return read_images(folder, PER_CLIP, fold, limit, seed)
 
 
 def images_of(args, data, kind, target, fold, seed):
     """Images by kind of vectors: frames of clips, or embeddings of SAGA trained on the labelled generators alone."""
-    own = frames(data.features, tuple(map(int, fold.split("/"))), seed) if fold else frames(data.features)
+    own = frames(data.features, args.limit, *((parse_fold(fold), seed) if fold else ()))
     if kind == "frames":
         return own
     known = by_role(set(own.generator.tolist()), target)["known"]
