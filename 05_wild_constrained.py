@@ -101,7 +101,7 @@ def add_l2(theta, loss, gradient, l2):
 
 def descend(objective, start, iterations=1000):
     """The minimum of objective(theta) -> (value, gradient) by L-BFGS, which needs no rate: all is convex and smooth."""
-    limits = {"maxiter": iterations, "maxfun": 2 * iterations, "ftol": 1e-10, "gtol": 1e-7}
+    limits = {"maxiter": iterations, "maxfun": 2 * iterations, "ftol": 1e-9, "gtol": 1e-5}
     return minimize(objective, start, jac=True, method="L-BFGS-B", options=limits).x
 
 

@@ -239,15 +239,21 @@ def linear(theta, vectors):
 
 
 class WildBatches:
-    """Batches of (standardised vectors (n, D), all non-target) that are read one after the other, again each time."""
+    """Batches of (standardised vectors (n, D) float32, all non-target), read from a file without a name each time."""
 
     def __init__(self, images, places, mean, scale, size):
-        self.images, self.places, self.mean, self.scale, self.size = images, places, mean, scale, size
+        self.size, shape = size, (len(places), len(mean))
+        mean, scale = np.float32(mean), np.float32(scale)
+        with tempfile.TemporaryFile() as file:
+            for start in range(0, len(places), size):
+                file.write(((images.vectors[places[start : start + size]] - mean) / scale).tobytes())
+            file.flush()
+            self.vectors = np.memmap(file, np.float32, "r", shape=shape)
 
     def __iter__(self):
-        for start in range(0, len(self.places), self.size):
-            vectors = self.images.vectors[self.places[start : start + self.size]]
-            yield (vectors - self.mean) / self.scale, np.ones(len(vectors))
+        for start in range(0, len(self.vectors), self.size):
+            vectors = self.vectors[start : start + self.size]
+            yield vectors, np.ones(len(vectors))
 
 
 class Problem(NamedTuple):
@@ -269,7 +275,7 @@ def prepare(images, roles, target, batch_size=16384) -> Problem:
     def side(places):
         return (np.float64(images.vectors[places]) - mean) / scale, np.float64(images.generator[places] != target)
 
-    wild = WildBatches(images, roles.wild, np.float32(mean), np.float32(scale), batch_size)
+    wild = WildBatches(images, roles.wild, mean, scale, batch_size)
     return Problem(side(roles.labelled), side(roles.val), wild, mean, scale)
 
 

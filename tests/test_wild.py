@@ -412,7 +412,7 @@ def test_memory_for_wild_images_grows_with_the_batch_alone():
     roles = dealt(images)
     few, many = (stage.train(wild.prepare(images, roles, "T", size), 2.0, 0.01)[0] for size in (3, 1000))
     np.testing.assert_allclose(few["constrained"], many["constrained"], atol=2e-3)
-    sizes = [len(vectors) for vectors, _ in wild.WildBatches(images, roles.wild, 0, 1, 3)]
+    sizes = [len(vectors) for vectors, _ in wild.WildBatches(images, roles.wild, np.zeros(6), 1, 3)]
     assert sizes == [3, 2]
 
 
