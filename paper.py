@@ -230,7 +230,16 @@ ENTRIES = {
         "the runs of the six ablations",
         folds=True,
     ),
-    "wild": wild_entry("constrained fine-tuning beside six others, three targets", wild_entries.measure_methods, 10),
+    "wild": wild_entry(
+        "constrained fine-tuning beside six others, three targets",
+        partial(wild_entries.measure_methods, kind="frames"),
+        1,
+    ),
+    "wild-video": wild_entry(
+        "the same on embeddings of SAGA, trained on the labelled generators",
+        partial(wild_entries.measure_methods, kind="SAGA"),
+        10,
+    ),
     "wild-target": wild_entry("every generator in turn as the target", wild_entries.measure_targets, 2),
     "wild-encoder": wild_entry("every folder of --features", wild_entries.measure_encoders, 2, several=True),
     "wild-edits": wild_entry("test images edited, and vectors attacked", wild_entries.measure_edits, 3),

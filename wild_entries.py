@@ -36,7 +36,6 @@ method = importlib.import_module("05_wild_constrained")
 PER_CLIP, COUNTS, TAU = 4, {"target": 200, "known": 67, "wild": 67}, 2.0
 KNOWN, UNSEEN = ("Real", "Lavie", "VideoCrafter", "ZeroScope"), ("Gen2", "Sora", "Pika", "Show_1")
 TARGETS = {"simulated": ("HotShot", "SVD", "SD"), "real": ("ModelScope", "SEINE", "DynamiCrafter")}
-KINDS = ("frames", "SAGA")
 
 # ---------------------------------------------------------------- who has which role
 
@@ -233,10 +232,10 @@ CONDITIONS = {  # what: condition: Change, or change(there, target, seed) -> Cha
 # ---------------------------------------------------------------- entries
 
 
-def measure(args, data, conditions, targets=None, kinds=("frames",), rivals=()):
-    """By kind of vectors, condition and target the outcomes by seed."""
+def measure(args, data, conditions, targets=None, kind="frames", rivals=()):
+    """By condition and target the outcomes by seed."""
     rows, there = [], {row["generator"] for row in read_index(data.features)}
-    for kind, (label, change), target in product(kinds, conditions.items(), targets or target_names(data)):
+    for (label, change), target in product(conditions.items(), targets or target_names(data)):
         seeds = []
         for seed in range(args.seeds):
             own = change(there, target, seed) if callable(change) else change
@@ -248,8 +247,8 @@ def measure(args, data, conditions, targets=None, kinds=("frames",), rivals=()):
     return described(data, rows=rows)
 
 
-def measure_methods(args, data):
-    return measure(args, data, {"": Change()}, kinds=KINDS, rivals=RIVALS)
+def measure_methods(args, data, kind):
+    return measure(args, data, {"": PAPERS}, kind=kind, rivals=RIVALS)
 
 
 def measure_condition(args, data, what):
@@ -257,12 +256,12 @@ def measure_condition(args, data, what):
 
 
 def measure_targets(args, data):
-    rows = [measure(args, data, {target: Change()}, [target])["rows"] for target in every_target(data)]
+    rows = [measure(args, data, {target: PAPERS}, [target])["rows"] for target in every_target(data)]
     return described(data, rows=sum(rows, []))
 
 
 def measure_encoders(args, several):
-    rows = [measure(args, data, {data.name: Change()})["rows"] for data in several]
+    rows = [measure(args, data, {data.name: PAPERS})["rows"] for data in several]
     return described(several[0], rows=sum(rows, []))
 
 
