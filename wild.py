@@ -158,9 +158,9 @@ def deal(images, roles, counts, seed, apart=False) -> Roles:
     {"wild": {generator: number}}.
 
     Labelled and wild images are of split train; what is left over of a group has no role. Val images are all of split
-    val, or where target or known have none there a fifth of their groups of split train. Target and known are tested
-    on split test, unseen generators on all their images, or on split test where others of theirs are wild, and with
-    `apart` in any case.
+    val, or where target or known have none there a fifth of their groups of split train (of one group, of its clips).
+    Target and known are tested on split test, unseen generators on all their images, or on split test where others of
+    theirs are wild, and with `apart` in any case.
     """
     target, known = roles["target"], roles["known"]
     order = sorted(range(len(images.path)), key=lambda i: group_hash(f"{seed} {images.group[i]}"))
@@ -174,7 +174,7 @@ def deal(images, roles, counts, seed, apart=False) -> Roles:
         dealt[role] = np.concatenate([take(images, order, name, wanted[name], used) for name in roles[role]])
     labelled, wild = np.concatenate([dealt["target"], dealt["known"]]), dealt["wild"]
     trained = np.isin(images.group, np.unique(images.group[np.concatenate([labelled, wild])]))
-    val = np.sort(val[~trained[val]])
+    val = np.sort(np.setdiff1d(val, np.concatenate([labelled, wild])))
     free, test = ~trained & (images.split == "test"), {}
     for name in [*target, *known, *roles["unseen"]]:
         whole = name in roles["unseen"] and name not in roles["wild"] and not apart
@@ -187,11 +187,12 @@ def deal(images, roles, counts, seed, apart=False) -> Roles:
 
 
 def first_groups(images, order, generator, share=0.2):
-    """The images of the first groups of a generator in the given order, of one group at least if there are two."""
+    """The images of the first groups of a generator in the given order; of the first clips where it has one group."""
     own = order[images.generator[order] == generator]
-    groups = list(dict.fromkeys(images.group[own].tolist()))
-    count = max(round(share * len(groups)), 1) if len(groups) > 1 else 0
-    return own[np.isin(images.group[own], groups[:count])]
+    units = images.group[own] if len(set(images.group[own])) > 1 else images.path[own]
+    names = list(dict.fromkeys(units.tolist()))
+    count = max(round(share * len(names)), 1) if len(names) > 1 else 0
+    return own[np.isin(units, names[:count])]
 
 
 def take(images, order, name, count, used):

@@ -390,10 +390,15 @@ def test_images_of_val_train_where_split_val_is_empty():
     assert (images.generator[roles.labelled] == "T").sum() == 48
 
 
-def test_target_of_one_group_chooses_a_penalty(tmp_path):
+def test_target_of_one_clip_chooses_a_penalty(tmp_path):
     images = invented(clips=12)
-    group = np.where((images.generator == "T") & (images.split != "test"), "T/one", images.group)
-    lonely = images._replace(split=np.where(images.split == "val", "train", images.split), group=group)
+    mine = (images.generator == "T") & (images.split != "test")
+    group, path = (np.where(mine, "T/one", own) for own in (images.group, images.path))
+    images = images._replace(split=np.where(images.split == "val", "train", images.split), group=group)
+    roles = dealt(images)
+    assert {*images.path[roles.val]} & {*images.path[mine]}  # a fifth of the group's clips
+    assert not set(images.path[roles.val]) & set(images.path[roles.labelled])
+    lonely = images._replace(path=path)
     problem = wild.prepare(lonely, dealt(lonely), "T")
     with pytest.raises(ValueError, match="val has no image of the target"):
         stage.train(problem, 2.0)
