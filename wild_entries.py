@@ -101,7 +101,7 @@ PAPERS = Change()
 def trial(args, data, target, seed, kind="frames", rivals=(), change=PAPERS):
     """One target and seed: {method: outcome}, pooled over the data's folds, and the facts of training by fold."""
     found, facts, names = {}, [], None
-    for fold in data.folds:
+    for fold in folds_with(args, data, target, seed, kind):
         images, names, roles, problem = set_up(args, data, target, seed, fold, kind, change)
         scores, own = fit_all(problem, rivals, change, seed)
         facts.append(own)
@@ -111,6 +111,17 @@ def trial(args, data, target, seed, kind="frames", rivals=(), change=PAPERS):
                 add_scores(own.setdefault(generator, {}), images.path[places], score(images.vectors[places]))
     outcomes = {name: outcome({key: pooled(clips) for key, clips in own.items()}, names) for name, own in found.items()}
     return outcomes, facts
+
+
+def folds_with(args, data, target, seed, kind):
+    """The folds that test the target: one of few groups is not in all of them."""
+    if len(data.folds) == 1:
+        return data.folds
+    own = ((fold, images_of(args, data, kind, target, fold, seed)) for fold in data.folds)
+    found = [fold for fold, images in own if np.any((images.generator == target) & (images.split == "test"))]
+    if not found:
+        raise ValueError(f"{target}: no fold tests it; it takes clips of two groups")
+    return found
 
 
 def set_up(args, data, target, seed, fold, kind="frames", change=PAPERS):
