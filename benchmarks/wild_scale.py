@@ -16,9 +16,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from wild import Images, Roles, prepare  # noqa: E402  (the repository's root is on the path first)
 
+method = importlib.import_module("05_wild_constrained")
 WIDTH, LABELLED, L2, TAU = 768, 600, 0.01, 2.0
 
 
@@ -36,9 +39,6 @@ def vectors_file(folder, wild):
 
 def constrained(vectors):
     """05's fine-tuning; how often it went through the wild vectors."""
-    from wild import Images, Roles, prepare
-
-    method = importlib.import_module("05_wild_constrained")
     names = np.repeat(["target", "known", "wild"], [LABELLED, LABELLED, len(vectors) - 2 * LABELLED])
     images = Images(vectors, names, names, names, names, {})
     places = np.arange(len(vectors))
@@ -58,8 +58,6 @@ def constrained(vectors):
 
 def pooled(vectors):
     """scikit-learn on everything at once; its iterations."""
-    from sklearn.linear_model import LogisticRegression
-
     labels = np.arange(len(vectors)) < LABELLED
     return int(LogisticRegression(C=1 / (L2 * len(vectors)), max_iter=200).fit(vectors, labels).n_iter_[0])
 
