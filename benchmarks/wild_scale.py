@@ -1,5 +1,5 @@
 """Constrained fine-tuning on 10,000 to a million wild vectors of 768: seconds, vectors per second, peak memory; beside
-scikit-learn's logistic regression on the labelled and wild vectors together, which holds all of them.
+scikit-learn's logistic regression, once, on the labelled and wild vectors together.
 
     python benchmarks/wild_scale.py [--wild 10000 100000 1000000]
 
