@@ -150,6 +150,9 @@ def resolve_roles(images, target, others):
     taken = [*roles["target"], *roles["known"], *roles["unseen"]]
     if twice := sorted({name for name in taken if taken.count(name) > 1}):
         raise ValueError(f"{', '.join(twice)}: in two roles of target, known and unseen; leave one out")
+    trained = images.recipe.get("run", {}).get("trained_on", ())
+    if met := [name for name in roles["unseen"] if name in trained]:
+        print(f"the run of these embeddings was trained on {', '.join(met)}, so unseen here is not unseen by it")
     return roles
 
 

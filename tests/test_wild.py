@@ -431,7 +431,7 @@ def embeddings(path, images, unseen=("W", "U")):
     np.savez(path, **arrays, group=images.group, recipe=json.dumps(recipe))
 
 
-def test_unseen_clips_of_a_run_are_not_split_by_group(tmp_path):
+def test_unseen_clips_of_a_run_are_not_split_by_group(tmp_path, capsys):
     expected = invented(frames=1)
     embeddings(tmp_path / "gen_embeddings.npz", expected)
     images = wild.read_images(tmp_path / "gen_embeddings.npz")
@@ -439,6 +439,8 @@ def test_unseen_clips_of_a_run_are_not_split_by_group(tmp_path):
     assert np.array_equal(images.split[trained], expected.split[trained])
     assert set(images.split[~trained]) == {"train", "val", "test"}
     assert images.recipe["run"]["trained_on"] == ["K", "Real", "T"]
+    wild.resolve_roles(images, *named(known=("Real",), unseen=("U", "K")))
+    assert "was trained on K, so unseen" in capsys.readouterr().out
     metrics = stage.main(["--features", str(tmp_path / "gen_embeddings.npz"), "--run", str(tmp_path), *FLAGS.split()])
     assert metrics["by_generator"]["U"]["images"] == 40
     assert stage.main(["--run", str(tmp_path), "--apply", str(tmp_path / "gen_embeddings.npz")])["images"] == 200
