@@ -53,7 +53,7 @@ def get_args(argv=None):
     add("--target-count", type=positive, default=200, help="labelled images of the target, at most")
     add("--known-count", type=positive, default=67, help="labelled images of each known generator, at most")
     add("--wild-count", type=positive, default=67, help="wild images of each wild generator, at most")
-    add("--images-per-clip", type=positive, default=1, help="frames of a clip that are images, evenly spread")
+    add("--images-per-clip", type=positive, default=4, help="frames of a clip that are images, evenly spread")
     add("--tau", type=at_least_one, default=2.0, help="the labelled loss may be this many times the baseline's")
     add("--l2", type=l2_or_auto, default="auto", help="weight of |w|^2 / 2 in every loss; auto: the best on val")
     add("--early-stopping", action="store_true", help="baseline without penalty, stopped where val is best")

@@ -305,7 +305,8 @@ def small(tmp_path_factory):
     return folder
 
 
-FLAGS = "--target T --known Real,K --wild W --unseen U --target-count 20 --known-count 9 --wild-count 20"
+FLAGS = "--images-per-clip 1 --target T --known Real,K --wild W --unseen U"
+FLAGS += " --target-count 20 --known-count 9 --wild-count 20"
 
 
 def run(small, place, *more):
