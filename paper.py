@@ -64,7 +64,7 @@ def tsne(what, panels, minutes, paper):
     )
 
 
-ABLATION_MINUTES = {"margin": 14, "positives": 4, "normalize": 6, "batching": 4, "depth": 18, "schedule": 37}
+ABLATION_MINUTES = {"margin": 8, "positives": 4, "normalize": 6, "batching": 4, "depth": 18, "schedule": 37}
 
 
 def ablation(what, minutes):
@@ -131,7 +131,7 @@ ENTRIES = {
         "Table S-2: NPR, F3Net, TALL, a linear probe, retrieval and metadata alone beside SAGA",
         rivals.measure_rivals,
         rivals.render_rivals,
-        70,
+        35,
         f"{FIT}, four levels in one and two stages ({FEW}, {ALL}); three detectors on 1.6 million videos",
         folds=True,
     ),
