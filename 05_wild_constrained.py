@@ -6,7 +6,7 @@ features, trained on few labelled sources and fine-tuned on unlabelled wild imag
     so that   mean BCE over the labelled images <= tau L0                                          (tau = 2)
 
 In      features/<set>/ by 01: a vector per image, of stills or of frames of clips; or runs/<run>/<level>_embeddings.npz
-Out     runs/<run>/wild.json            AP and ROC AUC of each generator before and after, constraint over time, recipe
+Out     runs/<run>/wild.json            AP, ROC AUC of each generator before and after; the constraint by round; recipe
         runs/<run>/wild_classifier.npz  baseline and constrained (D + 1,), mean and scale (D,), recipe
         runs/<run>/wild_scores.png, wild_curves.png; with --apply FEATURES wild_applied.csv: path, generator, score
 
@@ -29,7 +29,7 @@ from scipy.special import expit
 
 from common import git_commit, not_negative, positive, run_script
 from features import replace_whole, write_json
-from ranking import draw_curves, draw_scores, measure, print_report
+from ranking import METHODS, draw_curves, draw_scores, measure, print_report
 from training import finished_metrics, fold, names, versions
 from wild import deal, linear, load_classifier, prepare, read_images, refuse_other_features, resolve_roles, score
 
@@ -57,7 +57,7 @@ def get_args(argv=None):
     add("--tau", type=at_least_one, default=2.0, help="the labelled loss may be this many times the baseline's")
     add("--l2", type=l2_or_auto, default="auto", help="weight of |w|^2 / 2 in every loss; auto: the best on val")
     add("--early-stopping", action="store_true", help="baseline without penalty, stopped where val is best")
-    add("--batch-size", type=positive, default=16384, help="wild images in memory at a time; changes no result")
+    add("--batch-size", type=positive, default=16384, help="wild images read at a time, which bounds the memory")
     add("--fold", type=fold, help="K/N: test on fold K of N grouped folds, train on the others")
     add("--limit", type=positive, help="at most this many clips per generator and split: a small run")
     add("--seed", type=int, default=0, help="seed of the choice of images")
@@ -140,8 +140,8 @@ def fine_tune(baseline, labelled, wild, l2, tau, head=linear, rounds=40):
 
     An augmented Lagrangian (Nocedal & Wright 2006, Alg. 17.4): each round minimises, from where the last one ended,
     wild + (max(0, m + b c)^2 - m^2) / 2b, where c = labelled - tau L0 over all labelled images, m is the multiplier
-    and b the weight, and then sets m to max(0, m + b c). b grows fourfold where a round has not brought c down
-    to a quarter. Returns the best theta whose c is within TOLERANCE, the baseline's at worst, and a row per round.
+    and b the weight, and then sets m to max(0, m + b c). b grows fourfold where a round has not brought c down to a
+    quarter. Returns the best theta whose c is within TOLERANCE, the baseline's at worst, and a row per round.
     """
     allowed = tau * mean_bce(baseline, [labelled], head)[0]
     theta, multiplier, weight, violation, history = baseline, 0.0, 1 / allowed, np.inf, []
@@ -205,10 +205,10 @@ def apply(args):
     def write(temporary):
         with open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["path", "generator", "baseline", "constrained"])
+            writer.writerow(["path", "generator", *METHODS])
             for start in range(0, len(images.path), args.batch_size):
                 part = images.rows(slice(start, start + args.batch_size))
-                scores = [score(classifier, name, part.vectors) for name in ("baseline", "constrained")]
+                scores = [score(classifier, name, part.vectors) for name in METHODS]
                 writer.writerows(zip(part.path, part.generator, *(np.round(own, 6) for own in scores), strict=True))
 
     replace_whole(path, write)
@@ -242,7 +242,7 @@ def main(argv=None):
     classifier = thetas | {"mean": problem.mean, "scale": problem.scale}
 
     # ---------------------------------------------------------------- evaluate
-    scores, metrics = measure(images, roles, target, classifier)
+    scores, metrics = measure(images, roles, generators, classifier)
     metrics = {"target": target, "roles": generators, "training": facts} | metrics
     print_report(metrics)
 

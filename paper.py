@@ -81,13 +81,13 @@ def ablation(what, minutes):
 
 WILD = {  # what: minutes, what it shows
     "threshold": (1, "how far the labelled loss may rise: tau 1 to 5"),
-    "size": (1, "wild images of each generator, 1 to all"),
+    "size": (1, "wild images of each generator, 1 to all; labelled only is 0"),
     "noise": (1, "the target's share of the wild images, 0 to 50%"),
     "coverage": (1, "wild images of one source, of three, of all, and of the unseen generators themselves"),
     "head": (3, "a linear head and one with a hidden layer"),
     "regularization": (3, "what the baseline's loss L0 means: weight of the penalty, or steps without one"),
 }
-CLIP_FEATURES = "CLIP features of the images (10 an hour and core), seconds"
+CLIP_FEATURES = "CLIP features of the images by 01, then as here"
 
 
 def wild_entry(what, measure, minutes, **more):

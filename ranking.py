@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from evaluation import plt, save_figure
-from wild import linear, score
+from wild import score
 
 # ---------------------------------------------------------------- how well a score tells the target
 
@@ -34,13 +34,17 @@ def ranking(target, other, target_weight=None, other_weight=None):
     return np.array([average_precision, np.sum(found * below) / (hits[-1] * alarms[-1])])
 
 
-def ranking_table(scores, groups, target, repeats=300, seed=0):
-    """AP and AUC of the target against each other generator, by method, with 95% intervals.
+def ranking_table(scores, groups, roles, repeats=300, seed=0):
+    """AP and AUC of the target against each other generator, by method, and their means over the generators of a role,
+    with 95% bootstrap intervals: whole groups are drawn.
 
     scores    {method: {generator: (N,)}}, higher where likelier the target; groups: {generator: (N,)}
-    returns   {generator: {"images", "groups", "prevalence", method: {"ap", "auc", "ap_interval", "auc_interval"}}},
-              and for several methods "gain": the last one's less the first one's, with its interval
+    roles     {"target": [name], "known": names, "unseen": names}; those that are not tested are left out
+    returns   {"by_generator": {generator: {"images", "groups", "prevalence", method: entry}}, "means": {role: {method:
+              entry}}}, an entry being {"ap", "auc", "ap_interval", "auc_interval"}; and beside the methods "gain", the
+              last one's less the first one's
     """
+    (target,) = roles["target"]
     places = {name: np.unique(own, return_inverse=True)[1] for name, own in groups.items()}
     others, methods = [name for name in groups if name != target], list(scores)
     points = {name: each_ranking(scores, methods, target, name) for name in others}  # (methods, 2)
@@ -49,13 +53,17 @@ def ranking_table(scores, groups, target, repeats=300, seed=0):
         weights = {name: draw_groups(place, random) for name, place in places.items()}
         for name in others:
             drawn[name].append(each_ranking(scores, methods, target, name, weights))
-    table = {}
+    table, means = {}, {}
     for name in others:
         count, positives = len(groups[name]), len(groups[target])
         table[name] = {"images": count, "groups": int(places[name].max()) + 1}
         table[name] |= {"prevalence": positives / (positives + count)}
         table[name] |= method_entries(points[name], np.array(drawn[name]), methods)
-    return table
+    for role in ("known", "unseen"):
+        if own := [name for name in others if name in roles[role]]:
+            point, draws = (np.mean([side[name] for name in own], axis=0) for side in (points, drawn))
+            means[role] = method_entries(point, draws, methods)
+    return {"by_generator": table, "means": means}
 
 
 def each_ranking(scores, methods, target, name, weights=None):
@@ -77,9 +85,8 @@ def method_entries(points, drawn, methods):
     entries = {}
     for method, (point, own) in sides.items():
         entries[method] = {metric: float(point[i]) for i, metric in enumerate(METRICS)}
-        if len(own):
-            low, high = np.percentile(own, [2.5, 97.5], axis=0)
-            entries[method] |= {f"{metric}_interval": [low[i], high[i]] for i, metric in enumerate(METRICS)}
+        low, high = np.percentile(own, [2.5, 97.5], axis=0).tolist()
+        entries[method] |= {f"{metric}_interval": [low[i], high[i]] for i, metric in enumerate(METRICS)}
     return entries
 
 
@@ -95,26 +102,15 @@ def at_threshold(scores, target, threshold):
     return {"recall": recall, "false_alarms": false_alarms, "balanced_accuracy": float(accuracy)}
 
 
-def measure(images, roles, target, classifier, repeats=300, head=linear):
-    """Metrics of baseline and constrained on the test images: AP and AUC by generator, and at the threshold 0."""
+def measure(images, roles, names, classifier, repeats=300):
+    """Metrics of baseline and constrained on the test images of `names`, generators by role; and their scores."""
     vectors = {name: images.vectors[places] for name, places in roles.test.items()}
     groups = {name: images.group[places] for name, places in roles.test.items()}
-    scores = {
-        method: {name: score(classifier, method, own, head) for name, own in vectors.items()} for method in METHODS
-    }
-    table = ranking_table(scores, groups, target, repeats)
-    threshold = {method: at_threshold(own, target, 0.0) for method, own in scores.items()}
-    facts = {"test_images": {name: len(own) for name, own in vectors.items()}, "by_generator": table}
+    scores = {method: {name: score(classifier, method, own) for name, own in vectors.items()} for method in METHODS}
+    threshold = {method: at_threshold(own, names["target"][0], 0.0) for method, own in scores.items()}
+    facts = {"test_images": {name: len(own) for name, own in vectors.items()}}
+    facts |= ranking_table(scores, groups, names, repeats)
     return scores, facts | {"at_threshold": threshold, "simulated": bool(images.recipe["features"].get("simulated"))}
-
-
-def mean_over(metrics, role):
-    """{method: {"ap", "auc"}} and "gain", the means over the generators of a role that are tested."""
-    rows = [row for name, row in metrics["by_generator"].items() if name in metrics["roles"][role]]
-    return {
-        method: {metric: float(np.mean([row[method][metric] for row in rows])) for metric in METRICS}
-        for method in (*METHODS, "gain")
-    }
 
 
 # ---------------------------------------------------------------- what is printed and drawn
@@ -133,20 +129,27 @@ def print_report(metrics):
     for role in ("known", "unseen"):
         rows = {name: row for name, row in metrics["by_generator"].items() if name in metrics["roles"][role]}
         for name, row in rows.items():
-            cells = ["{} -> {}".format(*(interval_cell(row[method], key) for method in METHODS)) for key in METRICS]
-            print(f"{role:7} {name:16} {row['images']:6} {row['prevalence']:10.2f}  {cells[0]:34} {cells[1]}")
-        if not rows:
-            continue
-        means = mean_over(metrics, role)
-        cells = [" -> ".join(f"{means[method][key]:.3f}" for method in METHODS) for key in METRICS]
-        print(f"{role:7} {'mean':16} {'':17}  {cells[0]:34} {cells[1]}")
+            what = f"{role:7} {name:16} {row['images']:6} {row['prevalence']:10.2f}"
+            print(f"{what}  {change_cell(row, 'ap'):34} {change_cell(row, 'auc')}")
+        if means := metrics["means"].get(role):
+            print(f"{role:7} {'mean':34}  {change_cell(means, 'ap'):34} {change_cell(means, 'auc')}")
+            gains = [interval_cell(means["gain"], metric) for metric in METRICS]
+            print(f"{'':7} {'mean gain':34}  {gains[0]:34} {gains[1]}")
     for method, row in metrics["at_threshold"].items():
         alarms = ", ".join(f"{name} {share:.2f}" for name, share in row["false_alarms"].items())
-        print(f"{method}: finds {row['recall']:.2f} of the target; called the target: {alarms}")
+        print(
+            f"{method}: finds {row['recall']:.2f} of the target (balanced accuracy {row['balanced_accuracy']:.2f});",
+            end="",
+        )
+        print(f" called the target: {alarms}")
+
+
+def change_cell(row, metric):
+    return " -> ".join(interval_cell(row[method], metric) for method in METHODS)
 
 
 def interval_cell(entry, metric):
-    low, high = entry.get(f"{metric}_interval", (np.nan, np.nan))
+    low, high = entry[f"{metric}_interval"]
     return f"{entry[metric]:.2f} ({low:.2f}-{high:.2f})"
 
 

@@ -4,7 +4,7 @@
     roles = deal(images, resolve_roles(images, "SVD", {"known": [...], "wild": [...], "unseen": [...]}), counts, seed=0)
     problem = prepare(images, roles, "SVD")
 
-N images, D wide. Without Keras. Whatever cannot be done raises a ValueError.
+N images, D wide. Whatever cannot be done raises a ValueError.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from common import load_generators, resolve_generator
 from features import assign_splits, features_file, group_hash, map_tokens, read_index
-from training import PATHS, features_recipe, first_per, fold_splits, index_digest, usable
+from training import PATHS, features_recipe, file_digest, first_per, fold_splits, index_digest, usable
 
 # ---------------------------------------------------------------- one vector per image
 
@@ -46,7 +46,7 @@ def read_images(source, per_clip=1, fold=None, limit=None, seed=0) -> Images:
     if str(source).endswith(".npz"):
         if fold:
             raise ValueError(f"{source}: the run has its own split; train it by --fold, and leave that out here")
-        images = read_embeddings(source)
+        images = read_embeddings(source, limit, seed)
     else:
         images = read_frames(source, per_clip, fold, limit, seed)
     for start in range(0, len(images.path), 1 << 16):
@@ -58,9 +58,7 @@ def read_images(source, per_clip=1, fold=None, limit=None, seed=0) -> Images:
 
 
 def read_frames(folder, per_clip, fold, limit, seed):
-    """A frame's vector is the mean over its tokens. The vectors are kept in a file without a name, so that millions
-    need no more memory than a few.
-    """
+    """A frame's vector is the mean over its tokens. The vectors are kept in a file without a name and not in memory."""
     recipe, index = features_recipe(folder), read_index(folder)
     rows = usable(index, folder)
     if not rows:
@@ -92,13 +90,19 @@ def clip_vectors(row, per_clip):
 
 def chosen_frames(row, per_clip):
     """The numbers (K,) of up to `per_clip` frames of a clip, evenly spread over those that are not padding."""
-    with np.load(features_file(row["features"], row["path"]), allow_pickle=False) as arrays:
-        valid = np.flatnonzero(arrays["valid"])
+    file = features_file(row["features"], row["path"])
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            valid = np.flatnonzero(arrays["valid"])
+        if not len(valid):
+            raise ValueError("every frame is padding")
+    except (KeyError, OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file}: not a features file ({error}); delete it and run 01 again") from error
     count = min(per_clip, len(valid))
     return valid[((np.arange(count) + 0.5) * len(valid) / count).astype(int)]
 
 
-def read_embeddings(path):
+def read_embeddings(path, limit, seed):
     """The embeddings that a run wrote. Clips of generators it was not trained on are split here, by group as in 01."""
     keys = ("embedding", "video", "generator", "group", "split")
     try:
@@ -107,16 +111,22 @@ def read_embeddings(path):
             recipe = json.loads(str(arrays["recipe"]))
         if len({len(column) for column in (vectors, video, generator, group, split)}) > 1 or vectors.ndim != 2:
             raise ValueError("arrays of different lengths")
-    except (KeyError, OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        settings = {key: value for key, value in recipe["arguments"].items() if key not in PATHS}
+        made = {"features": recipe["features"], "index_sha256": recipe["index_sha256"]}
+        run = {"level": recipe["level"], "arguments": settings}
+    except (KeyError, OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: no embeddings of 02 or 03 ({error}); run the stage again") from error
     own = {str(name): str(part) for name, part in zip(group, split, strict=True) if part != "unseen"}
     splits = assign_splits(group.tolist(), generator.tolist(), own)
     trained = sorted(set(generator[np.isin(split, ("train", "val"))].tolist()))
     split = np.array([splits[name] if part == "unseen" else part for name, part in zip(group, split, strict=True)])
-    settings = {key: value for key, value in recipe["arguments"].items() if key not in PATHS}
-    run = {"level": recipe["level"], "arguments": settings, "trained_on": trained}
-    made = {"features": recipe["features"], "index_sha256": recipe["index_sha256"], "run": run}
-    return Images(np.float32(vectors), video, generator, group, split, made)
+    made |= {"embeddings_sha256": file_digest(path), "run": run | {"trained_on": trained}}
+    images = Images(np.float32(vectors), video, generator, group, split, made)
+    if not limit:
+        return images
+    columns = zip(video.tolist(), generator.tolist(), split.tolist(), strict=True)
+    rows = [dict(path=own[0], generator=own[1], split=own[2], place=i) for i, own in enumerate(columns)]
+    return images.rows([row["place"] for row in first_per(rows, ("generator", "split"), limit, seed)])
 
 
 # ---------------------------------------------------------------- roles
@@ -177,14 +187,13 @@ def deal(images, roles, counts, seed, apart=False) -> Roles:
         dealt[role] = np.concatenate([take(images, order, name, wanted[name], used) for name in roles[role]])
     labelled, wild = np.concatenate([dealt["target"], dealt["known"]]), dealt["wild"]
     trained = np.isin(images.group, np.unique(images.group[np.concatenate([labelled, wild])]))
-    val = np.sort(np.setdiff1d(val, np.concatenate([labelled, wild])))
     free, test = ~trained & (images.split == "test"), {}
     for name in [*target, *known, *roles["unseen"]]:
         whole = name in roles["unseen"] and name not in roles["wild"] and not apart
         test[name] = np.flatnonzero((images.generator == name) & (~trained if whole else free))
     if untested := [name for name in known if not len(test[name])]:
         print(f"no test image, so not evaluated: {', '.join(untested)}")
-    found = Roles(np.sort(labelled), val, np.sort(wild), test)
+    found = Roles(np.sort(labelled), np.sort(val), np.sort(wild), test)
     check_roles(images, found, roles)
     return found._replace(test={name: places for name, places in test.items() if len(places)})
 
@@ -199,7 +208,7 @@ def first_groups(images, order, generator, share=0.2):
 
 
 def take(images, order, name, count, used):
-    """Up to `count` images of a generator, whole groups in the given order; they are added to `used`."""
+    """Up to `count` images of a generator in the given order; their whole groups are added to `used`."""
     chosen = []
     for place in order[images.generator[order] == name]:
         if len(chosen) == count:
@@ -223,14 +232,14 @@ def check_roles(images, found, roles):
             raise ValueError(f"{name}: no image to test on; add videos and run 01 again, or leave it out")
     parts = {"labelled": found.labelled, "val": found.val, "wild": found.wild}
     parts["test"] = np.concatenate(list(found.test.values()))
-    owner = {}
-    for role, places in parts.items():
-        for place in places:
-            digest = hashlib.blake2b(images.vectors[place], digest_size=16).digest()
-            other, first = owner.setdefault(digest, (role, place))
-            if other != role:
-                pair = f"{images.path[first]} ({other}) and {images.path[place]} ({role})"
-                raise ValueError(f"{pair} are the same image in two roles; remove one of them")
+    places, part = np.concatenate(list(parts.values())), np.repeat(list(parts), [len(own) for own in parts.values()])
+    digests = (hashlib.blake2b(images.vectors[place], digest_size=8).digest() for place in places)
+    digests = np.fromiter((int.from_bytes(digest) for digest in digests), np.uint64, len(places))
+    order = np.argsort(digests, kind="stable")  # images that are the same lie side by side, by role
+    same = (np.diff(digests[order]) == 0) & (part[order[1:]] != part[order[:-1]])
+    if same.any():
+        first, second = (f"{images.path[places[i]]} ({part[i]})" for i in order[same.argmax() :][:2])
+        raise ValueError(f"{first} and {second} are the same image in two roles; remove one of them")
 
 
 # ---------------------------------------------------------------- a classifier
@@ -283,9 +292,9 @@ def prepare(images, roles, target, batch_size=16384) -> Problem:
     return Problem(side(roles.labelled), side(roles.val), wild, mean, scale)
 
 
-def score(classifier, name, vectors, head=linear):
+def score(classifier, name, vectors):
     """Scores (n,) of vectors (n, D), higher where likelier the target: the negative logit of non-target, in nats."""
-    return -head(classifier[name], (np.float64(vectors) - classifier["mean"]) / classifier["scale"])[0]
+    return -linear(classifier[name], (np.float64(vectors) - classifier["mean"]) / classifier["scale"])[0]
 
 
 def load_classifier(path):

@@ -24,7 +24,7 @@ from features import read_index
 from ranking import METRICS, at_threshold, ranking
 from simulate_videos import named_random
 from stages import markdown, train_arm
-from tables import caption, described, mean_std
+from tables import described, mean_std
 from training import features_recipe, usable
 from training import fold as parse_fold
 from videos import Video
@@ -213,9 +213,7 @@ def covering(sources, unseen=0):
 
     def change(there, target, seed):
         roles = by_role(there, target)
-        drawn = np.random.default_rng((seed, 7)).permutation(roles["wild"])[
-            : len(roles["wild"]) if sources is None else sources
-        ]
+        drawn = np.random.default_rng((seed, 7)).permutation(roles["wild"])[:sources]
         names = (*drawn.tolist(), *roles["unseen"][:unseen])
         return Change(wild=names, counts={"wild": max(1, round(POOL / len(names)))}, apart=True)
 
@@ -290,7 +288,8 @@ ATTACKS = (0.5, 1.0, 2.0)  # how far a vector is moved, in standard deviations o
 
 
 def jpeg(image, quality):
-    return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
+    coded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]  # OpenCV's order is BGR
+    return cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1]
 
 
 def edited_images(args, data, edit):
@@ -374,25 +373,33 @@ COLUMNS = {
 
 
 def render(results, what):
-    """A row per kind of vectors, condition and method: means over targets, +- standard deviation over seeds."""
+    """A row per condition and method: means over targets, +- standard deviation over seeds."""
     groups = {}
     for row in results["rows"]:
-        groups.setdefault((row["vectors"], row["condition"]), []).append(row)
+        groups.setdefault(row["condition"], []).append(row)
     cells = []
-    for (kind, condition), rows in groups.items():
+    for condition, rows in groups.items():
         loss = np.mean([seed["training"]["labelled_loss"] for row in rows for seed in row["seeds"]])
         for name in rows[0]["seeds"][0]["methods"]:
             seeds = zip(*(row["seeds"] for row in rows), strict=True)
             owns = [[target["methods"][name] for target in seed] for seed in seeds]
             values = [mean_std([np.mean([read(own) for own in seed]) for seed in owns]) for read in COLUMNS.values()]
-            cells.append([kind, condition, name, *values, f"{loss:.4f}"])
-    header = ["vectors", "condition", "method", *COLUMNS, "L0"]
+            cells.append([*[condition] * bool(condition), name, *values, f"{loss:.4f}"])
+    header = [*["condition"] * bool(condition), "method", *COLUMNS, "L0"]
     targets = list(dict.fromkeys(row["target"] for row in results["rows"]))
     images = results["rows"][0]["seeds"][0]["methods"]["constrained"]["images"]
-    lines = [caption(results, what, f" Per cent; chance AUC 50. Means over {len(targets)} targets."), ""]
-    lines += [*markdown(header, cells), ""]
+    lines = [f"{what}; {data_line(results)} Per cent; chance AUC 50.", "", *markdown(header, cells), ""]
     lines += [f"Targets: {', '.join(targets)}. Test images of {targets[0]}'s trial: {named_counts(images)}."]
     return [*lines, f"{paper_line()} L0: mean BCE over the labelled images of the baseline, in nats."]
+
+
+def data_line(results):
+    about, first = results["about"], results["rows"][0]
+    clips = f"{'simulated' if about['simulated'] else 'real'} clips, {first['vectors']}"
+    folds = f", {about['folds']} grouped folds pooled" if about["folds"] > 1 else ""
+    alike = sum(row["condition"] == first["condition"] for row in results["rows"])
+    means = f", means over {alike} targets" if alike > 1 else ""
+    return f"{about['data']}, {clips}{folds}, {len(first['seeds'])} seeds{means}."
 
 
 def paper_line():

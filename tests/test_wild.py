@@ -160,10 +160,22 @@ def test_weights_are_not_repetitions():
     np.testing.assert_allclose(weighted, repeated)
 
 
+ROLES = {"target": ["T"], "known": ["K"], "unseen": ["O", "P"]}
+
+
+def test_mean_over_a_role_is_not_bootstrapped_as_a_whole():
+    """The target's two groups decide both generators alike, so the mean is as uncertain as either."""
+    scores = {"T": np.repeat([1.0, -1.0], 50), "O": np.zeros(100), "P": np.zeros(100)}
+    groups = {"T": np.repeat(["a", "b"], 50), "O": np.arange(100).astype(str), "P": np.arange(100).astype(str)}
+    means = ranking.ranking_table({"one": scores}, groups, ROLES)["means"]
+    assert set(means) == {"unseen"}  # K is not tested
+    assert means["unseen"]["one"]["auc"] == 0.5 and means["unseen"]["one"]["auc_interval"] == [0, 1]
+
+
 def test_bootstrap_draws_images_and_not_whole_groups():
     scores = np.repeat([1.0, -1.0], 50)
     groups = {"T": np.repeat(["a", "b"], 50), "O": np.arange(100).astype(str)}
-    entry = ranking.ranking_table({"one": {"T": scores, "O": np.zeros(100)}}, groups, "T")["O"]
+    entry = ranking.ranking_table({"one": {"T": scores, "O": np.zeros(100)}}, groups, ROLES)["by_generator"]["O"]
     assert entry["one"]["auc"] == 0.5 and entry["one"]["auc_interval"] == [0, 1]  # a and b alone are 1 and 0
     assert entry["prevalence"] == 0.5 and entry["groups"] == 100
 
@@ -171,7 +183,7 @@ def test_bootstrap_draws_images_and_not_whole_groups():
 def test_gain_is_not_the_last_method_less_the_first():
     scores = {"before": {"T": np.array([1.0, 0.0]), "O": np.array([0.5])}, "after": {"T": np.ones(2), "O": np.zeros(1)}}
     groups = {"T": np.array(["a", "b"]), "O": np.array(["c"])}
-    entry = ranking.ranking_table(scores, groups, "T", repeats=50)["O"]
+    entry = ranking.ranking_table(scores, groups, ROLES, repeats=50)["by_generator"]["O"]
     assert entry["gain"]["auc"] == 0.5 and entry["gain"]["auc_interval"][1] == 1
 
 
@@ -377,6 +389,15 @@ def test_vectors_that_are_not_finite_or_of_other_widths_are_taken(tmp_path):
     write_features(damaged, tokens * np.nan, times, valid)
     with pytest.raises(ValueError, match="K/9.mp4 is not finite"):
         wild.read_images(tmp_path)
+    write_features(damaged, tokens, times, valid * False)
+    with pytest.raises(ValueError, match=r"K/9.mp4.npz: not a features file .every frame is padding"):
+        wild.read_images(tmp_path)
+    np.savez(damaged, tokens=tokens)
+    with pytest.raises(ValueError, match=r"K/9.mp4.npz: not a features file"):
+        wild.read_images(tmp_path)
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    with pytest.raises(ValueError, match=r"K/9.mp4.npz: not a features file"):
+        wild.read_images(tmp_path)
 
 
 def test_images_of_val_train_where_split_val_is_empty():
@@ -445,6 +466,18 @@ def test_unseen_clips_of_a_run_are_not_split_by_group(tmp_path, capsys):
     metrics = stage.main(["--features", str(tmp_path / "gen_embeddings.npz"), "--run", str(tmp_path), *FLAGS.split()])
     assert metrics["by_generator"]["U"]["images"] == 40
     assert stage.main(["--run", str(tmp_path), "--apply", str(tmp_path / "gen_embeddings.npz")])["images"] == 200
+
+
+def test_embeddings_of_another_training_leave_the_run_up_to_date(tmp_path):
+    """The same clips and settings, other weights."""
+    place = ["--features", str(tmp_path / "e.npz"), "--run", str(tmp_path), *FLAGS.split()]
+    embeddings(tmp_path / "e.npz", invented(frames=1))
+    stage.main(place)
+    embeddings(tmp_path / "e.npz", invented(frames=1, seed=1))
+    with pytest.raises(ValueError, match="other settings .embeddings_sha256"):
+        stage.main(place)
+    few = wild.read_images(tmp_path / "e.npz", limit=3)
+    assert np.isin(few.generator, ("T", "Real", "K")).sum() == 3 * 3 * 3  # generators, splits, clips
 
 
 def test_damaged_embeddings_or_folds_of_them_are_taken(tmp_path):

@@ -3,12 +3,14 @@ scores pooled over folds, edits and attacks, and the entries on features of nois
 """
 
 import importlib
+import io
 import json
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.special import expit
 from test_wild import invented, problem, write_clips
 
@@ -187,6 +189,14 @@ def test_edit_changes_nothing_or_the_shape(name):
     assert edited.shape == image.shape and edited.dtype == np.uint8
     change = np.abs(edited.astype(float) - image).mean()
     assert change == 0 if name == "as they are" else 0 < change < 12  # of colours, not of their order
+
+
+def test_jpeg_of_an_image_is_not_that_of_pillow():
+    image = cv2.resize(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8), (96, 96))
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "jpeg", quality=50)
+    expected = np.asarray(Image.open(file)).astype(float)
+    assert np.abs(wild_entries.jpeg(image, 50) - expected).mean() < 0.5
 
 
 # ---------------------------------------------------------------- entries
