@@ -5,7 +5,7 @@ reads   --videos, a folder or a CSV with the columns path,generator[,group,strat
 writes  <features>/<Generator>/<path>.npz   tokens (S, L, T, D) float16, times (S, L) in seconds, valid (S, L): False
                                             where the last frame is repeated as padding
         <features>/index-<i>-of-<n>.csv     a row per video: path, generator, group, stratum, split, windows, fps,
-                                            size, length, container, error, source
+                                            size, length, container, codec, error, source
         <features>/recipe.json              encoder, tokens (T), dim (D), options, versions
 
     python 01_extract_features.py --videos data/zoo --features features/zoo

@@ -205,7 +205,7 @@ class Encoded(NamedTuple):
     tokens: np.ndarray  # (S, L, T, D) float16
     times: np.ndarray  # (S, L) seconds
     valid: np.ndarray  # (S, L): False where the last frame is repeated as padding
-    info: dict[str, str]  # fps, size, length, container
+    info: dict[str, str]  # fps, size, length, container, codec
     damaged: bool  # the end could not be decoded
 
 
@@ -214,7 +214,7 @@ class Gathered:
 
     def __init__(self, info, count, frames, encoder, spill):
         shape = (-(-count // frames) * frames, encoder.tokens, encoder.dim)  # padding included
-        self.info, self.count, self.frames, self.filled, self.times = info, count, frames, 0, None
+        self.info, self.count, self.frames, self.filled, self.times = info, count, frames, 0, []
         if 2 * math.prod(shape) <= LARGE:
             self.tokens = np.empty(shape, np.float16)
         else:
@@ -224,9 +224,6 @@ class Gathered:
     def add(self, tokens):
         self.tokens[self.filled] = tokens
         self.filled += 1
-
-    def complete(self):
-        return self.times is not None and self.filled == len(self.times)
 
     def encoded(self):
         windows = make_windows(self.tokens, self.times, self.frames)
@@ -238,51 +235,71 @@ def encode_videos(files, encoder, fps=8, frames=8, size=None, batch_size=64, thr
 
     With `size` every clip is first equalized. Tokens of long videos are gathered in the folder `spill`.
     """
-    waiting, gathered = [], {}  # (number, prepared frame); number: Gathered
-
-    def encode(count):
-        batch, waiting[:] = waiting[:count], waiting[count:]
-        tokens = encoder.encode([frame for _, frame in batch])  # (N, T, D)
-        for (number, _), one in zip(batch, tokens, strict=True):
-            gathered[number].add(one)
+    gathered = {}
 
     def read(number):
         return prepare_video(files[number], encoder, fps, frames, size)
 
-    for number, kind, content in read_ahead(read, len(files), threads or os.cpu_count()):
+    for number, kind, content in encode_frames(read, len(files), encoder, batch_size, threads):
         if kind == "info":
             gathered[number] = Gathered(*content, frames, encoder, spill)
-        elif kind == "frames":
-            waiting += [(number, frame) for frame in content]
         elif kind == "times":
-            gathered[number].times = content
-        elif kind == "error":
-            waiting[:] = [item for item in waiting if item[0] != number]
+            gathered[number].times += content
+        elif kind == "tokens":
+            gathered[number].add(content)
+        elif kind == "end":
+            yield number, gathered.pop(number).encoded()
+        else:
             gathered.pop(number, None)
             yield number, content
+
+
+def encode_frames(read, count, encoder, batch_size=64, threads=None):
+    """Yield the messages (number, kind, content) of read(0) to read(count - 1), which run on threads; instead of
+    "frames", prepared ones, come "tokens" (T, D), one frame at a time in order, encoded in batches across files.
+
+    Of each number the last message is "end", once all its tokens came, or "error" with an exception.
+    """
+    waiting, ended = [], []  # (number, prepared frame); numbers whose last frames wait
+
+    def encode(size):
+        batch, waiting[:] = waiting[:size], waiting[size:]
+        tokens = encoder.encode([frame for _, frame in batch])  # (N, T, D)
+        for (number, _), one in zip(batch, tokens, strict=True):
+            yield number, "tokens", one
+
+    for number, kind, content in read_ahead(read, count, threads or os.cpu_count()):
+        if kind == "frames":
+            waiting += [(number, frame) for frame in content]
+        elif kind == "end":
+            ended.append(number)
+        else:
+            if kind == "error":
+                waiting[:] = [item for item in waiting if item[0] != number]
+            yield number, kind, content
         while len(waiting) >= batch_size:
-            encode(batch_size)
-        for done in [number for number, video in gathered.items() if video.complete()]:
-            yield done, gathered.pop(done).encoded()
+            yield from encode(batch_size)
+        for done in [number for number in ended if all(number != other for other, _ in waiting)]:
+            ended.remove(done)
+            yield done, "end", None
     if waiting:
-        encode(len(waiting))
-    for number, video in gathered.items():
-        yield number, video.encoded()
+        yield from encode(len(waiting))
+    yield from ((number, "end", None) for number in ended)
 
 
 def prepare_video(file, encoder, fps, frames, size):
-    """Yield a video's messages: "info" with the number of samples, "frames" in chunks, "times"."""
+    """Yield a video's messages: "info" with the number of samples, "times" and "frames" in chunks."""
     if size:
         with Video(file) as video:
             file = equalize(video.sample(fps), size, fps, frames)
     with Video(file) as video:
         info = {"fps": f"{video.fps:.3f}", "size": video.size, "length": f"{video.length:.3f}"}
-        yield "info", (info | {"container": video.container}, len(video.numbers(fps)))
-        times, samples = [], video.sample(fps)
+        info |= {"container": video.container, "codec": video.codec}
+        yield "info", (info, len(video.numbers(fps)))
+        samples = video.sample(fps)
         while chunk := list(itertools.islice(samples, CHUNK)):
-            times += [seconds for seconds, _ in chunk]
+            yield "times", [seconds for seconds, _ in chunk]
             yield "frames", [encoder.prepare(frame) for _, frame in chunk]
-        yield "times", times
 
 
 class StoppedError(Exception):

@@ -12,14 +12,13 @@ clips, without and with the new classes. A generator enrolled again is replaced.
 
 import argparse
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from common import git_commit, load_generators, positive, resolve_generator, run_script
 from evaluation import predict, score_names
-from features import Windows, read_index, replace_whole
+from features import Windows, differing, read_arrays, read_index, replace_whole
 from signatures import run_files, stage_of
 from training import features_recipe, file_digest, first_per, index_digest, load_saga, names, spread, usable, versions
 from unknown import NAMINGS
@@ -54,28 +53,15 @@ def get_args(argv=None):
 # ---------------------------------------------------------------- the run and the new clips
 
 
-def read_arrays(path, keys, remedy):
-    """Arrays by name, each over the same clips. Raises ValueError naming the file and the remedy when damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {key: arrays[key] for key in (*keys, "recipe")}
-        if len({len(found[key]) for key in keys}) > 1 or not np.isfinite(found["embedding"]).all():
-            raise ValueError("arrays of different lengths or not finite")
-    except (KeyError, OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: damaged ({error}); {remedy}") from error
-    return found
-
-
 def load_run(args):
     """The model and the arrays OWN of its clips. Raises ValueError when clips of --features cannot join them."""
     model_file, embeddings_file = run_files(args)
     again = f"run {stage_of(args.level)} again"
     model, own = load_saga(model_file, stage_of(args.level)), read_arrays(embeddings_file, OWN, again)
     ours, theirs = features_recipe(args.features), model.config["features"]
-    differing = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
-    if differing := sorted(set(differing) - {"simulated", "preset", "versions", "git"}):
+    if differ := differing(ours, theirs, besides=("simulated", "preset")):
         raise ValueError(
-            f"{args.features} holds other features than {model_file} was trained on ({', '.join(differing)}); run 01"
+            f"{args.features} holds other features than {model_file} was trained on ({', '.join(differ)}); run 01"
             " on the new clips as for those"
         )
     if spread(own["embedding"]) < 1e-4:

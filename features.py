@@ -19,8 +19,9 @@ import numpy as np
 
 INDEX_FIELDS = (
     *("path", "generator", "group", "stratum", "split", "windows"),
-    *("fps", "size", "length", "container", "error", "source"),
+    *("fps", "size", "length", "container", "codec", "error", "source"),
 )
+LATER_FIELDS = {"codec": ""}  # columns that older indexes lack, and what stands for them
 
 
 def replace_whole(path, write, suffix=""):
@@ -51,6 +52,26 @@ def read_json(path, required=()) -> dict:
     if missing:
         raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; delete it and run its stage again")
     return content
+
+
+def read_arrays(path, keys, remedy) -> dict:
+    """Arrays by name, each over the same clips, and "recipe". Raises ValueError naming the file and the remedy when
+    it is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {key: arrays[key] for key in (*keys, "recipe")}
+        if len({len(found[key]) for key in keys}) > 1 or not np.isfinite(found.get("embedding", 0)).all():
+            raise ValueError("arrays of different lengths or not finite")
+    except (KeyError, OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: damaged ({error}); {remedy}") from error
+    return found
+
+
+def differing(ours: dict, theirs: dict, besides=()) -> list[str]:
+    """The keys in which two recipes of features differ, versions and commit left aside."""
+    keys = (ours.keys() | theirs.keys()) - {"versions", "git", *besides}
+    return sorted(key for key in keys if ours.get(key) != theirs.get(key))
 
 
 def write_index(path, rows: list[dict]):
@@ -86,10 +107,10 @@ def read_rows(path) -> list[dict]:
     """The rows of one part of an index, "windows" as a number."""
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        missing = set(INDEX_FIELDS) - set(reader.fieldnames or ())
+        missing = set(INDEX_FIELDS) - set(LATER_FIELDS) - set(reader.fieldnames or ())
         if missing:
             raise ValueError(f"{path}: missing column(s) {', '.join(sorted(missing))}; run 01 again")
-        rows = list(reader)
+        rows = [LATER_FIELDS | row for row in reader]
     for number, row in enumerate(rows, 2):
         if not (row["windows"] or "").isdecimal():
             raise ValueError(f"{path}, row {number}: windows is {row['windows']!r}; delete the file and run 01 again")

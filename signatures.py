@@ -18,7 +18,7 @@ from sklearn.cluster import KMeans
 from tqdm import tqdm
 
 from baselines import mean_tokens
-from features import features_file
+from features import differing, features_file
 from training import features_recipe, first_per, load_saga, usable
 
 COUNTS = (1, 5, 20, 50, 100, 200, 500, 1000)  # clips per signature, as far as two classes have them
@@ -49,9 +49,8 @@ def load_trained(path, args):
     again = f"run {stage_of(args.level)} on these features"
     model = load_saga(path, stage_of(args.level))
     ours, theirs = features_recipe(args.features), model.config["features"]
-    differing = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
-    if differing := sorted(set(differing) - {"versions", "git"}):
-        raise ValueError(f"{path} was trained on other features than {args.features} ({', '.join(differing)}); {again}")
+    if differ := differing(ours, theirs):
+        raise ValueError(f"{path} was trained on other features than {args.features} ({', '.join(differ)}); {again}")
     if other := model.config["recipe"].get("arguments", {}).get("test_features"):
         raise ValueError(f"{path} was tested on {other}; T-Sigs need a run whose clips are all in one features folder")
     return model

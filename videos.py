@@ -11,6 +11,7 @@ import itertools
 import math
 import os
 import stat
+import warnings
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +20,7 @@ import av
 import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
+from PIL import Image, UnidentifiedImageError
 
 # ---------------------------------------------------------------- reading videos and stills
 
@@ -31,10 +33,13 @@ STILL_MAGIC = {
 LONGEST_GAP = 60.0  # seconds; timestamps further apart are damage, and the frames are spread evenly instead
 HELD_BYTES = 32 << 20  # packets of files up to this size are kept between the two passes
 MANY_PIXELS = 512 * 512  # larger frames decode faster on several threads each, smaller ones on one
+MOST_PIXELS = 1 << 27  # 16384 x 8192: a frame of 400 MB
+MOST_BYTES = 1 << 31  # of all frames of an animated webp, which OpenCV decodes at once
+SEEKABLE = {"h264", "hevc", "vp8", "vp9", "av1", "mpeg4"}  # key frames are marked, and decoding can begin at one
 
 
 class Video:
-    """A video or still, opened: `fps`, `size` "WxH", `length` in seconds, `container`, and frames on demand.
+    """A video or still, opened: `fps`, `size` "WxH", `length` in seconds, `container`, `codec`, and frames on demand.
 
     `times` (frames,) are seconds on screen from the first frame, read from the packets without decoding. Raises
     ValueError or OSError with the reason when the file cannot be read.
@@ -68,21 +73,23 @@ class Video:
 
     def open_still(self, kind):
         self.stills, starts, self.length = read_stills(self.source, kind)
-        self.times, self.container = np.array(starts), kind
+        self.times, self.container, self.codec = np.array(starts), kind, kind
         height, width = self.stills[0].shape[:2]
         self.size = f"{width}x{height}"
 
     def open_stream(self, head, hold):
         stream = self.open_input()
         self.container = container_name(self.input, head)
-        self.size = f"{stream.width}x{stream.height}"
+        self.size, self.codec = f"{stream.width}x{stream.height}", stream.codec_context.name
+        check_pixels(stream.width, stream.height)
         packets = read_packets(self.input, stream)
         self.packets = list(packets) if hold else None
-        stamps = [(p.pts, p.dts, p.duration) for p in (self.packets if hold else packets) if is_frame(p)]
-        if not stamps:
+        found = [(p.pts, p.dts, p.duration, p.is_keyframe) for p in (self.packets if hold else packets) if is_frame(p)]
+        if not found:
             raise ValueError("no video frames in the file")
         # AVI stores no presentation times, and those that FFmpeg guesses can be out of order.
-        self.times, self.length, self.marks = timeline(stamps, stream, stored=self.container != "avi")
+        self.times, self.length, self.marks = timeline(found, stream, stored=self.container != "avi")
+        self.runs = key_frame_runs(found) if self.marks is not None and self.codec in SEEKABLE else None
         self.stream = stream
         if not hold:
             self.input.close()
@@ -99,20 +106,25 @@ class Video:
         count = max(1, math.ceil(self.length * fps - 1e-3)) if len(self.times) > 1 else 1
         return np.searchsorted(self.times, np.arange(count) / fps + 1e-4, side="right") - 1
 
-    def sample(self, fps):
-        """Yield (k / fps, RGB uint8 (H, W, 3)) of the frame on screen at each k / fps; a damaged end is left out."""
+    def sample(self, fps, chosen=None):
+        """Yield (k / fps, RGB uint8 (H, W, 3)) of the frame on screen at each k / fps; a damaged end is left out.
+
+        `chosen` are some k, ascending: the parts of the video between them are not decoded.
+        """
         wanted = self.numbers(fps)
-        shown, converted, k, reformatter = None, None, 0, VideoReformatter()
+        chosen = np.arange(len(wanted)) if chosen is None else np.asarray(chosen)
+        wanted = wanted[chosen]
+        shown, converted, place, reformatter = None, None, 0, VideoReformatter()
         for present in self.frames(wanted):
             shown = shown or present
-            while k < len(wanted) and wanted[k] <= present[0]:
+            while place < len(wanted) and wanted[place] <= present[0]:
                 # A frame that failed to decode leaves the one before it on screen.
-                number, frame = present if wanted[k] == present[0] else shown
+                number, frame = present if wanted[place] == present[0] else shown
                 if number != converted:
                     converted, rgb = number, to_rgb(frame, reformatter)
-                yield k / fps, rgb
-                k += 1
-            if k == len(wanted):
+                yield chosen[place] / fps, rgb
+                place += 1
+            if place == len(wanted):
                 return
             shown = present
         if shown is None:
@@ -127,10 +139,13 @@ class Video:
         stream = self.stream if packets else self.open_input()
         context = stream.codec_context
         context.thread_type = "AUTO" if stream.width * stream.height > MANY_PIXELS else "NONE"
-        known = self.marks is not None and context.name == "h264"
-        needed = {self.marks[number] for number in wanted} if known else None
+        context.options = {"max_pixels": str(MOST_PIXELS)}  # a stream may grow on its way
+        packets = packets or read_packets(self.input, stream)
+        marks = set() if self.marks is None else {self.marks[number] for number in wanted}
+        runs = needed_runs(packets, self.runs, marks) if self.runs else [packets]
+        needed = marks if self.marks is not None and context.name == "h264" else None
         position = -1
-        for frame in decode(packets or read_packets(self.input, stream), context, needed):
+        for frame in itertools.chain.from_iterable(decode(run, context, needed) for run in runs):
             stamped = self.marks is not None and frame.pts is not None
             now = int(np.searchsorted(self.marks, frame.pts, side="right")) - 1 if stamped else position + 1
             if now > position:
@@ -165,6 +180,7 @@ def header_seconds(path) -> float:
 
 def read_stills(path, kind):
     """Frames, their start times and the length in seconds of a still or an animated webp."""
+    check_still(path)
     data = np.fromfile(path, np.uint8)  # OpenCV cannot open every name that a file system allows
     if kind == "webp":
         found, animation = cv2.imdecodeanimation(data)
@@ -178,6 +194,28 @@ def read_stills(path, kind):
     if image is None:
         raise ValueError(f"not a readable {kind} image")
     return [from_opencv(image)], [0.0], 0.0
+
+
+def check_still(path):
+    """Raise ValueError when an image would take too much memory, which OpenCV only knows once it has it."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            check_pixels(*image.size)
+            frames = getattr(image, "n_frames", 1) if image.format == "WEBP" else 1
+            needed = 4 * frames * image.width * image.height
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"a frame has more than {MOST_PIXELS >> 20} million pixels; scale it down") from error
+    except (UnidentifiedImageError, OSError, SyntaxError):
+        return  # OpenCV says what is wrong with it
+    if needed > MOST_BYTES:
+        raise ValueError(f"{frames} frames of {image.width}x{image.height} do not fit in memory; make it an mp4")
+
+
+def check_pixels(width, height):
+    if width * height > MOST_PIXELS:
+        raise ValueError(
+            f"frames of {width}x{height} are more than {MOST_PIXELS >> 20} million pixels; scale them down"
+        )
 
 
 def from_opencv(image):
@@ -231,6 +269,31 @@ def is_frame(packet) -> bool:
     return packet.size > 0 and not packet.is_discard
 
 
+def key_frame_runs(stamps):
+    """{pts: numbers of the runs that its frame is decoded from}; a run is a key frame's packet and those that follow.
+
+    A frame shown before the key frame that it is stored behind may also refer to the run before.
+    """
+    runs, number, key = {}, -1, 0
+    for pts, _, _, is_key in stamps:
+        if is_key or number < 0:
+            number, key = number + 1, pts
+        runs[pts] = {number} if pts >= key or not number else {number - 1, number}
+    return runs
+
+
+def needed_runs(packets, runs, marks):
+    """Yield consecutive packets, one iterator after the other, without the runs that none of the pts `marks` needs."""
+    needed, number = set().union(*(runs[mark] for mark in marks)), -1
+
+    def is_needed(packet):
+        nonlocal number
+        number += is_frame(packet) and (packet.is_keyframe or number < 0)
+        return number in needed
+
+    return (run for wanted, run in itertools.groupby(packets, is_needed) if wanted)
+
+
 def timeline(stamps, stream, stored):
     """Times (frames,) from the first frame, length in seconds, and the frames' pts (None: count frames instead).
 
@@ -265,6 +328,7 @@ def decode(packets, context, needed=None):
             yield from context.decode(packet)
         except av.error.FFmpegError:
             continue
+    context.flush_buffers()  # another run may follow
 
 
 # ---------------------------------------------------------------- windows and equal clips
@@ -436,7 +500,7 @@ def list_csv(path, table):
 
 def new_row(path, generator, source, file):
     row = {"path": path, "generator": generator, "group": path, "stratum": "", "split": "", "windows": 0}
-    row |= dict.fromkeys(("fps", "size", "length", "container", "error"), "")
+    row |= dict.fromkeys(("fps", "size", "length", "container", "codec", "error"), "")
     return row | {"source": source, "file": file}
 
 
