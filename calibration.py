@@ -62,8 +62,9 @@ def reliability(probabilities, labels, groups, repeats=1000, seed=0) -> dict:
     """{"nll", "brier", "ece"}: {"value", "interval"} of probabilities (V, C) on labels (V,).
 
     Mean -log p; mean squared distance from the one-hot label, in [0, 2] (Brier 1950); expected calibration error of
-    the largest probability in BINS (Guo et al. 2017), which leans to high values where clips are few. Intervals are
-    95% percentiles of a bootstrap of groups (V,), None with a single group.
+    the largest probability in BINS (Guo et al. 2017). The last is above 0 for few clips however good the model:
+    "perfect" is its mean where these probabilities are true. Intervals are 95% percentiles of a bootstrap of groups
+    (V,), less its bias; None with a single group.
     """
     sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     place = np.minimum((sure * BINS).astype(int), BINS - 1)
@@ -77,12 +78,17 @@ def reliability(probabilities, labels, groups, repeats=1000, seed=0) -> dict:
         return np.stack([means[..., 0], means[..., 1], np.abs(means[..., 2:]).sum(axis=-1)], axis=-1)
 
     values, drawn = measures(np.ones(len(labels))), measures(resampled(groups, repeats, seed))
+    drawn = np.maximum(drawn - drawn.mean(axis=0) + values, 0)
     low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
     several = len(set(groups)) > 1
-    return {
+    found = {
         name: {"value": float(values[i]), "interval": [float(low[i]), float(high[i])] if several else None}
         for i, name in enumerate(("nll", "brier", "ece"))
     }
+    luck = np.random.default_rng(seed).random((repeats, len(labels))) < sure
+    in_bin = np.eye(BINS)[place]  # (V, BINS)
+    found["ece"]["perfect"] = float(np.abs((sure - luck) @ in_bin).sum(axis=1).mean() / len(labels))
+    return found
 
 
 def resampled(groups, repeats, seed):

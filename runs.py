@@ -12,6 +12,7 @@ import hashlib
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from encoders import build_encoder
 from features import differing, read_arrays, read_json, replace_whole
 from signatures import stage_of
 from training import load_saga
+from unknown import SCORES, Clips
 
 CALIBRATION, CLIPS, CARD = "calibration.json", "calibration.npz", "README.md"
 FILES = (*(f"{level}{ending}" for level in LEVELS for ending in (".keras", ".json")), CALIBRATION, CLIPS, CARD)
@@ -34,6 +36,7 @@ class Run(NamedTuple):
     metrics: dict[str, dict]  # <level>.json by level
     calibration: dict | None  # calibration.json
     clips: dict | None  # arrays of calibration.npz
+    novelty: Callable | None  # score(Clips) -> (V,): higher is likelier by an unknown generator
 
     @property
     def finest(self):
@@ -60,7 +63,7 @@ def load_run(run, dtype=None) -> Run:
         metrics = {level: read_json(folder / f"{level}.json", ("accuracy", "recipe")) for level in models}
         refuse_other_features(run, models)
         calibration, clips = load_calibration(run, folder, models)
-    return Run(str(run), models, metrics, calibration, clips)
+    return Run(str(run), models, metrics, calibration, clips, fit_novelty(calibration, clips))
 
 
 def load_level(folder, level, dtype):
@@ -98,6 +101,17 @@ def load_calibration(run, folder, models):
         return calibration, {key: arrays[key] for key in arrays.files} | clips
 
 
+def fit_novelty(calibration, clips):
+    """The score of unknown generators that a threshold was chosen for; None where there is no threshold."""
+    if not calibration or calibration["unknown"]["threshold"] is None:
+        return None
+    train = Clips(*(clips[name] for name in Clips._fields))
+    whole = np.isfinite(train.maps).all(axis=(1, 2))
+    field, fit = SCORES[calibration["unknown"]["score"]]
+    score = fit(getattr(train, field)[whole], train.label[whole])
+    return lambda new: score(getattr(new, field))
+
+
 def fingerprint(path) -> str:
     """A name for the content of a .keras file, from the checksums that its zip directory holds."""
     with zipfile.ZipFile(path) as archive:
@@ -108,8 +122,8 @@ def fingerprint(path) -> str:
 def load_encoder(features: dict, encoder=None, weights=None, dtype=None):
     """The encoder that features were made with, by their recipe.
 
-    `encoder`, `weights` and `dtype` replace a preset's name or folder, MobileNet's file, and the encoder's dtype. Raises
-    ValueError when the weights are other ones than the recipe's.
+    `encoder`, `weights` and `dtype` replace a preset's name or folder, MobileNet's file, and the encoder's dtype.
+    Raises ValueError when the weights are other ones than the recipe's.
     """
     name = encoder or features.get("preset") or features["encoder"]
     dtype = dtype or features.get("encoder_dtype")
@@ -222,19 +236,25 @@ def model_card(run: Run) -> str:
     seen, unknown = calibration["trained_on"], calibration["unknown"]
     lines = ["---", "library_name: keras", "tags: [video-classification, ai-generated-video-attribution]", "---", ""]
     lines += ["# Which generator made this video?", ""]
-    lines += ["A run of SAGA (arXiv 2511.12834) in Keras: real/fake, generation task, Stable Diffusion version, team and"]
+    lines += [
+        "A run of SAGA (arXiv 2511.12834) in Keras: real/fake, generation task, Stable Diffusion version, team and"
+    ]
     lines += [f"generator, of which it has {', '.join(level.upper() + '-L' for level in run.models)}."]
     if features.get("simulated"):
         lines += ["", "**Trained on simulated clips: it says nothing about real files.**"]
     lines += ["", "    python attribute_video.py --run THIS_FOLDER_OR_ZIP clip.mp4", ""]
     lines += [f"Encoder: `{features['encoder']}`, {features['tokens']} tokens of width {features['dim']} a frame,"]
-    lines += [f"{features['fps']} frames a second in windows of {features['frames']}. Trained on {seen['videos']} videos;"]
+    lines += [
+        f"{features['fps']} frames a second in windows of {features['frames']}. Trained on {seen['videos']} videos;"
+    ]
     lines += [f"the class with the fewest, {seen['fewest_class']}, has {seen['fewest']}.", ""]
     head = ["level", "classes", "test videos", "micro accuracy (95%)", "macro", "chance, micro / macro", "temperature"]
     lines += [f"| {' | '.join([*head, 'ECE'])} |", "|---" * 8 + "|"]
     for level, metrics in run.metrics.items():
         own, (low, high) = calibration["levels"][level], metrics["accuracy_interval"]
-        ece = f"{own['before']['ece']['value']:.3f} -> {own['after']['ece']['value']:.3f}" if own["temperature"] else "-"
+        ece = (
+            f"{own['before']['ece']['value']:.3f} -> {own['after']['ece']['value']:.3f}" if own["temperature"] else "-"
+        )
         cells = [f"{level.upper()}-L", len(metrics["classes"]), metrics["videos"]]
         cells += [f"{metrics['accuracy']:.2f} ({low:.2f} to {high:.2f})", f"{metrics['macro_accuracy']:.2f}"]
         cells += [f"{metrics['majority']:.2f} / {metrics['uniform']:.2f}"]
@@ -245,10 +265,12 @@ def model_card(run: Run) -> str:
         lines += ["No threshold: too few val videos for the rate asked for."]
     else:
         test = unknown["test"]
-        lines += [f"Rejected above {unknown['threshold']:.4g} of the score \"{unknown['score']}\", set to reject"]
+        lines += [f'Rejected above {unknown["threshold"]:.4g} of the score "{unknown["score"]}", set to reject']
         lines += [f"{unknown['rate']:.0%} of known clips; on test it rejects {test['rejected']} of {test['clips']}."]
     found = [f"{name} {own['rejected']} of {own['clips']}" for name, own in unknown["unseen"].items()]
-    lines += [f"Unseen generators rejected: {', '.join(found)}." if found else "It was not tested on unseen generators."]
+    lines += [
+        f"Unseen generators rejected: {', '.join(found)}." if found else "It was not tested on unseen generators."
+    ]
     lines += ["", "## Limits", "", *(f"- {limit}" for limit in LIMITS), "", "## Classes", ""]
     lines += [f"- {level.upper()}-L: {', '.join(model.config['class_names'])}" for level, model in run.models.items()]
     lines += ["", "`calibration.npz` names training videos. No licence is stated here; add the one you give it.", ""]
