@@ -37,17 +37,27 @@ def temper(probabilities, temperature):
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def fit_temperature(probabilities, labels) -> float:
-    """The temperature in [0.02, 50] at which probabilities (V, C) give labels (V,) the least mean -log p.
+PRIOR = np.log(2)  # standard deviation of log T before any clip is seen
 
-    Temperature scaling (Guo et al. 2017) of the logits log p; a clip's p is the mean over its windows. The loss is
-    convex in 1 / T.
+
+def fit_temperature(probabilities, labels) -> float:
+    """The likeliest temperature of probabilities (V, C) with labels (V,); a clip's p is the mean over its windows.
+
+    Temperature scaling (Guo et al. 2017) of the logits log p, with a normal prior on log T around T = 1. Without it T
+    would go to 0 wherever all of a few val clips are called right.
     """
 
-    def loss(inverse):
-        return negative_log_likelihood(temper(probabilities, 1 / inverse), labels).mean()
+    def loss(log_temperature):
+        likelihood = negative_log_likelihood(temper(probabilities, np.exp(log_temperature)), labels)
+        return likelihood.sum() + (log_temperature / PRIOR) ** 2 / 2
 
-    return float(1 / minimize_scalar(loss, bounds=(0.02, 50), method="bounded").x)
+    return float(np.exp(minimize_scalar(loss, bounds=(-4, 4), method="bounded").x))
+
+
+def temperature_interval(probabilities, labels, groups, repeats=100, seed=0):
+    """95% percentiles of the temperature when groups (V,) are drawn with replacement."""
+    drawn = (np.repeat(np.arange(len(labels)), times) for times in resampled(groups, repeats, seed))
+    return np.percentile([fit_temperature(probabilities[own], labels[own]) for own in drawn], (2.5, 97.5)).tolist()
 
 
 def negative_log_likelihood(probabilities, labels):
@@ -180,8 +190,9 @@ def measure_clips(model, rows, batch, what):
 
 
 def spread_evenly(count, most):
-    """At most `most` of the numbers 0 to count - 1, evenly spread, the first and the last among them; of one, 0."""
-    return np.unique(np.linspace(0, count - 1, min(count, most or count)).round().astype(int))
+    """At most `most` of the numbers 0 to count - 1: the middles of as many equal parts."""
+    most = min(count, most or count)
+    return (2 * np.arange(most) + 1) * count // (2 * most)
 
 
 def nearest(embedding, clips, count):
@@ -272,7 +283,8 @@ def calibrate_level(arrays, model):
 
     val, test = part("val"), part("test")
     temperature = fit_temperature(*val[:2]) if len(val[1]) else None
-    result = {"temperature": temperature, "val_videos": len(val[1]), "test_videos": len(test[1])}
+    result = {"temperature": temperature, "temperature_interval": temperature_interval(*val) if len(val[1]) else None}
+    result |= {"val_videos": len(val[1]), "test_videos": len(test[1])}
     after = temper(test[0], temperature) if temperature else test[0]
     return result | {"before": reliability(*test), "after": reliability(after, *test[1:])}
 

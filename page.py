@@ -363,13 +363,15 @@ def html_explanation(report):
     if found["map"]:
         maps = [("this file", found["map"])]
         maps += [(f"{own['class']}, distance {own['distance']:.2f}", own["map"]) for own in found["signatures"]]
-        most = max(max(map(max, values)) for _, values in maps)
+        low, high = (extreme(extreme(map(extreme, values)) for _, values in maps) for extreme in (min, max))
+        frames = len(found["map"])
         parts.append(f"<h3>Attention between frames, {level_name(found['level'])}</h3>")
+        parts.append("<p class=\"soft\">Rows attend, columns are attended to, from the paper's colour to the ink's:")
         parts.append(
-            '<p class="soft">Rows attend, columns are attended to; darker or brighter is more. Beside the file'
+            f"{frames * low:.2f} to {frames * high:.2f} times an even share. Beside the file the mean maps of the"
         )
-        parts.append("the mean maps of the two likeliest classes (temporal attention signatures).</p>")
-        parts += ['<div class="maps">', *(html_map(name, values, most) for name, values in maps), "</div>"]
+        parts.append("two likeliest classes, their temporal attention signatures.</p>")
+        parts += ['<div class="maps">', *(html_map(name, values, low, high) for name, values in maps), "</div>"]
     pictures = [frame for frame in found["frames"] if "image" in frame]
     if pictures:
         parts.append("<h3>Frames, and how much they are attended to</h3><ol class='frames'>")

@@ -57,12 +57,13 @@ def load_run(run, dtype=None) -> Run:
     Raises ValueError naming the file when there is no level, when levels do not go together, or one is damaged.
     """
     with opened(run) as folder:
-        models = {level: load_level(folder, level, dtype) for level in LEVELS if (folder / f"{level}.keras").exists()}
-        if not models:
+        levels = [level for level in LEVELS if (folder / f"{level}.keras").exists()]
+        if not levels:
             raise ValueError(f"{run}: no <level>.keras in it; train one by 02 and 03, or name another --run")
-        metrics = {level: read_json(folder / f"{level}.json", ("accuracy", "recipe")) for level in models}
+        metrics = {level: read_json(folder / f"{level}.json", ("accuracy", "recipe")) for level in levels}
+        calibration, clips = load_calibration(run, folder, levels)
+        models = {level: load_level(folder, level, dtype) for level in levels}
         refuse_other_features(run, models)
-        calibration, clips = load_calibration(run, folder, models)
     return Run(str(run), models, metrics, calibration, clips, fit_novelty(calibration, clips))
 
 
@@ -86,13 +87,13 @@ def refuse_other_features(run, models):
             )
 
 
-def load_calibration(run, folder, models):
+def load_calibration(run, folder, levels):
     """calibration.json and the arrays beside it; (None, None) where the run has none."""
     if not (folder / CALIBRATION).exists():
         return None, None
     calibration = read_json(folder / CALIBRATION, ("models", "levels", "unknown", "trained_on"))
     again = f"run attribute_video.py --calibrate --run {run} again"
-    if calibration["models"] != {level: fingerprint(folder / f"{level}.keras") for level in models}:
+    if calibration["models"] != {level: fingerprint(folder / f"{level}.keras") for level in levels}:
         raise ValueError(f"{run}/{CALIBRATION} was made for other models than are there now; {again}")
     if not (folder / CLIPS).exists():
         raise ValueError(f"{run}/{CLIPS} is missing; {again}")
@@ -114,8 +115,11 @@ def fit_novelty(calibration, clips):
 
 def fingerprint(path) -> str:
     """A name for the content of a .keras file, from the checksums that its zip directory holds."""
-    with zipfile.ZipFile(path) as archive:
-        sums = sorted((member.filename, member.CRC) for member in archive.infolist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sums = sorted((member.filename, member.CRC) for member in archive.infolist())
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path}: cannot be read as a model ({error}); train it again") from error
     return hashlib.sha256(repr(sums).encode()).hexdigest()
 
 

@@ -1,0 +1,553 @@
+"""The report on any file: what it says against what the run's own metrics files say, hostile files, pages, exports."""
+
+import csv
+import html.parser
+import importlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import av
+import cv2
+import jsonschema
+import numpy as np
+import pytest
+
+import attribute_video
+import report as reports
+import runs
+import training
+from attribute_video import attribute
+from calibration import calibrate
+from common import HERE, LEVELS
+from evaluation import evaluate
+from features import read_index
+from page import harmless, open_html, printable, text_report
+from stages import script, stage
+
+SCHEMA = jsonschema.Draft202012Validator(json.loads((HERE / "report.schema.json").read_text()))
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+CLIPS = {"Real": 12, "SVD": 8, "Pika": 8, "ModelScope": 8, "WildScrape": 6}
+
+
+# ---------------------------------------------------------------- a run with random weights
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Clips of a few simulated generators, one of them under a name that is outside the table."""
+    folder = tmp_path_factory.mktemp("report") / "zoo"
+    stage("simulate_videos", "--out", folder, "--clips-per-generator", 8)
+    for own in folder.iterdir():
+        if own.is_dir() and own.name not in (*CLIPS, "HotShot"):
+            shutil.rmtree(own)
+    (folder / "HotShot").rename(folder / "WildScrape")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def features(videos):
+    folder = videos.parent / "features"
+    stage("01_extract_features", "--videos", videos, "--features", folder, "--pool", 2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bare(features):
+    """What 02 and 03 leave behind, from weights as they are drawn, which is faster than training; not calibrated."""
+    folder, rows = features.parent / "bare", read_index(features)
+    for level in LEVELS:
+        flags = ["--features", features, "--run", folder, *([] if level == "bin" else ["--level", level])]
+        args = importlib.import_module(script(level)).get_args([str(flag) for flag in flags])
+        chosen = training.choose_videos(rows, level, args)
+        model = training.new_model(args, chosen.classes)
+        for weight in model.classifier.weights:  # probabilities far from even, so that a mistake shows
+            weight.assign(20 * weight)
+        metrics, arrays = evaluate(model, chosen, level, batch_size=64)
+        training.save_run(model, metrics, arrays, args, training.make_recipe(level, args, rows), time.time())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_folder(bare, features):
+    """The same, calibrated; the few val clips allow a rate of one half."""
+    folder = shutil.copytree(bare, bare.parent / "run")
+    calibrate(folder, features, rate=0.5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(run_folder):
+    return runs.load_run(run_folder)
+
+
+def write_video(path, frames, fps=8):
+    with av.open(str(path), "w", format="mp4") as output:
+        stream = output.add_stream("libx264", rate=fps)
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
+        for frame in frames:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        output.mux(stream.encode())
+    return path
+
+
+def moving(count, size=64, seed=0):
+    """Frames of a textured square that moves."""
+    image = np.random.default_rng(seed).integers(0, 255, (size, 4 * size, 3), np.uint8)
+    image = cv2.GaussianBlur(image, (5, 5), 0)
+    return [np.ascontiguousarray(image[:, i : i + size]) for i in range(count)]
+
+
+def main(*arguments):
+    return attribute_video.main([str(argument) for argument in arguments])
+
+
+# ---------------------------------------------------------------- the numbers
+
+
+def test_report_of_a_file_differs_from_what_the_run_says_of_its_features(videos, bare, features):
+    rows = [row for row in read_index(features) if row["generator"] != "WildScrape"]
+    uncalibrated = attribute([videos / row["source"] for row in rows[:12]], bare)
+    for level in LEVELS:
+        with np.load(bare / f"{level}_embeddings.npz") as arrays:
+            expected = dict(zip(arrays["video"].tolist(), arrays["probabilities"], strict=True))
+        classes = json.loads((bare / f"{level}.json").read_text())["classes"]
+        compared = [pair for pair in zip(rows, uncalibrated, strict=False) if pair[0]["path"] in expected]
+        assert compared
+        for row, report in compared:
+            found = report["levels"][level]["probabilities"]
+            assert [found[name] for name in classes] == pytest.approx(expected[row["path"]], abs=0.01)
+
+
+def test_calibrated_report_does_not_add_up(videos, run, run_folder):
+    (report,) = attribute(videos / "SVD" / "0001.mp4", run)
+    calibration = json.loads((run_folder / "calibration.json").read_text())
+    (plain,) = attribute(videos / "SVD" / "0001.mp4", run._replace(calibration=None, clips=None, novelty=None))
+    for level, own in report["levels"].items():
+        assert sum(own["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+        assert list(own["probabilities"].values()) == sorted(own["probabilities"].values(), reverse=True)
+        assert own["best"] == next(iter(own["probabilities"])) and own["calibrated"]
+        assert sum(own["votes"].values()) == len(own["windows"]) == report["media"]["windows"] == 2
+        temperature = calibration["levels"][level]["temperature"]
+        powers = {name: p ** (1 / temperature) for name, p in plain["levels"][level]["probabilities"].items()}
+        for name, power in powers.items():
+            assert own["probabilities"][name] == pytest.approx(power / sum(powers.values()), abs=1e-3)
+    generators, team = report["levels"]["gen"]["probabilities"], report["levels"]["team"]["by_generator"]
+    assert team["probabilities"]["Stability AI"] == pytest.approx(generators["SVD"], abs=1e-5)
+    task = report["levels"]["task"]["by_generator"]
+    total = sum(task["probabilities"].values()) + task["not_defined"]
+    assert total == pytest.approx(1, abs=1e-4)
+    fake = report["levels"]["bin"]["by_generator"]["probabilities"]["Fake"]
+    assert fake == pytest.approx(1 - generators["Real"], abs=1e-4)
+
+
+def test_training_clip_is_not_recognised(videos, run, run_folder, features):
+    splits = {row["source"]: row["split"] for row in read_index(features) if row["generator"] == "SVD"}
+    train, test = (next(own for own, split in splits.items() if split == wanted) for wanted in ("train", "test"))
+    known, new = attribute([videos / train, videos / test], run)
+    assert known["nearest"]["clips"][0]["video"] == train
+    assert any("training clip" in warning for warning in known["warnings"])
+    assert not any("is nearly, a training clip" in warning for warning in new["warnings"])
+
+
+def test_unknown_generator_is_decided_by_the_threshold(videos, run):
+    for threshold, answer in ((0.0, reports.UNKNOWN), (1e9, None)):
+        own = run.calibration | {"unknown": run.calibration["unknown"] | {"threshold": threshold}}
+        (report,) = attribute(videos / "SVD" / "0001.mp4", run._replace(calibration=own))
+        level = report["levels"]["gen"]
+        assert level["answer"] == (answer or level["best"]) and report["unknown"]["unknown"] == bool(answer)
+        assert report["levels"]["bin"]["answer"] == report["levels"]["bin"]["best"]
+
+
+def test_windows_of_a_bounded_look_are_others_than_those_of_the_whole(tmp_path, run):
+    path = write_video(tmp_path / "long.mp4", moving(80))
+    (whole,), (some,) = attribute(path, run), attribute(path, run, max_windows=3)
+    assert whole["media"]["windows"] == some["media"]["windows"] == 10
+    windows = some["levels"]["gen"]["windows"]
+    assert [window["start"] for window in windows] == [1, 5, 8]
+    for window in windows:
+        twin = next(own for own in whole["levels"]["gen"]["windows"] if own["start"] == window["start"])
+        assert twin["class"] == window["class"] and twin["probability"] == pytest.approx(
+            window["probability"], abs=1e-3
+        )
+    assert any("3 of its 10 windows" in warning for warning in some["warnings"])
+    assert [frame["seconds"] for frame in some["explanation"]["frames"]][:2] == [1, 1.125]
+
+
+def test_equalized_run_does_not_equalize_every_window(videos, tmp_path):
+    folder = tmp_path / "equalized"
+    stage("01_extract_features", "--videos", videos, "--features", folder, "--pool", 2, "--equalize", 64, "--limit", 6)
+    args = importlib.import_module("03_attribute").get_args(["--features", str(folder), "--run", str(tmp_path / "run")])
+    rows = read_index(folder)
+    chosen = training.choose_videos(rows, "gen", args)
+    metrics, arrays = evaluate(model := training.new_model(args, chosen.classes), chosen, "gen", batch_size=64)
+    training.save_run(model, metrics, arrays, args, training.make_recipe("gen", args, rows), time.time())
+    row = next(row for row in rows if row["path"] in arrays["video"])
+    (report,) = attribute(videos / row["source"], tmp_path / "run")
+    assert report["media"]["size"] == "128x128" and report["media"]["windows"] == 2
+    first = report["levels"]["gen"]["windows"][0]
+    expected = arrays["probabilities"][arrays["video"] == row["path"]][0]
+    assert first["probability"] == pytest.approx(expected.max(), abs=0.01)
+    assert list(report["levels"]) == ["gen"]
+    short = write_video(tmp_path / "short.mp4", moving(5))
+    assert "shorter than 1 s" in attribute(short, tmp_path / "run")[0]["error"]
+
+
+# ---------------------------------------------------------------- files of every kind
+
+
+def still(path, size=(64, 64)):
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8))
+    return path
+
+
+def test_blank_frozen_or_short_file_gets_an_answer(tmp_path, run):
+    blank = write_video(tmp_path / "blank.mp4", [np.full((64, 64, 3), 90, np.uint8)] * 16)
+    frozen = write_video(tmp_path / "frozen.mp4", moving(1) * 16)
+    short = write_video(tmp_path / "short.mp4", moving(5))
+    picture = still(tmp_path / "still.png")
+    whole = write_video(tmp_path / "whole.mp4", moving(16))
+    found = attribute([blank, frozen, short, picture, whole], run)
+    told = [" ".join(report["evidence"]["reasons"]) for report in found]
+    assert "blank" in told[0] and "frozen" in told[1] and "shorter" in told[2] and "shorter" in told[3] and not told[4]
+    for report in found[:4]:
+        assert {own["answer"] for own in report["levels"].values()} == {reports.TOO_LITTLE}
+        assert report["levels"]["bin"]["best"] in ("Real", "Fake")
+    assert found[2]["unknown"] is None and found[2]["explanation"]["map"] is None
+    for report in found:
+        SCHEMA.validate(json.loads(json.dumps(report)))
+
+
+def hostile(folder):
+    """Files by name that cannot be answered, each beside a word of the reason."""
+    good = write_video(folder / "good.mp4", moving(16))
+    data = good.read_bytes()
+    files = {"empty.mp4": b"", "text.mp4": b"not a video\n" * 100, "head.mp4": data[:40], "noise.webp": os.urandom(999)}
+    files |= {"cut.png": still(folder / "x.png").read_bytes()[:60], "zero.gif": b"GIF89a" + bytes(20)}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    bomb = b"BM" + bytes(16) + (60000).to_bytes(4, "little") + (60000).to_bytes(4, "little")
+    (folder / "bomb.bmp").write_bytes(bomb + b"\1\0\x18\0" + bytes(40))
+    with av.open(str(folder / "sound.mp4"), "w") as output:
+        stream = output.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    (folder / "folder.mp4").mkdir()
+    os.mkfifo(folder / "pipe.mp4")
+    return [folder / name for name in (*files, "bomb.bmp", "sound.mp4", "folder.mp4", "pipe.mp4", "missing.mp4")]
+
+
+def test_hostile_file_stops_the_others_or_gets_no_reason(tmp_path, run, run_folder, capsys):
+    bad = [*hostile(tmp_path), Path("/dev/zero")]
+    (tmp_path / "x.png").unlink()
+    cut = tmp_path / "truncated.mp4"
+    whole = write_video(tmp_path / "whole.mp4", moving(200)).read_bytes()
+    cut.write_bytes(whole)
+    with open(cut, "r+b") as file:  # the index at the end stays, the frames before it do not
+        file.seek(len(whole) // 3)
+        file.write(bytes(len(whole) // 3))
+    good = [tmp_path / "good.mp4", cut, still(tmp_path / "dot.png", (1, 1)), still(tmp_path / "wide.png", (40, 16384))]
+    order = [path for pair in zip(bad, [*good, *[None] * len(bad)], strict=False) for path in pair if path]
+    with pytest.raises(ValueError, match=f"{len(bad)} of {len(order)} files"):
+        main(*order, "--run", run_folder, "--json", tmp_path / "out.jsonl", "--csv", tmp_path / "out.csv")
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in lines] == [str(path) for path in order]
+    for line in lines:
+        SCHEMA.validate(line)
+        assert (line["error"] is None) == (Path(line["file"]) in good), line
+        assert line["error"] is None or 5 < len(line["error"]) < 300
+    assert len(list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))) == len(order)
+    assert capsys.readouterr().out.count("not answered") == len(bad)
+
+
+def test_formats_are_answered_by_some_readers_only(tmp_path, run):
+    frames = moving(16)
+    for suffix, codec, pixels in (
+        ("webm", "libvpx-vp9", "yuv420p"),
+        ("gif", "gif", "rgb8"),
+        ("avi", "mpeg4", "yuv420p"),
+    ):
+        with av.open(str(tmp_path / f"clip.{suffix}"), "w") as output:
+            stream = output.add_stream(codec, rate=8)
+            stream.height, stream.width, stream.pix_fmt = 64, 64, pixels
+            for frame in frames:
+                output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            output.mux(stream.encode())
+    animation = cv2.Animation()
+    animation.frames, animation.durations = [cv2.cvtColor(f, cv2.COLOR_RGB2BGRA) for f in frames], [125] * 16
+    cv2.imwriteanimation(str(tmp_path / "clip.webp"), animation)
+    found = attribute(tmp_path, run)
+    assert [Path(report["file"]).name for report in found] == ["clip.avi", "clip.gif", "clip.webm", "clip.webp"]
+    codecs = [(report["media"]["codec"], report["media"]["windows"]) for report in found]
+    assert codecs == [("mpeg4", 2), ("gif", 3), ("vp9", 2), ("webp", 2)]  # gif's 0.125 s are 0.13
+    for report in found:
+        SCHEMA.validate(json.loads(json.dumps(report)))
+
+
+NASTY = "=a'b\"c<script>alert(1)&\n\x1b[31m日本ж.mp4"
+
+
+def test_name_of_a_file_is_acted_on(tmp_path, run_folder, capsys, monkeypatch):
+    path = tmp_path / NASTY
+    shutil.copy(write_video(tmp_path / "plain.mp4", moving(16)), path)
+    broken = os.fsdecode(os.fsencode(tmp_path) + b"/not-\xff-utf8.mp4")
+    shutil.copy(tmp_path / "plain.mp4", broken)
+    monkeypatch.chdir(tmp_path)
+    outputs = [tmp_path / f"out.{suffix}" for suffix in ("jsonl", "csv", "html")]
+    kinds = zip(("--json", "--csv", "--html"), outputs, strict=True)
+    main(path.name, broken, "--run", run_folder, *(part for kind in kinds for part in kind))
+    assert json.loads(outputs[0].read_text().splitlines()[0])["file"] == path.name
+    assert "�" in json.loads(outputs[0].read_text().splitlines()[1])["file"]
+    with open(outputs[1], newline="", encoding="utf-8") as file:
+        assert next(csv.DictReader(file))["file"] == f"'{path.name}"
+    page = outputs[2].read_text(encoding="utf-8")
+    assert "<script" not in page and "\x1b" not in page and "&lt;script&gt;" in page and "日本ж" in page
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_cell_is_a_formula():
+    for text in ("=1+1", "+1", "-1", "@a", "\tx"):
+        assert harmless(text) == f"'{text}"
+    assert harmless("a=b") == "a=b" and harmless(-1.5) == -1.5
+    assert printable("a\x1b\n\u202e\x00é日") == "a\\x1b\\n\\u202e\\x00é日"
+
+
+# ---------------------------------------------------------------- warnings
+
+
+def test_weakness_of_run_or_file_goes_without_saying(tmp_path, run, bare, videos):
+    clip = write_video(tmp_path / "large.mp4", moving(16, size=96), fps=5)
+    (told,) = attribute(clip, run)
+    (plain,) = attribute(videos / "SVD" / "0001.mp4", bare)
+    words = " ".join(told["warnings"])
+    for what in ("simulated", "few clips", "96 px wide (training clips: 128 to 128)", "5 frames a second (24 to 24)"):
+        assert what in words
+    assert "not clear of chance" in words  # the weights are random
+    assert "not calibrated" in " ".join(plain["warnings"]) and plain["nearest"] is None and plain["unknown"] is None
+    assert all(own["by_generator"] is None and not own["calibrated"] for own in plain["levels"].values())
+
+
+def test_disagreement_is_not_said_or_trust_is_guessed(videos, run):
+    (found,) = attribute(videos / "SVD" / "0001.mp4", run)
+    summed = {"best": "Other", "agrees": False, "probabilities": {"Other": 0.7}, "not_defined": 0.1}
+    counts = {"clips": 300, "differ": 24, "own_right": 18, "generator_right": 6}
+    for trust, words in (("own", "trust the level's own"), ("generator", "trust the generator's"), (None, "neither")):
+        found["levels"]["team"]["by_generator"] = summed | {"measured": counts | {"trust": trust}}
+        text = text_report(found)
+        assert words in text and "right on 18, the generator's on 6" in text and "not defined 0.10" in text
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_list_on_standard_input_is_not_answered_line_by_line(run_folder, videos, tmp_path):
+    """The process stays, and answers a file before the next is named."""
+    command = [sys.executable, str(HERE / "attribute_video.py"), "-", "--run", str(run_folder), "--json", "-"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        for name in ("SVD/0001.mp4", "Pika/0002.mp4"):
+            process.stdin.write(f"{videos / name}\n".encode())
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["file"].endswith(name)
+        process.stdin.write(b"nowhere.mp4\n")
+        process.stdin.close()
+        assert json.loads(process.stdout.readline())["error"]
+        said = process.stderr.read().decode()
+        assert process.wait() == 1 and "1 of 3 files could not be read" in said and "Traceback" not in said
+
+
+def test_arguments_that_do_not_go_together_are_taken():
+    for wrong in ([], ["a.mp4", "--calibrate"], ["a.mp4", "--export", "x.zip"], ["a.mp4", "--max-windows", "0"]):
+        with pytest.raises(SystemExit) as stop:
+            attribute_video.get_args(wrong)
+        assert stop.value.code == 2
+
+
+def test_run_that_is_none_has_no_plain_error(tmp_path, bare, run_folder, features, videos):
+    for path, words in ((tmp_path / "no", "no such folder"), (tmp_path, "no <level>.keras"), (__file__, "neither a")):
+        with pytest.raises(ValueError, match=words):
+            runs.load_run(path)
+    damaged = shutil.copytree(run_folder, tmp_path / "damaged")
+    (damaged / "sd.keras").write_bytes(b"PK\3\4 nothing")
+    with pytest.raises(ValueError, match="sd.keras"):
+        runs.load_run(damaged)
+    shutil.copy(bare / "team.keras", damaged / "sd.keras")  # another model than was calibrated
+    with pytest.raises(ValueError, match="other models"):
+        runs.load_run(damaged)
+    shutil.copy(bare / "sd.keras", damaged / "sd.keras")
+    (damaged / "calibration.npz").unlink()
+    with pytest.raises(ValueError, match="calibration.npz is missing"):
+        runs.load_run(damaged)
+    (damaged / "calibration.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        runs.load_run(damaged)
+    with pytest.raises(ValueError, match="not calibrated"):
+        runs.export_run(bare, tmp_path / "x.zip")
+    with pytest.raises(ValueError, match="other features"):
+        other = shutil.copytree(features, tmp_path / "features")
+        recipe = json.loads((other / "recipe.json").read_text())
+        (other / "recipe.json").write_text(json.dumps(recipe | {"fps": 4}))
+        calibrate(shutil.copytree(bare, tmp_path / "copy"), other)
+
+
+def test_levels_on_different_features_are_mixed(bare, tmp_path):
+    mixed = shutil.copytree(bare, tmp_path / "mixed")
+    model = training.load_saga(bare / "sd.keras", "03")
+    config = model.config | {"features": model.config["features"] | {"pool": 1}}
+    runs.build_saga(**config).save(mixed / "sd.keras")
+    with pytest.raises(ValueError, match="different features"):
+        runs.load_run(mixed)
+
+
+def test_calibration_of_a_run_without_val_or_with_few_clips_is_made_up(bare, features, tmp_path):
+    copy = shutil.copytree(bare, tmp_path / "run")
+    for level in LEVELS:
+        with np.load(copy / f"{level}_embeddings.npz") as arrays:
+            own = dict(arrays)
+        own["split"] = np.where(own["split"] == "val", "train", own["split"])
+        np.savez(copy / f"{level}_embeddings.npz", **own)
+    found = calibrate(copy, features)
+    assert all(level["temperature"] is None for level in found["levels"].values())
+    assert found["unknown"]["threshold"] is None and found["nearest"]["split"] == "test"
+    run = runs.load_run(copy)
+    assert run.novelty is None
+    words = " ".join(reports.run_warnings(run))
+    assert "No val clips" in words and "Too few val clips (0)" in words
+
+
+# ---------------------------------------------------------------- a run carried away
+
+
+def test_exported_run_answers_otherwise(run, run_folder, videos, tmp_path, monkeypatch):
+    runs.export_run(run_folder, tmp_path / "run.zip")
+    runs.export_run(run_folder, tmp_path / "exported")
+    clip = videos / "SVD" / "0001.mp4"
+    (expected,) = attribute(clip, run)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: str(tmp_path / "exported"))
+    monkeypatch.setattr("kagglehub.model_download", lambda name: str(tmp_path / "exported"))
+    for carried in (
+        tmp_path / "run.zip",
+        tmp_path / "exported",
+        "hf://somebody/run",
+        "kaggle://somebody/run/keras/one",
+    ):
+        (found,) = attribute(clip, str(carried))
+        assert found["levels"] == expected["levels"] and found["nearest"] == expected["nearest"]
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "simulated clips" in card and card.count("-L |") == 5 and "Limits" in card
+    assert {file.name for file in (tmp_path / "exported").iterdir()} <= set(runs.FILES)
+    with pytest.raises(ValueError, match="other files"):
+        runs.export_run(run_folder, videos)
+
+
+def test_zip_writes_where_it_wants(run_folder, tmp_path):
+    runs.export_run(run_folder, tmp_path / "run.zip")
+    with zipfile.ZipFile(tmp_path / "run.zip", "a") as archive:
+        archive.writestr("../../evil.txt", "x")
+        archive.writestr("/tmp/evil.py", "x")
+    folder = tmp_path / "deep" / "er"
+    folder.mkdir(parents=True)
+    runs.unpack(tmp_path / "run.zip", folder)
+    assert {file.name for file in folder.iterdir()} <= set(runs.FILES) and not (tmp_path / "evil.txt").exists()
+    data = (tmp_path / "run.zip").read_bytes()
+    (tmp_path / "cut.zip").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="cut.zip"):
+        runs.load_run(tmp_path / "cut.zip")
+
+
+def test_handle_that_cannot_be_had_has_no_remedy(monkeypatch):
+    def refuse(*args, **more):
+        raise OSError("no network\nhere")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(ValueError, match="no network here.*--run FOLDER"):
+        runs.load_run("hf://somebody/run")
+    with pytest.raises(ValueError, match="begin with"):
+        runs.load_run("s3://bucket/run")
+
+
+# ---------------------------------------------------------------- the page
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def of(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def page(videos, run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    nasty = path.parent / NASTY
+    shutil.copy(videos / "SVD" / "0002.mp4", nasty)
+    with open_html(path) as write:
+        for report in attribute([videos / "SVD" / "0001.mp4", nasty, "/dev/zero"], run, images=True):
+            write(report)
+    return path
+
+
+def test_page_asks_for_something_elsewhere_or_cannot_be_read_aloud(page):
+    text = page.read_text(encoding="utf-8")
+    found = Page(text)
+    for tag, attributes in found.tags:
+        assert tag not in ("script", "link", "iframe", "object")
+        for key, value in attributes.items():
+            assert not key.startswith("on")
+            if key in ("href", "src"):
+                assert value.startswith(("#", "data:image/jpeg;base64,"))
+    assert "url(" not in text and "@import" not in text
+    assert "default-src 'none'" in found.of("meta")[2]["content"]
+    assert found.of("html")[0]["lang"] == "en" and "viewport" in {meta.get("name") for meta in found.of("meta")}
+    assert len(found.of("h1")) == len(found.of("main")) == 1 and len(found.of("article")) == len(found.of("h2")) == 3
+    assert len(found.of("img")) == 16 and all(image["alt"] for image in found.of("img"))
+    assert all(picture["role"] == "img" and picture["aria-label"] for picture in found.of("svg"))
+    assert all(head["scope"] in ("col", "row") for head in found.of("th"))
+    assert len(found.of("caption")) == len(found.of("table"))
+    ids = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
+    assert len(ids) == len(set(ids)) and all(link["href"][1:] in ids for link in found.of("a"))
+
+
+MEASURE = """<script>const wide = [...document.querySelectorAll("body *")].filter(
+  x => x.getBoundingClientRect().right > innerWidth + 1 && !x.closest("thead")).map(x => x.tagName);
+const ink = getComputedStyle(document.body);
+document.title = JSON.stringify({width: innerWidth, scroll: document.documentElement.scrollWidth, wide,
+  paper: ink.backgroundColor, ink: ink.color, articles: document.querySelectorAll("article").length});</script>"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium")
+@pytest.mark.parametrize("width, dark", [(500, False), (1200, True)])
+def test_page_does_not_fit_or_is_not_dark_in_a_browser(page, tmp_path, width, dark):
+    copy = tmp_path / "copy.html"
+    text = page.read_text(encoding="utf-8")
+    policy = text[text.index('<meta http-equiv="Content') : text.index("<title>")]
+    copy.write_text(text.replace(policy, "").replace("</body>", MEASURE + "</body>"), encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    flags += [
+        "--disable-quic",
+        "--disable-sync",
+        "--disable-component-update",
+        f"--user-data-dir={tmp_path / 'browser'}",
+    ]
+    flags += [f"--window-size={width},900", f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
+    done = subprocess.run(
+        [CHROMIUM, *flags, "--dump-dom", f"file://{copy}"], capture_output=True, text=True, timeout=120
+    )
+    title = done.stdout[done.stdout.index("<title>") + 7 : done.stdout.index("</title>")].replace("&amp;", "&")
+    found = json.loads(title)
+    assert found["wide"] == [] and found["scroll"] <= found["width"] and found["articles"] == 3
+    colours = [sum(map(int, found[key][4:-1].split(","))) for key in ("paper", "ink")]
+    assert (colours[0] < colours[1]) == dark
