@@ -121,11 +121,15 @@ def equalized_frames(part, size, fps, frames, encoder, first):
 
 
 def watched(samples, seen, shown, fps):
-    """Pass samples on; note of each its time, a small grey copy and, of those to be shown, a JPEG."""
+    """Pass samples on; note of each its time, contrast and change in grey levels, and a JPEG of those to be shown."""
+    before = None
     for seconds, frame in samples:
         small = cv2.resize(frame, (64, 64), interpolation=cv2.INTER_AREA)
+        grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype("float32")
+        change = 0.0 if before is None else float(np.abs(grey - before).mean())
         picture = thumbnail(frame) if round(seconds * fps) in shown else None
-        seen.append((float(seconds), cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype("float32"), picture))
+        seen.append((float(seconds), float(grey.std()), change, picture))
+        before = grey
         yield seconds, frame
 
 
@@ -173,7 +177,9 @@ def is_media(name):
 
 
 class File:
-    """What is known so far of a file: info, windows ({"seen", "frames"}), tokens that wait, outputs by level."""
+    """What is known so far of a file: info, windows {"seen": what `watched` notes, "frames": how many were encoded},
+    tokens that wait for their window, outputs by window and level.
+    """
 
     def __init__(self):
         self.info, self.windows, self.tokens, self.error = {}, [], [], None

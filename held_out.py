@@ -36,7 +36,8 @@ def measure_report(args, data):
         parts = []
         for part in fold_data(data, seed) if len(data.folds) > 1 else [data]:
             run = assemble(args, part, seed, only)
-            parts.append(answer(run, part, new, calibrate(run, part.features, seed=seed)))
+            calibration = calibrate(run, part.features, seed=seed)
+            parts.append(answer(run, part, new, calibration, args.encoder_weights))
         seeds.append(pool(parts, new))
     return described(data, seeds=seeds, left_out=new)
 
@@ -70,13 +71,14 @@ def assemble(args, data, seed, only):
     return run
 
 
-def answer(run_folder, data, new, calibration):
+def answer(run_folder, data, new, calibration, weights):
     """What the files of test and of left-out generators are called, with their truth, and how sure the run is."""
     run = load_run(run_folder)
     with np.load(run_folder / f"{run.finest}_embeddings.npz", allow_pickle=False) as arrays:
         test = set(arrays["video"][arrays["split"] == "test"].tolist())
     rows = [row for row in read_index(data.features) if row["path"] in test or row["generator"] in new]
-    reports = attribute([data.videos / row["source"] for row in rows], run, load_encoder(run.features))
+    encoder = load_encoder(run.features, weights=weights if run.features["encoder"] == "mobilenet" else None)
+    reports = attribute([data.videos / row["source"] for row in rows], run, encoder)
     if failed := [report["file"] for report in reports if report["error"] is not None]:
         raise ValueError(f"{len(failed)} files cannot be read, such as {failed[0]}; were they there when 01 ran?")
     generators, levels = np.array([row["generator"] for row in rows]), {}

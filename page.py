@@ -48,7 +48,10 @@ def media_line(media):
 
 def summed_line(summed):
     best = f"{summed['best']} {shown(summed['probabilities'][summed['best']])}"
-    return best + (f", not defined {shown(summed['not_defined'])}" if summed["not_defined"] >= 0.005 else "")
+    left = f"not defined {shown(summed['not_defined'])}"
+    if summed["agrees"] is None:
+        return f"{left}, {best}"
+    return f"{best}, {left}" if summed["not_defined"] >= 0.005 else best
 
 
 def accuracy_line(measured):
@@ -60,7 +63,7 @@ def disagreements(report):
     """One sentence per level whose own model and the generator's sums differ, with what held-out clips say of it."""
     for level, own in report["levels"].items():
         summed = own["by_generator"]
-        if not summed or summed["agrees"]:
+        if not summed or summed["agrees"] is not False:
             continue
         line = f"{level_name(level)}: its own model says {own['best']}, the generator's probabilities {summed['best']}."
         if found := summed["measured"]:
@@ -212,7 +215,7 @@ article { border-top: 3px solid var(--line); padding-top: 1rem; margin-top: 2rem
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 caption { text-align: left; color: var(--soft); padding-bottom: .25rem; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line); }
-th[scope="row"] { min-width: 4.5rem; overflow-wrap: normal; }
+th { overflow-wrap: normal; } th[scope="row"] { min-width: 4.5rem; }
 .verdict { font-size: 1.1rem; font-weight: 600; }
 .soft, figcaption { color: var(--soft); font-size: .85rem; }
 .warning { border-left: 4px solid var(--warn); background: var(--fill); padding: .4rem .75rem; margin: .5rem 0; }
@@ -270,8 +273,9 @@ def verdict(report):
         return f"not answered: {report['error']}"
     if reasons := report["evidence"]["reasons"]:
         return f"too little evidence: {'; '.join(reasons)}"
-    answers = (f"{answer_of(own)} {shown(own['probabilities'][own['best']])}" for own in report["levels"].values())
-    return ", ".join(answers)
+    levels = report["levels"].values()
+    sure = [f" {shown(own['probabilities'][own['best']])}" if own["answer"] == own["best"] else "" for own in levels]
+    return ", ".join(f"{answer_of(own)}{probability}" for own, probability in zip(levels, sure, strict=True))
 
 
 def html_section(report, number):

@@ -59,11 +59,7 @@ def reason(error):
 
 def weigh_evidence(windows, whole, run):
     """Deviation and change in grey levels, and why they, or the length, are too little to go by."""
-    grey = [np.stack([sample[1] for sample in window["seen"]]) for window in windows]
-    contrast = max(float(own.std(axis=(1, 2)).max()) for own in grey)
-    change = max(
-        (float(np.abs(np.diff(own, axis=0)).mean(axis=(1, 2)).max()) for own in grey if len(own) > 1), default=0
-    )
+    contrast, change = (max(sample[i] for window in windows for sample in window["seen"]) for i in (1, 2))
     reasons = []
     if not whole.any():
         seconds = run.features["frames"] / run.features["fps"]
@@ -129,7 +125,7 @@ def add_generator_sums(levels, run):
             "best": best,
             "probabilities": {name: rounded(value) for name, value in sums.items()},
             "not_defined": rounded(left),
-            "agrees": best == levels[level]["best"],
+            "agrees": best == levels[level]["best"] if sums[best] >= left else None,
             "measured": found,
         }
 
@@ -140,7 +136,7 @@ def explain(clip, outputs, windows, level, run):
     weight = outputs["attention"].mean(axis=1) * frames  # (S, L): over attending frames; 1 is an even share
     strip = []
     for own, window in zip(weight, windows, strict=True):
-        for value, (seconds, _, picture) in zip(own, window["seen"], strict=False):
+        for value, (seconds, _, _, picture) in zip(own, window["seen"], strict=False):
             strip.append({"seconds": seconds, "attention": rounded(value)} | ({"image": picture} if picture else {}))
     whole = bool(np.isfinite(clip["maps"]).all())
     found = {"level": run.finest, "frames": strip, "map": as_lists(clip["maps"]) if whole else None, "signatures": []}

@@ -9,6 +9,7 @@ A run needs one level or more, <level>.keras and <level>.json of 02 or 03, all o
 
 import contextlib
 import hashlib
+import logging
 import shutil
 import tempfile
 import zipfile
@@ -27,6 +28,8 @@ from unknown import SCORES, Clips
 
 CALIBRATION, CLIPS, CARD = "calibration.json", "calibration.npz", "README.md"
 FILES = (*(f"{level}{ending}" for level in LEVELS for ending in (".keras", ".json")), CALIBRATION, CLIPS, CARD)
+# Five models are five graphs; TensorFlow takes that for one that is traced again and again.
+logging.getLogger("tensorflow").setLevel(logging.ERROR)
 BATCH_TOKENS = 1 << 15  # of a batch of windows: with SigLIP's 5,832 a window, 1 GB of attention scores
 
 

@@ -343,6 +343,20 @@ def test_disagreement_is_not_said_or_trust_is_guessed(videos, run):
         found["levels"]["team"]["by_generator"] = summed | {"measured": counts | {"trust": trust}}
         text = text_report(found)
         assert words in text and "right on 18, the generator's on 6" in text and "not defined 0.10" in text
+    found["levels"]["team"]["by_generator"] |= {"agrees": None, "not_defined": 0.9}
+    assert "TEAM-L: its own model says" not in text_report(found)
+
+
+def test_generator_of_no_version_votes_for_one(videos, run):
+    """Pika's Stable Diffusion version is Unknown: where Pika is likeliest, its share is no vote for another version."""
+    (found,) = attribute(videos / "SVD" / "0001.mp4", run)
+    generators = list(run.models["gen"].config["class_names"])
+    levels = found["levels"]
+    levels["gen"]["probabilities"] = {name: 0.1 for name in generators} | {"Pika": 1 - 0.1 * (len(generators) - 1)}
+    reports.add_generator_sums(levels, run)
+    sd = levels["sd"]["by_generator"]
+    assert sd["not_defined"] == pytest.approx(0.7) and sd["agrees"] is None
+    assert levels["bin"]["by_generator"]["best"] == "Fake" and levels["bin"]["by_generator"]["not_defined"] == 0
 
 
 # ---------------------------------------------------------------- the command
