@@ -21,6 +21,7 @@ import queue
 import sys
 import threading
 from contextlib import ExitStack
+from functools import partial
 
 import cv2
 import numpy as np
@@ -29,8 +30,8 @@ from tqdm import tqdm
 from calibration import calibrate, spread_evenly
 from common import positive, run_script
 from encoders import DTYPES, encode_frames
-from page import open_csv, open_html, open_json, text_report
-from report import make_report
+from page import answered, open_csv, open_html, open_json, text_report
+from report import file_name, make_report
 from runs import Run, export_run, load_encoder, load_run, window_outputs
 from unknown import SCORES
 from videos import STILL_SUFFIXES, VIDEO_SUFFIXES, TooShortError, Video, equalize, is_shown, suffix_of
@@ -47,6 +48,7 @@ def get_args(argv=None):
     add("files", nargs="*", metavar="FILE", help="videos, images, folders, or - for a list on standard input")
     add("--run", default="runs/zoo", help="folder, zip or handle of a trained run")
     add("--json", metavar="PATH", help="write a JSON object per line and file; - is standard output, without the text")
+    add("--resume", action="store_true", help="leave out the files that --json PATH answers already, and add to it")
     add("--html", metavar="PATH", help="write one page that needs nothing else")
     add("--csv", metavar="PATH", help="write a row per file")
     add("--max-windows", type=positive, help="look at no more windows of a file than this, spread evenly")
@@ -69,6 +71,8 @@ def get_args(argv=None):
             parser.error("--calibrate and --export take a run, no files and no reports")
     elif not args.files:
         parser.error("name a file, a folder, or - for a list on standard input")
+    if args.resume and args.json in (None, "-"):
+        parser.error("--resume goes on with the file of --json")
     return args
 
 
@@ -308,10 +312,12 @@ def main(argv=None):
 
     # ---------------------------------------------------------------- answer
     files = failed = 0
+    there = answered(args.json) if args.resume else set()
     with ExitStack() as stack:
-        openers = ((args.json, open_json), (args.csv, open_csv), (args.html, open_html))
+        openers = ((args.json, partial(open_json, add=args.resume)), (args.csv, open_csv), (args.html, open_html))
         outputs = [stack.enter_context(opener(path)) for path, opener in openers if path]
         for paths in batches(args.files):
+            paths = [path for path in paths if file_name(path) not in there]
             for report in attribute(paths, run, encoder, **options):
                 files, failed = files + 1, failed + (report["error"] is not None)
                 if args.json != "-":

@@ -12,6 +12,7 @@ import csv
 import html
 import json
 import sys
+from pathlib import Path
 
 from common import LEVELS
 from features import replace_whole
@@ -125,10 +126,29 @@ def text_report(report) -> str:
 # ---------------------------------------------------------------- JSON and CSV: written as the reports come
 
 
+def answered(path) -> set[str]:
+    """The files that a file of JSON lines answers; lines of errors and a last one cut short are dropped from it."""
+    if not Path(path).exists():
+        return set()
+    kept, names = [], set()
+    for line in Path(path).read_text(encoding="utf-8").splitlines(keepends=True):
+        with contextlib.suppress(json.JSONDecodeError):
+            report = json.loads(line)
+            if not isinstance(report, dict) or "file" not in report:
+                raise ValueError(f"{path} holds no reports of attribute_video.py; choose another --json")
+            if report["error"] is None and line.endswith("\n"):
+                kept.append(line)
+                names.add(report["file"])
+    replace_whole(path, lambda file: file.write_text("".join(kept), encoding="utf-8"))
+    return names
+
+
 @contextlib.contextmanager
-def open_json(path):
-    """write(report): one line each, without the frames' pictures; "-" is standard output."""
-    with contextlib.nullcontext(sys.stdout) if path == "-" else open(path, "w", encoding="utf-8") as file:
+def open_json(path, add=False):
+    """write(report): one line each, without the frames' pictures; `add` keeps what is there, "-" is standard output."""
+    with contextlib.ExitStack() as stack:
+        mode = "a" if add else "w"
+        file = sys.stdout if path == "-" else stack.enter_context(open(path, mode, encoding="utf-8"))
 
         def write(report):
             if report["error"] is None:

@@ -24,7 +24,7 @@ MEASURED = ("videos", "accuracy", "accuracy_interval", "macro_accuracy", "macro_
 
 
 def make_report(path, file, run):
-    report = {"version": VERSION, "file": os.fsencode(path).decode("utf-8", "replace"), "error": None}
+    report = {"version": VERSION, "file": file_name(path), "error": None}
     if file.error is None and not file.outputs:
         file.error = ValueError("no frame could be decoded")
     if file.error is not None:
@@ -43,13 +43,18 @@ def make_report(path, file, run):
     for level, own in levels.items():
         if evidence["reasons"]:
             own["answer"] = TOO_LITTLE
-        elif unknown and unknown["unknown"] and level == "gen":
+        elif unknown and unknown["unknown"] and level == run.finest != "bin":
             own["answer"] = UNKNOWN
     report |= {"media": file.info, "evidence": evidence, "levels": levels, "unknown": unknown}
     report["explanation"] = explain(clip, outputs[run.finest], file.windows, levels[run.finest], run)
     report["nearest"] = nearest_clips(outputs[run.finest]["embedding"], seconds, run)
     report["warnings"] = [*file_warnings(file, run), *met_before(report["nearest"]), *run_warnings(run)]
     return report | {"limits": list(LIMITS), "run": describe_run(run)}
+
+
+def file_name(path):
+    """A path as text that can be written anywhere; bytes that are not UTF-8 are replaced."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def reason(error):

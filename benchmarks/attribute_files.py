@@ -4,8 +4,9 @@
     python benchmarks/attribute_files.py --full                             needs 12 GB of memory and 5 GB of disk
 
 At full size the encoder is a SigLIP-So400m and the levels are five transformers of 95.64M parameters, all with random
-weights, which cost the time and memory of trained ones. Clips are noise that moves, 640 x 360, of 1, 2, 4 and 8 seconds;
-the paper says about a minute per video on one CPU (Sec. S-2). Seconds are of the whole command and of attribute() alone.
+weights, which cost the time and memory of trained ones. Clips are noise that moves, 640 x 360, of 1, 2, 4 and 8
+seconds; the paper says about a minute per video on one CPU (Sec. S-2). Seconds are of the whole command, and of
+attribute() in a process that has loaded everything.
 """
 
 import argparse

@@ -63,12 +63,13 @@ def bare(features):
     """What 02 and 03 leave behind, from weights as they are drawn, which is faster than training; not calibrated."""
     folder, rows = features.parent / "bare", read_index(features)
     for level in LEVELS:
-        flags = ["--features", features, "--run", folder, *([] if level == "bin" else ["--level", level])]
+        flags = ["--features", features, "--run", folder, "--temporal-blocks", 2]
+        flags += [] if level == "bin" else ["--level", level]
         args = importlib.import_module(script(level)).get_args([str(flag) for flag in flags])
         chosen = training.choose_videos(rows, level, args)
         model = training.new_model(args, chosen.classes)
         for weight in model.classifier.weights:  # probabilities far from even, so that a mistake shows
-            weight.assign(20 * weight)
+            weight.assign(4 * weight)
         metrics, arrays = evaluate(model, chosen, level, batch_size=64)
         training.save_run(model, metrics, arrays, args, training.make_recipe(level, args, rows), time.time())
     return folder
@@ -377,8 +378,31 @@ def test_list_on_standard_input_is_not_answered_line_by_line(run_folder, videos,
         assert process.wait() == 1 and "1 of 3 files could not be read" in said and "Traceback" not in said
 
 
+def test_resumed_list_is_answered_anew_or_loses_a_file(run_folder, videos, tmp_path, capsys):
+    clips, out = [videos / "SVD" / f"000{i}.mp4" for i in range(3)], tmp_path / "out.jsonl"
+    with pytest.raises(ValueError, match="1 of 2"):
+        main(clips[0], tmp_path / "late.mp4", "--run", run_folder, "--json", out)
+    kept = out.read_text().splitlines()[0]
+    out.write_text(out.read_text() + kept[:500])  # interrupted while it wrote
+    shutil.copy(clips[2], tmp_path / "late.mp4")
+    assert main(clips[0], tmp_path / "late.mp4", clips[1], "--run", run_folder, "--json", out, "--resume") == 2
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["file"] for line in lines] == [str(path) for path in (clips[0], tmp_path / "late.mp4", clips[1])]
+    assert out.read_text().splitlines()[0] == kept and not any(line["error"] for line in lines)
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"a": 1}\n')
+    with pytest.raises(ValueError, match="holds no reports"):
+        main(clips[0], "--run", run_folder, "--json", other, "--resume")
+
+
 def test_arguments_that_do_not_go_together_are_taken():
-    for wrong in ([], ["a.mp4", "--calibrate"], ["a.mp4", "--export", "x.zip"], ["a.mp4", "--max-windows", "0"]):
+    for wrong in (
+        ["a.mp4", "--resume"],
+        [],
+        ["a.mp4", "--calibrate"],
+        ["a.mp4", "--export", "x.zip"],
+        ["a.mp4", "--max-windows", "0"],
+    ):
         with pytest.raises(SystemExit) as stop:
             attribute_video.get_args(wrong)
         assert stop.value.code == 2

@@ -5,6 +5,7 @@ import importlib
 import math
 import os
 import struct
+import zlib
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import scipy.fft
 
+import videos
 from common import load_generators
 from encoders import GRID, SCALE, SHIFT, build_encoder, encode_videos
 from features import assign_splits, group_hash, read_index, read_json, write_index
@@ -106,6 +108,65 @@ def test_animated_webp_is_sampled_by_its_durations(tmp_path):
 def test_large_frames_are_sampled_like_small_ones(tmp_path):
     path = write_clip(tmp_path / "large.mp4", frames=[numbered(i, (1024, 512)) for i in range(36)], fps=30)
     assert sampled(path) == [k * 30 // 8 for k in range(10)]
+
+
+SEEKABLE = {
+    "closed": ("mp4", "libx264", {"g": "12", "bf": "3", "x264-params": "open-gop=0"}),
+    "open": ("mkv", "libx264", {"g": "12", "bf": "3", "x264-params": "open-gop=1:b-adapt=0"}),
+    "hevc": ("mp4", "libx265", {"x265-params": "keyint=12:bframes=3:log-level=none"}),
+    "vp9": ("webm", "libvpx-vp9", {"g": "12", "deadline": "realtime", "cpu-used": "8"}),
+    "mpeg4": ("mp4", "mpeg4", {"g": "12", "bf": "2"}),
+}
+
+
+@pytest.mark.parametrize("kind", SEEKABLE)
+def test_frames_chosen_from_a_video_are_others_than_those_of_the_whole(tmp_path, kind, monkeypatch):
+    """Only the key frames' runs that hold a chosen frame are decoded, also where pictures refer across a key frame."""
+    suffix, codec, options = SEEKABLE[kind]
+    path = tmp_path / f"clip.{suffix}"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream(codec, rate=24, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        for i in range(200):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(i), format="rgb24")))
+        output.mux(stream.encode())
+    whole = dict(sample_frames(path))
+    decoded, decode = [], videos.decode
+
+    def counted(packets, context, needed=None):
+        for frame in decode(packets, context, needed):
+            decoded.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(videos, "decode", counted)
+    for hold in (videos.HELD_BYTES, 0):
+        monkeypatch.setattr(videos, "HELD_BYTES", hold)
+        for chosen in ([30], [2, 3, 33, 65], [0, 31, 32], [66]):
+            decoded.clear()
+            with Video(path) as video:
+                found = dict(video.sample(8, chosen))
+            assert list(found) == [k / 8 for k in chosen]
+            for seconds, frame in found.items():
+                assert np.array_equal(frame, whole[seconds]) and number_of(frame) == round(24 * seconds)
+            assert len(decoded) < 26 * len(chosen)
+
+
+def test_picture_larger_than_memory_is_opened(tmp_path):
+    header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII5B", 13, b"IHDR", 60000, 60000, 1, 0, 0, 0, 0)
+    header += struct.pack(">I", zlib.crc32(header[12:]))
+    (tmp_path / "bomb.png").write_bytes(header + struct.pack(">I4s", 0, b"IEND"))
+    with pytest.raises(ValueError, match="million pixels"):
+        Video(tmp_path / "bomb.png")
+    animation = cv2.Animation()
+    animation.frames, animation.durations = [np.zeros((64, 64, 4), np.uint8) + np.uint8(i) for i in range(9)], [99] * 9
+    cv2.imwriteanimation(str(tmp_path / "many.webp"), animation)
+    assert len(Video(tmp_path / "many.webp").times) == 9
+    data = (tmp_path / "many.webp").read_bytes()
+    place = data.index(b"VP8X") + 12  # the canvas: 16384 x 8192, nine times
+    canvas = (16383).to_bytes(3, "little") + (8191).to_bytes(3, "little")
+    (tmp_path / "many.webp").write_bytes(data[:place] + canvas + data[place + 6 :])
+    with pytest.raises(ValueError, match="9 frames of 16384x8192 do not fit"):
+        Video(tmp_path / "many.webp")
 
 
 def test_rotation_is_upright_as_opencv_shows_it(tmp_path):
@@ -452,6 +513,18 @@ def test_features_index_and_recipe_are_as_promised(clips, tmp_path, capsys):
     assert len(read_index(tmp_path / "f")) == 3
 
 
+def test_index_without_a_codec_cannot_be_read(clips, tmp_path):
+    extract("--videos", clips, "--features", tmp_path / "features", "--pool", 4)
+    rows = read_index(tmp_path / "features")
+    assert {row["codec"] for row in rows} == {"h264"}
+    (path,) = (tmp_path / "features").glob("index-*.csv")
+    lines = list(csv.reader(path.read_text().splitlines()))
+    place = lines[0].index("codec")
+    path.write_text("\n".join(",".join(line[:place] + line[place + 1 :]) for line in lines) + "\n")
+    assert [row | {"codec": "h264"} for row in read_index(tmp_path / "features")] == rows
+    assert extract("--videos", clips, "--features", tmp_path / "features", "--pool", 4)["skipped"] == len(rows)
+
+
 def test_shards_add_up_to_the_whole(clips, tmp_path):
     extract("--videos", clips, "--features", tmp_path / "whole")
     for i in (1, 2, 3, 4):
@@ -587,8 +660,8 @@ def test_a_zoo_is_not_known_as_simulated(tmp_path):
     clip = write_clip(tmp_path / "zoo" / "Sora" / "0000.mp4")
     (tmp_path / "zoo" / "recipe.json").write_text('{"simulated": true}')
     table = write_csv(tmp_path / "set.csv", ("path", "generator"), (clip, "Sora"))
-    for number, videos in enumerate((tmp_path / "zoo", table)):
-        extract("--videos", videos, "--features", tmp_path / f"f{number}")
+    for number, given in enumerate((tmp_path / "zoo", table)):
+        extract("--videos", given, "--features", tmp_path / f"f{number}")
         assert read_json(tmp_path / f"f{number}" / "recipe.json")["simulated"] is True
 
 
