@@ -330,4 +330,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, interrupted="what was answered is kept, and --resume goes on with the file of --json")

@@ -328,7 +328,7 @@ def semi_hard_negative_loss(labels, embeddings, margin=1.0, positives="all"):
 # ---------------------------------------------------------------- running a script
 
 
-def run_script(main):
+def run_script(main, interrupted="the same command goes on (without --overwrite)"):
     """Exit with status 0, or with 1 and one plain line on standard error where the work cannot be done."""
     script = Path(sys.argv[0]).name
     try:
@@ -336,7 +336,7 @@ def run_script(main):
     except (ValueError, OSError) as error:
         sys.exit(f"{script}: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"{script}: interrupted; the same command goes on (without --overwrite)")
+        sys.exit(f"{script}: interrupted; {interrupted}")
 
 
 def git_commit() -> str | None:

@@ -235,7 +235,7 @@ article { border-top: 3px solid var(--line); padding-top: 1rem; margin-top: 2rem
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 caption { text-align: left; color: var(--soft); padding-bottom: .25rem; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line); }
-th { overflow-wrap: normal; } th[scope="row"] { min-width: 4.5rem; }
+th[scope="col"] { overflow-wrap: normal; } th[scope="row"] { min-width: 4.8rem; }
 .verdict { font-size: 1.1rem; font-weight: 600; }
 .soft, figcaption { color: var(--soft); font-size: .85rem; }
 .warning { border-left: 4px solid var(--warn); background: var(--fill); padding: .4rem .75rem; margin: .5rem 0; }
@@ -251,6 +251,7 @@ figure { margin: 0; } .maps svg { width: 9rem; height: 9rem; background: var(--f
   thead { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
   tr { display: block; padding: .5rem 0; border-bottom: 1px solid var(--line); }
   th, td { display: block; border: 0; padding: .1rem 0; }
+  .maps svg { width: 6rem; height: 6rem; } .maps figure { width: 6rem; }
   td[data-label]::before { content: attr(data-label) ": "; color: var(--soft); }
 }
 @media print {

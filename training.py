@@ -223,7 +223,8 @@ def keep_trained_classes(classes, roles, excluded):
     if absent := [name for i, name in enumerate(classes) if i not in present]:
         print(f"no training video, so not among the classes: {', '.join(absent)}")
     place = {label: i for i, label in enumerate(present)}
-    roles["unseen"] += [row for row in roles["test"] if row["label"] not in place]
+    untrained = [row for row in roles["test"] if row["label"] not in place]
+    roles["unseen"] += [{key: row[key] for key in row if key != "label"} for row in untrained]
     for role in ("train", "val", "test"):
         roles[role] = [row | {"label": place[row["label"]]} for row in roles[role] if row["label"] in place]
     classes = tuple(classes[i] for i in present)

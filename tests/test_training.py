@@ -424,3 +424,11 @@ def test_interrupt_that_keras_passes_over_is_lost(features, tmp_path, monkeypatc
     finally:
         signal.signal(signal.SIGINT, before)
     assert len(batches) == 1 and not (tmp_path / "run" / "bin.json").exists()
+
+
+def test_class_that_nobody_trains_lends_its_place_to_another(features, tmp_path):
+    """Its videos are unseen, and what 03 calls them must not be the class that has its number among the trained."""
+    rows = [row | {"split": "test"} if row["generator"] == "SVD" else row for row in read_index(features)]
+    chosen = training.choose_videos(rows, "gen", arguments(features, tmp_path, "--level", "gen", stage=stage_two))
+    assert "SVD" not in chosen.classes and {row["generator"] for row in chosen.unseen} == {"SVD", "WildScrape"}
+    assert not any("label" in row for row in chosen.unseen)
