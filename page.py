@@ -64,7 +64,13 @@ def disagreements(report):
     """One sentence per level whose own model and the generator's sums differ, with what held-out clips say of it."""
     for level, own in report["levels"].items():
         summed = own["by_generator"]
-        if not summed or summed["agrees"] is not False:
+        if not summed or summed["agrees"]:
+            continue
+        if summed["agrees"] is None:
+            yield (
+                f"{level_name(level)}: most of the generator's probability ({shown(summed['not_defined'])}) is on"
+                f" generators that have no class here; its own model can only choose among those that have."
+            )
             continue
         line = f"{level_name(level)}: its own model says {own['best']}, the generator's probabilities {summed['best']}."
         if found := summed["measured"]:
@@ -255,9 +261,11 @@ figure { margin: 0; } .maps svg { width: 9rem; height: 9rem; background: var(--f
   td[data-label]::before { content: attr(data-label) ": "; color: var(--soft); }
 }
 @media print {
-  :root { color-scheme: light; --paper: #fff; --ink: #000; --soft: #444; --line: #999; --fill: #eee; --mark: #003; }
-  body { max-width: none; padding: 0; font-size: 10pt; } article { break-before: page; } article:first-of-type {
-  break-before: auto; } tr, figure, .warning { break-inside: avoid; } * { print-color-adjust: exact; }
+  :root { color-scheme: light; --paper: #fff; --ink: #000; --soft: #444; --line: #999; --fill: #eee; --mark: #003;
+    --warn: #8a4b00; --c0: #0b57d0; --c1: #b3460b; --c2: #1a7f37; --c3: #8250df; --c4: #6e7781; }
+  body { max-width: none; padding: 0; font-size: 10pt; } article { break-before: page; }
+  article:first-of-type { break-before: auto; } h3 { break-after: avoid; }
+  tr, figure, .warning { break-inside: avoid; } * { print-color-adjust: exact; }
 }
 """
 
