@@ -43,7 +43,7 @@ from features import (
     write_features,
     write_json,
 )
-from videos import TooShortError, describe, header_seconds, list_videos
+from videos import TooShortError, describe, header_seconds, list_videos, reason
 
 INDEX_SECONDS = 30  # the index on disk is at most this old
 NOT_COMPARED = ("simulated", "preset", "versions", "git")  # all else in a recipe decides about the tokens
@@ -194,12 +194,6 @@ def save(row, video, features):
             raise
         row["error"] = reason(error)
         return row["error"]
-
-
-def reason(error):
-    """One line on why a video could not be read."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split()) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
 
 
 def print_videos(rows, ignored, table, videos):

@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from calibration import calibrate, spread_evenly
+from calibration import calibrate, print_calibration, spread_evenly
 from common import positive, run_script
 from encoders import DTYPES, encode_frames
 from page import answered, open_csv, open_html, open_json, text_report
@@ -199,11 +199,12 @@ class File:
 
 
 def classify(waiting, run):
-    """Outputs by level for windows (file, tokens (L, T, D)) that wait, added to their files."""
+    """Add the outputs of all levels for windows (file, tokens (L, T, D)) that wait to their files; then none waits."""
     tokens = np.stack([window for _, window in waiting])
     outputs = {level: window_outputs(model, tokens, run.batch()) for level, model in run.models.items()}
     for i, (file, _) in enumerate(waiting):
         file.outputs.append({level: {key: own[i] for key, own in found.items()} for level, found in outputs.items()})
+    waiting.clear()
 
 
 def look(paths, run, encoder, max_windows, images, batch_size, threads):
@@ -231,11 +232,11 @@ def look(paths, run, encoder, max_windows, images, batch_size, threads):
             file.ended, file.error = True, content
         if len(waiting) == run.batch():
             classify(waiting, run)
-            waiting.clear()
+        elif not file.ended:
+            continue
         yield from ((number, files.pop(number)) for number in done())
     if waiting:
         classify(waiting, run)
-        waiting.clear()
     yield from ((number, files.pop(number)) for number in done())
 
 
@@ -300,9 +301,12 @@ def main(argv=None):
 
     # ---------------------------------------------------------------- about the run
     if args.calibrate:
-        return calibrate(args.run, args.features, args.false_rejection, args.score, args.limit, args.seed)
+        print_calibration(calibrate(args.run, args.features, args.false_rejection, args.score, args.limit, args.seed))
     if args.export:
-        return export_run(args.run, args.export)
+        export_run(args.run, args.export)
+        print(f"{args.export}: the run, and a model card to be completed")
+    if args.calibrate or args.export:
+        return None
 
     # ---------------------------------------------------------------- load
     run = load_run(args.run, args.dtype)

@@ -391,3 +391,32 @@ def median_nearest(windows, saved):
     return float(
         np.median([nearest(windows["window_embedding"][windows["window_clip"] == i], saved, 1)[0][0] for i in clips])
     )
+
+
+def print_calibration(result):
+    """What was found, by level and of unknown generators, as text."""
+    print("measured on test, before -> after the temperature of val (95% interval):")
+    for level, own in result["levels"].items():
+        if own["temperature"] is None:
+            print(f"{level.upper()}-L: no val videos, so no temperature")
+            continue
+        low, high = own["temperature_interval"]
+        cells = [
+            f"{key} {own['before'][key]['value']:.3f} -> {own['after'][key]['value']:.3f}" for key in own["before"]
+        ]
+        cells.append(f"ece of as many calibrated clips {own['after']['ece']['perfect']:.3f}")
+        videos = f"{own['val_videos']} val, {own['test_videos']} test videos"
+        temperature = f"temperature {own['temperature']:.2f} ({low:.2f} to {high:.2f})"
+        print(f"{level.upper()}-L: {', '.join([temperature, *cells])}; {videos}")
+    unknown = result["unknown"]
+    if unknown["threshold"] is None:
+        print(
+            f"unknown generators: no threshold, {unknown['val_clips']} val clips are too few for {unknown['rate']:.0%}"
+        )
+        return
+    cells = [f"{name} {own['rejected']} of {own['clips']}" for name, own in unknown["unseen"].items()]
+    if test := unknown["test"]:
+        cells = [f"known {test['rejected']} of {test['clips']}", *cells]
+    print(f"called unknown ({unknown['score']} above {unknown['threshold']:.4g}): {', '.join(cells)}")
+    for name, own in unknown["auroc"].items():
+        print(f"AUROC of {name}: {own['value']:.2f} (chance 0.50)")

@@ -13,6 +13,7 @@ from calibration import clip_values, nearest, sum_lineage, temper
 from evaluation import softmax
 from runs import LIMITS
 from unknown import Clips
+from videos import reason
 
 VERSION = 1  # of report.schema.json
 UNKNOWN, TOO_LITTLE = "unknown generator", "too little evidence"
@@ -55,11 +56,6 @@ def make_report(path, file, run):
 def file_name(path):
     """A path as text that can be written anywhere; bytes that are not UTF-8 are replaced."""
     return os.fsencode(path).decode("utf-8", "replace")
-
-
-def reason(error):
-    text = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
-    return text if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
 
 
 def weigh_evidence(windows, whole, run):

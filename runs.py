@@ -30,7 +30,8 @@ CALIBRATION, CLIPS, CARD = "calibration.json", "calibration.npz", "README.md"
 FILES = (*(f"{level}{ending}" for level in LEVELS for ending in (".keras", ".json")), CALIBRATION, CLIPS, CARD)
 # Five models are five graphs; TensorFlow takes that for one that is traced again and again.
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
-BATCH_TOKENS = 1 << 15  # of a batch of windows: with SigLIP's 5,832 a window, 1 GB of attention scores
+BATCH_WINDOWS = 64  # at most, and fewer where they have many tokens:
+BATCH_TOKENS = 1 << 15  # with SigLIP's 5,832 a window, 1 GB of attention scores
 
 
 class Run(NamedTuple):
@@ -51,7 +52,7 @@ class Run(NamedTuple):
 
     def batch(self):
         """Windows per call of the models."""
-        return max(1, BATCH_TOKENS // (self.features["frames"] * self.features["tokens"]))
+        return max(1, min(BATCH_WINDOWS, BATCH_TOKENS // (self.features["frames"] * self.features["tokens"])))
 
 
 def load_run(run, dtype=None) -> Run:

@@ -80,7 +80,7 @@ class Video:
     def open_stream(self, head, hold):
         stream = self.open_input()
         self.container = container_name(self.input, head)
-        self.size, self.codec = f"{stream.width}x{stream.height}", stream.codec_context.name
+        self.size, self.codec = f"{stream.width}x{stream.height}", stream.codec_context.codec.canonical_name
         check_pixels(stream.width, stream.height)
         packets = read_packets(self.input, stream)
         self.packets = list(packets) if hold else None
@@ -329,6 +329,12 @@ def decode(packets, context, needed=None):
         except av.error.FFmpegError:
             continue
     context.flush_buffers()  # another run may follow
+
+
+def reason(error):
+    """One line on why a video could not be read."""
+    text = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+    return text if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
 
 
 # ---------------------------------------------------------------- windows and equal clips
