@@ -30,6 +30,8 @@ RELIABILITY = {"nll": "NLL", "brier": "Brier", "ece": "ECE"}
 
 def measure_report(args, data):
     """By seed: accuracy of the reports by level, reliability on test, and whose clips were called unknown."""
+    if data.videos is None:
+        raise ValueError("report looks at the clips themselves; name the folder that --features were made of: --videos")
     new, only = new_generators(data) if data.simulated else (names_outside(data), ())
     seeds = []
     for seed in range(args.seeds):

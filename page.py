@@ -101,6 +101,15 @@ def nearest_line(nearest):
     return f"{', '.join(clips)}; of {usual['split']} clips the nearest is at {usual['median']:.3g} (median)"
 
 
+def run_line(run):
+    features = run["features"]
+    line = f"Run {run['name']}: encoder {features['encoder']}, {features['fps']} frames a second; trained and tested on"
+    line += f" {run['data']}"
+    if seen := run["trained_on"]:
+        line += f", {seen['videos']} training clips"
+    return f"{line}."
+
+
 # ---------------------------------------------------------------- text
 
 
@@ -126,6 +135,7 @@ def text_report(report) -> str:
         lines.append(f"  {unknown_line(report['unknown'])}")
     if report["nearest"]:
         lines.append(f"  Nearest training clips: {printable(nearest_line(report['nearest']))}")
+    lines.append(f"  {printable(run_line(report['run']))}")
     return "\n".join(line.rstrip() for line in [*lines, *(f"  ! {warning}" for warning in report["warnings"])]) + "\n"
 
 
@@ -153,6 +163,7 @@ def answered(path) -> set[str]:
 def open_json(path, add=False):
     """write(report): one line each, without the frames' pictures; `add` keeps what is there, "-" is standard output."""
     with contextlib.ExitStack() as stack:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         mode = "a" if add else "w"
         file = sys.stdout if path == "-" else stack.enter_context(open(path, mode, encoding="utf-8"))
 
@@ -175,6 +186,7 @@ def open_csv(path):
     for level in LEVELS:
         columns += [level, f"{level}_probability", f"{level}_summed"]
     columns += ["unknown", "unknown_score", "unknown_threshold", "warnings"]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
@@ -208,6 +220,7 @@ def harmless(value):
 def open_html(path):
     """write(report): a section each; the page appears when all are there, or what there is after an interruption."""
     sections, overview = [], []
+    replace_whole(path, Path.touch)  # while it costs nothing to learn that it cannot be written
 
     def write(report):
         number = len(sections) + 1
@@ -321,14 +334,6 @@ def html_section(report, number):
         ]
         parts += [f'<p class="soft">{e(run_line(report["run"]))}</p>']
     return "\n".join([*parts, "</article>\n"])
-
-
-def run_line(run):
-    features = run["features"]
-    line = f"Run {run['name']}: encoder {features['encoder']}, {features['fps']} frames a second"
-    if seen := run["trained_on"]:
-        line += f"; trained on {seen['videos']} videos, {seen['fewest']} of them of {seen['fewest_class']}"
-    return f"{line}."
 
 
 def html_table(caption, heads, rows):

@@ -6,12 +6,13 @@
 """
 
 import os
+from pathlib import Path
 
 import numpy as np
 
 from calibration import clip_values, nearest, sum_lineage, temper
 from evaluation import softmax
-from runs import LIMITS
+from runs import LIMITS, MEASURED
 from unknown import Clips
 from videos import reason
 
@@ -21,7 +22,6 @@ BLANK, FROZEN = 2.0, 0.1  # grey levels: deviation within a frame, change betwee
 NEAREST = 5  # training clips named
 SAME = 0.05  # of the usual distance to the nearest training clip: a file this near is taken for that clip
 FEW = 500  # clips of a class: the paper's few labels
-MEASURED = ("videos", "accuracy", "accuracy_interval", "macro_accuracy", "macro_interval", "majority", "uniform")
 
 
 def make_report(path, file, run):
@@ -249,6 +249,8 @@ def names_of(levels):
 
 def describe_run(run):
     kept = ("encoder", "layer", "tokens", "dim", "frames", "fps", "pool", "equalize", "simulated")
+    recipe = run.metrics[run.finest]["recipe"]
     described = {"name": run.name, "levels": list(run.models), "calibrated": run.calibration is not None}
+    described["data"] = Path(recipe.get("arguments", {}).get("features", "unknown")).name
     described["features"] = {key: run.features[key] for key in kept if key in run.features}
     return described | {"trained_on": run.calibration["trained_on"] if run.calibration else None}

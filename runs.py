@@ -30,6 +30,7 @@ CALIBRATION, CLIPS, CARD = "calibration.json", "calibration.npz", "README.md"
 FILES = (*(f"{level}{ending}" for level in LEVELS for ending in (".keras", ".json")), CALIBRATION, CLIPS, CARD)
 # Five models are five graphs; TensorFlow takes that for one that is traced again and again.
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
+MEASURED = ("videos", "accuracy", "accuracy_interval", "macro_accuracy", "macro_interval", "majority", "uniform")
 BATCH_WINDOWS = 64  # at most, and fewer where they have many tokens:
 BATCH_TOKENS = 1 << 15  # with SigLIP's 5,832 a window, 1 GB of attention scores
 
@@ -64,7 +65,7 @@ def load_run(run, dtype=None) -> Run:
         levels = [level for level in LEVELS if (folder / f"{level}.keras").exists()]
         if not levels:
             raise ValueError(f"{run}: no <level>.keras in it; train one by 02 and 03, or name another --run")
-        metrics = {level: read_json(folder / f"{level}.json", ("accuracy", "recipe")) for level in levels}
+        metrics = {level: read_json(folder / f"{level}.json", (*MEASURED, "recipe")) for level in levels}
         calibration, clips = load_calibration(run, folder, levels)
         models = {level: load_level(folder, level, dtype) for level in levels}
         refuse_other_features(run, models)

@@ -22,6 +22,8 @@ import numpy as np
 import pytest
 
 import attribute_video
+import corpora
+import held_out
 import report as reports
 import runs
 import training
@@ -489,6 +491,41 @@ def test_calibration_of_a_run_without_val_or_with_few_clips_is_made_up(bare, fea
     assert run.novelty is None
     words = " ".join(reports.run_warnings(run))
     assert "No val clips" in words and "Too few val clips (0)" in words
+
+
+# ---------------------------------------------------------------- the experiment on held-out files
+
+
+def test_experiment_scores_other_clips_or_answers_than_the_run(bare, features, videos, tmp_path, monkeypatch):
+    args = types.SimpleNamespace(seeds=1, run=str(tmp_path / "runs"), encoder_weights=None)
+    data = corpora.Data("f", features, (None,), 5, {}, "digest", videos)
+    monkeypatch.setattr(held_out, "new_generators", lambda data: (["WildScrape"], ()))
+    monkeypatch.setattr(held_out, "train_arm", lambda *arguments: [bare])
+    results = held_out.measure_report(args, data)
+    (seed,) = results["seeds"]
+    for level in LEVELS:
+        metrics = json.loads((bare / f"{level}.json").read_text())
+        for key, name in (("videos", "videos"), ("micro", "accuracy"), ("majority", "majority")):
+            assert seed["levels"][level][key] == pytest.approx(metrics[name])
+    outside = sum(row["generator"] == "WildScrape" for row in read_index(features))
+    assert seed["called_unknown"]["WildScrape"][0] == outside
+    assert seed["files"] == outside + seed["levels"]["bin"]["videos"] and seed["too_little"] == 0
+    lines = held_out.render_report(json.loads(json.dumps(results)))
+    assert sum(line.startswith(("| BIN-L", "| GEN-L")) for line in lines) == 4
+    assert any(line.startswith("| WildScrape |") for line in lines) and not any("nan" in line for line in lines)
+    with pytest.raises(ValueError, match="--videos"):
+        held_out.measure_report(args, data._replace(videos=None))
+
+
+def test_clip_is_test_in_two_folds_or_val_where_it_trains(features):
+    data = corpora.Data("f", features, ("1/3", "2/3", "3/3"), 5, {}, "digest", None)
+    folds = [read_index(part.features) for part in held_out.fold_data(data, seed=0)]
+    tested = [row["path"] for rows in folds for row in rows if row["split"] == "test"]
+    assert len(tested) == len(set(tested)) >= 0.9 * len(folds[0])
+    for rows, after in zip(folds, [*folds[1:], folds[0]], strict=True):
+        test = {row["path"] for row in after if row["split"] == "test"}
+        assert {row["path"] for row in rows if row["split"] == "val"} == test
+        assert {row["split"] for row in rows} == {"train", "val", "test"}
 
 
 # ---------------------------------------------------------------- a run carried away
