@@ -229,35 +229,25 @@ def calibrate(run, features, rate=0.05, score="Mahalanobis", limit=200, seed=0) 
     folder = Path(run)
     if not folder.is_dir():
         raise ValueError(f"{run}: calibrating wants the folder that 02 and 03 wrote")
-    for old in (CALIBRATION, CLIPS):
-        (folder / old).unlink(missing_ok=True)
-    whole = load_run(run)
-    if keys := differing(features_recipe(features), whole.features):
-        raise ValueError(f"{run} was trained on other features than {features} ({', '.join(keys)})")
-    arrays = {level: read_roles(folder, level) for level in whole.models}
-    index = read_index(features)
-    table = load_generators(whole.metrics[whole.finest]["recipe"]["arguments"]["generators"])
-    result = {"version": 1, "models": {level: fingerprint(folder / f"{level}.keras") for level in whole.models}}
-    result["levels"] = {level: calibrate_level(arrays[level], whole.models[level]) for level in whole.models}
-    result["lineage"] = None
-    if "gen" in whole.models:
-        result["lineage"] = {name: lineage_of(name, table) for name in whole.models["gen"].config["class_names"]}
-        for level in list(whole.models)[:-1]:
-            result["levels"][level]["agreement"] = level_agreement(whole, arrays, level, result)
-    rows = rows_of(arrays[whole.finest], index, features, limit, seed)
-    result["trained_on"] = describe_training(arrays[whole.finest], rows["train"], whole)
-    model, batch = whole.models[whole.finest], whole.batch()
+    run = load_run(folder, calibrated=False)
+    if keys := differing(features_recipe(features), run.features):
+        raise ValueError(f"{folder} was trained on other features than {features} ({', '.join(keys)})")
+    arrays, index = {level: read_roles(folder, level) for level in run.models}, read_index(features)
+    result = {"version": 1, "models": {level: fingerprint(folder / f"{level}.keras") for level in run.models}}
+    result |= calibrate_levels(run, arrays)
+    rows = rows_of(arrays[run.finest], index, features, limit, seed)
+    result["trained_on"] = describe_training(arrays[run.finest], rows["train"], run)
+    model, batch = run.models[run.finest], run.batch()
     measured = {role: measure_clips(model, rows[role], batch, role) for role in rows if rows[role]}
     clips = {role: clips_of(values, rows[role]) for role, (values, _) in measured.items()}
-    result["unknown"] = measure_unknown(clips, rows, score, rate) | {"level": whole.finest}
-    train, windows = measured["train"]
-    signatures = class_signatures(clips["train"])
-    saved = train | windows | {"label": clips["train"].label, "video": np.array([r["path"] for r in rows["train"]])}
-    saved |= {"signature_classes": np.array(list(signatures)), "signatures": np.stack(list(signatures.values()))}
+    result["unknown"] = measure_unknown(clips, rows, score, rate) | {"level": run.finest}
+    (train, windows), (names, signatures) = measured["train"], class_signatures(clips["train"])
+    saved = train | windows | {"label": clips["train"].label, "video": np.array([row["path"] for row in rows["train"]])}
+    saved |= {"signature_classes": names, "signatures": signatures}
     held_out = "val" if "val" in measured else "test"
     result["nearest"] = {"split": held_out, "median": median_nearest(measured[held_out][1], saved)}
-    arguments = {"run": str(run), "features": str(features), "rate": rate, "score": score, "limit": limit, "seed": seed}
-    recipe = {"arguments": arguments, "index_sha256": index_digest(index), "versions": versions(), "git": git_commit()}
+    given = {"run": str(folder), "features": str(features), "rate": rate, "score": score, "limit": limit, "seed": seed}
+    recipe = {"arguments": given, "index_sha256": index_digest(index), "versions": versions(), "git": git_commit()}
     replace_whole(folder / CLIPS, lambda file: np.savez(file, **saved, recipe=json.dumps(recipe)), suffix=".npz")
     write_json(folder / CALIBRATION, result | {"recipe": recipe})
     return result
@@ -269,6 +259,19 @@ def read_roles(folder, level):
     if not path.exists():
         raise ValueError(f"{path} is missing; {again}")
     return read_arrays(path, ROLE_KEYS, again)
+
+
+def calibrate_levels(run, arrays):
+    """What calibrate_level and level_agreement give, by level, and the lineage of a run that has GEN-L."""
+    levels = {level: calibrate_level(arrays[level], model) for level, model in run.models.items()}
+    if "gen" not in levels:
+        return {"levels": levels, "lineage": None}
+    table = load_generators(run.metrics["gen"]["recipe"]["arguments"]["generators"])
+    lineage = {name: lineage_of(name, table) for name in run.models["gen"].config["class_names"]}
+    temperature = levels["gen"]["temperature"] or 1
+    for level in levels.keys() - {"gen"}:
+        levels[level]["agreement"] = level_agreement(run, arrays, level, lineage, temperature)
+    return {"levels": levels, "lineage": lineage}
 
 
 def calibrate_level(arrays, model):
@@ -298,19 +301,22 @@ def lineage_of(generator, table):
     return {level: None if found[level] in ("Unknown", "Mixed") else found[level] for level in LEVELS}
 
 
-def level_agreement(run, arrays, level, result):
-    """agreement() on the level's test videos that GEN-L's test has as well."""
+def level_agreement(run, arrays, level, lineage, temperature):
+    """agreement() on the level's test videos that GEN-L's test has as well, where not most of GEN-L's probability, at
+    its temperature, is left.
+    """
     own, generator = arrays[level], arrays["gen"]
     number = {video: i for i, video in enumerate(generator["video"].tolist()) if generator["split"][i] == "test"}
     both = [i for i, video in enumerate(own["video"].tolist()) if own["split"][i] == "test" and video in number]
     if not both:
         return None
     classes = run.models[level].config["class_names"]
-    temperature = result["levels"]["gen"]["temperature"] or 1
     tempered = temper(generator["probabilities"][[number[own["video"][i]] for i in both]], temperature)
-    sums, _ = sum_lineage(tempered, run.models["gen"].config["class_names"], result["lineage"], level)
-    summed = np.array(list(sums))[np.stack(list(sums.values())).argmax(axis=0)]
-    return agreement(np.array(classes)[own["probabilities"][both].argmax(axis=1)], summed, own["class"][both])
+    sums, left = sum_lineage(tempered, run.models["gen"].config["class_names"], lineage, level)
+    names, values = np.array(list(sums)), np.stack(list(sums.values()))  # (K,), (K, V)
+    defined = values.max(axis=0) >= left
+    called = np.array(classes)[own["probabilities"][both].argmax(axis=1)]
+    return agreement(called[defined], names[values.argmax(axis=0)][defined], own["class"][both][defined])
 
 
 def rows_of(arrays, index, features, limit, seed):
@@ -380,9 +386,11 @@ def rejected(scores, threshold):
 
 
 def class_signatures(train):
-    """{class: mean map (L, L)} of the training clips, of classes that have one without padding."""
+    """Classes (C,) with a training clip that has a map, and the mean maps (C, L, L) of those clips."""
     whole = np.isfinite(train.maps).all(axis=(1, 2))
-    return {name: train.maps[whole & (train.label == name)].mean(axis=0) for name in np.unique(train.label[whole])}
+    names, maps = np.unique(train.label[whole]), train.maps[whole]
+    means = [maps[train.label[whole] == name].mean(axis=0) for name in names]
+    return names, np.array(means).reshape(-1, *maps.shape[1:])
 
 
 def median_nearest(windows, saved):

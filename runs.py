@@ -56,8 +56,8 @@ class Run(NamedTuple):
         return max(1, min(BATCH_WINDOWS, BATCH_TOKENS // (self.features["frames"] * self.features["tokens"])))
 
 
-def load_run(run, dtype=None) -> Run:
-    """A run by folder, zip or handle, its models in `dtype` or as they were trained.
+def load_run(run, dtype=None, calibrated=True) -> Run:
+    """A run by folder, zip or handle, its models in `dtype` or as they were trained; with its calibration, or without.
 
     Raises ValueError naming the file when there is no level, when levels do not go together, or one is damaged.
     """
@@ -66,7 +66,7 @@ def load_run(run, dtype=None) -> Run:
         if not levels:
             raise ValueError(f"{run}: no <level>.keras in it; train one by 02 and 03, or name another --run")
         metrics = {level: read_json(folder / f"{level}.json", (*MEASURED, "recipe")) for level in levels}
-        calibration, clips = load_calibration(run, folder, levels)
+        calibration, clips = load_calibration(run, folder, levels) if calibrated else (None, None)
         models = {level: load_level(folder, level, dtype) for level in levels}
         refuse_other_features(run, models)
     return Run(str(run), models, metrics, calibration, clips, fit_novelty(calibration, clips))
