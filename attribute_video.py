@@ -71,8 +71,8 @@ def get_args(argv=None):
             parser.error("--calibrate and --export take a run, no files and no reports")
     elif not args.files:
         parser.error("name a file, a folder, or - for a list on standard input")
-    if args.resume and args.json in (None, "-"):
-        parser.error("--resume goes on with the file of --json")
+    if args.resume and (args.json in (None, "-") or args.csv or args.html):
+        parser.error("--resume goes on with the file of --json, and with no other")
     return args
 
 
@@ -290,10 +290,12 @@ def batches(given):
 
 def feed(lines):
     """Put the lines of standard input into a queue, then None."""
-    for line in sys.stdin.buffer:
-        if path := os.fsdecode(line).rstrip("\r\n"):
-            lines.put(path)
-    lines.put(None)
+    try:
+        for line in sys.stdin.buffer if sys.stdin else ():
+            if path := os.fsdecode(line).rstrip("\r\n"):
+                lines.put(path)
+    finally:
+        lines.put(None)
 
 
 def main(argv=None):
@@ -316,6 +318,8 @@ def main(argv=None):
 
     # ---------------------------------------------------------------- answer
     files = failed = 0
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know the letters of a file's name
     there = answered(args.json) if args.resume else set()
     with ExitStack() as stack:
         openers = ((args.json, partial(open_json, add=args.resume)), (args.csv, open_csv), (args.html, open_html))

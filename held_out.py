@@ -168,7 +168,7 @@ def render_calibration(seeds):
             values = [np.mean([one[when][key]["value"] for one in found]) for when in ("before", "after")]
             better = sum(one["after"][key]["value"] < one["before"][key]["value"] for one in found)
             cells.append(f"{values[0]:.3f} -> {values[1]:.3f} ({better} of {len(found)} better)")
-        cells.append(f"{np.mean([one['before']['ece']['perfect'] for one in found]):.3f}")
+        cells.append(f"{np.mean([one['after']['ece']['perfect'] for one in found]):.3f}")
         rows.append([f"{level.upper()}-L", *cells, f"{found[0]['val_videos']}"])
     header = ["level", "temperature", *RELIABILITY.values(), "ECE if calibrated", "val files"]
     return ["Calibration by temperature, chosen on val, measured on test:", "", *markdown(header, rows)]

@@ -84,8 +84,9 @@ def disagreements(report):
 
 
 def unknown_line(unknown):
+    said = "Yes, it is unlike all classes of the run, Real included" if unknown["unknown"] else "No"
     line = (
-        f"Unknown generator? {'Yes' if unknown['unknown'] else 'No'}: {unknown['score']} score {unknown['value']:.4g},"
+        f"Unknown generator? {said}: {unknown['score']} score {unknown['value']:.4g},"
         f" threshold {unknown['threshold']:.4g}, set to reject {unknown['rate']:.0%} of clips by known generators"
     )
     if test := unknown["test"]:
@@ -148,13 +149,15 @@ def answered(path) -> set[str]:
         return set()
     kept, names = [], set()
     for line in Path(path).read_text(encoding="utf-8").splitlines(keepends=True):
-        with contextlib.suppress(json.JSONDecodeError):
-            report = json.loads(line)
-            if not isinstance(report, dict) or "file" not in report:
-                raise ValueError(f"{path} holds no reports of attribute_video.py; choose another --json")
-            if report["error"] is None and line.endswith("\n"):
-                kept.append(line)
-                names.add(report["file"])
+        if not line.endswith("\n"):
+            break
+        try:
+            name, error = (json.loads(line)[key] for key in ("file", "error"))
+        except (ValueError, TypeError, KeyError) as wrong:
+            raise ValueError(f"{path} holds no reports of attribute_video.py; choose another --json") from wrong
+        if error is None:
+            kept.append(line)
+            names.add(name)
     replace_whole(path, lambda file: file.write_text("".join(kept), encoding="utf-8"))
     return names
 

@@ -227,6 +227,11 @@ def run_warnings(run):
         )
     if untested := [level for level, own in run.calibration["levels"].items() if own["temperature"] is None]:
         warnings.append(f"No val clips, so the probabilities are not calibrated at {names_of(untested)}.")
+    calibrated = {level: own for level, own in run.calibration["levels"].items() if own["temperature"] is not None}
+    if worse := [
+        name for name, own in calibrated.items() if own["after"]["ece"]["value"] > own["before"]["ece"]["value"]
+    ]:
+        warnings.append(f"Measured on test, calibrating made the probabilities less reliable at {names_of(worse)}.")
     if weak := [level for level, own in run.metrics.items() if not clear_of_chance(own)]:
         warnings.append(f"On its own test clips this run is not clear of chance at {names_of(weak)}.")
     if run.novelty is None:

@@ -96,7 +96,7 @@ def load_calibration(run, folder, levels):
     """calibration.json and the arrays beside it; (None, None) where the run has none."""
     if not (folder / CALIBRATION).exists():
         return None, None
-    calibration = read_json(folder / CALIBRATION, ("models", "levels", "unknown", "trained_on"))
+    calibration = read_json(folder / CALIBRATION, ("models", "levels", "lineage", "unknown", "trained_on", "nearest"))
     again = f"run attribute_video.py --calibrate --run {run} again"
     if calibration["models"] != {level: fingerprint(folder / f"{level}.keras") for level in levels}:
         raise ValueError(f"{run}/{CALIBRATION} was made for other models than are there now; {again}")
@@ -273,7 +273,7 @@ def model_card(run: Run) -> str:
     if unknown["threshold"] is None:
         lines += ["No threshold: too few val videos for the rate asked for."]
     else:
-        test = unknown["test"]
+        test = unknown["test"] or {"rejected": 0, "clips": 0}
         lines += [f'Rejected above {unknown["threshold"]:.4g} of the score "{unknown["score"]}", set to reject']
         lines += [f"{unknown['rate']:.0%} of known clips; on test it rejects {test['rejected']} of {test['clips']}."]
     found = [f"{name} {own['rejected']} of {own['clips']}" for name, own in unknown["unseen"].items()]

@@ -185,7 +185,7 @@ def read_stills(path, kind):
     if kind == "webp":
         found, animation = cv2.imdecodeanimation(data)
         frames = [from_opencv(frame) for frame in animation.frames] if found else []
-        ends = np.cumsum(np.maximum(animation.durations, 1)) / 1000 if len(frames) > 1 else [0.0]
+        ends = np.cumsum(np.clip(animation.durations, 1, 1000 * LONGEST_GAP)) / 1000 if len(frames) > 1 else [0.0]
         if frames:
             return frames, [0.0, *ends[:-1]], float(ends[-1])
     image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)

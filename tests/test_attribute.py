@@ -32,7 +32,7 @@ from calibration import calibrate
 from common import HERE, LEVELS
 from evaluation import evaluate
 from features import read_index
-from page import harmless, open_html, printable, text_report
+from page import answered, harmless, open_html, printable, text_report
 from stages import script, stage
 
 SCHEMA = jsonschema.Draft202012Validator(json.loads((HERE / "report.schema.json").read_text()))
@@ -422,15 +422,17 @@ def test_resumed_list_is_answered_anew_or_loses_a_file(run_folder, videos, tmp_p
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["file"] for line in lines] == [str(path) for path in (clips[0], tmp_path / "late.mp4", clips[1])]
     assert out.read_text().splitlines()[0] == kept and not any(line["error"] for line in lines)
-    other = tmp_path / "other.jsonl"
-    other.write_text('{"a": 1}\n')
-    with pytest.raises(ValueError, match="holds no reports"):
-        main(clips[0], "--run", run_folder, "--json", other, "--resume")
+    for content in ('{"a": 1}\n', "my notes\nand more\n", '{\n "file": 1\n}\n'):
+        (tmp_path / "other").write_text(content)
+        with pytest.raises(ValueError, match="holds no reports"):
+            answered(tmp_path / "other")
+        assert (tmp_path / "other").read_text() == content
 
 
 def test_arguments_that_do_not_go_together_are_taken():
     for wrong in (
         ["a.mp4", "--resume"],
+        ["a.mp4", "--resume", "--json", "a", "--csv", "b"],
         [],
         ["a.mp4", "--calibrate"],
         ["a.mp4", "--export", "x.zip"],
