@@ -20,7 +20,7 @@ from scipy.spatial.distance import cdist
 from scipy.stats import binomtest
 from tqdm import tqdm
 
-from common import LEVELS, git_commit, level_value, load_generators
+from common import LEVELS, git_commit, level_name, level_value, load_generators
 from evaluation import softmax, wilson_interval
 from features import Windows, differing, features_file, read_arrays, read_index, replace_whole, write_json
 from runs import CALIBRATION, CLIPS, fingerprint, load_run, window_outputs
@@ -236,6 +236,8 @@ def calibrate(run, features, rate=0.05, score="Mahalanobis", limit=200, seed=0) 
     result = {"version": 1, "models": {level: fingerprint(folder / f"{level}.keras") for level in run.models}}
     result |= calibrate_levels(run, arrays)
     rows = rows_of(arrays[run.finest], index, features, limit, seed)
+    if not rows["train"] or not rows["val"] + rows["test"]:
+        raise ValueError(f"{folder}: no clip of training, or none of val and test, is in {run.finest}_embeddings.npz")
     result["trained_on"] = describe_training(arrays[run.finest], rows["train"], run)
     model, batch = run.models[run.finest], run.batch()
     measured = {role: measure_clips(model, rows[role], batch, role) for role in rows if rows[role]}
@@ -406,7 +408,7 @@ def print_calibration(result):
     print("measured on test, before -> after the temperature of val (95% interval):")
     for level, own in result["levels"].items():
         if own["temperature"] is None:
-            print(f"{level.upper()}-L: no val videos, so no temperature")
+            print(f"{level_name(level)}: no val videos, so no temperature")
             continue
         low, high = own["temperature_interval"]
         cells = [
@@ -415,7 +417,7 @@ def print_calibration(result):
         cells.append(f"ece of as many calibrated clips {own['after']['ece']['perfect']:.3f}")
         videos = f"{own['val_videos']} val, {own['test_videos']} test videos"
         temperature = f"temperature {own['temperature']:.2f} ({low:.2f} to {high:.2f})"
-        print(f"{level.upper()}-L: {', '.join([temperature, *cells])}; {videos}")
+        print(f"{level_name(level)}: {', '.join([temperature, *cells])}; {videos}")
     unknown = result["unknown"]
     if unknown["threshold"] is None:
         print(

@@ -113,6 +113,10 @@ def class_index(level: str, generator: str, generators: dict[str, Generator] | N
     return names.index(value) if value in names else None
 
 
+def level_name(level: str) -> str:
+    return f"{level.upper()}-L"
+
+
 def level_value(level: str, generator: Generator) -> str:
     return {
         "task": generator.task,

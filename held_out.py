@@ -14,7 +14,7 @@ import numpy as np
 
 from attribute_video import attribute
 from calibration import calibrate
-from common import LEVELS
+from common import LEVELS, level_name
 from evaluation import at_level, score_names
 from features import read_index, write_index
 from open_set import names_outside, new_generators
@@ -141,7 +141,7 @@ def render_report(results):
         own = [seed["levels"][level] for seed in seeds]
         cells = [both(own), both([row["summed"] for row in own]) if level != "gen" else "-"]
         chance = f"{100 * first['majority']:.1f} / {100 * first['uniform']:.1f}"
-        rows.append([f"{level.upper()}-L", *cells, chance, f"{first['videos']}", differing_cell(own)])
+        rows.append([level_name(level), *cells, chance, f"{first['videos']}", differing_cell(own)])
     header = ["level", "its own model", "GEN-L summed", "chance", "files", "where they differ, right: own / summed"]
     lines += [*markdown(header, rows), "", *render_calibration(seeds), "", *render_unknown(seeds, results["left_out"])]
     return lines
@@ -169,7 +169,7 @@ def render_calibration(seeds):
             better = sum(one["after"][key]["value"] < one["before"][key]["value"] for one in found)
             cells.append(f"{values[0]:.3f} -> {values[1]:.3f} ({better} of {len(found)} better)")
         cells.append(f"{np.mean([one['after']['ece']['perfect'] for one in found]):.3f}")
-        rows.append([f"{level.upper()}-L", *cells, f"{found[0]['val_videos']}"])
+        rows.append([level_name(level), *cells, f"{found[0]['val_videos']}"])
     header = ["level", "temperature", *RELIABILITY.values(), "ECE if calibrated", "val files"]
     return ["Calibration by temperature, chosen on val, measured on test:", "", *markdown(header, rows)]
 

@@ -14,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-from common import LEVELS
+from common import LEVELS, level_name
 from features import replace_whole
 
 # ---------------------------------------------------------------- words
@@ -28,10 +28,6 @@ def printable(text):
 def shown(probability):
     """Two digits, and never certainty."""
     return "<0.01" if probability < 0.005 else ">0.99" if probability > 0.995 else f"{probability:.2f}"
-
-
-def level_name(level):
-    return f"{level.upper()}-L"
 
 
 def runners_up(own, count=2):
@@ -115,11 +111,10 @@ def run_line(run):
 
 
 def text_report(report) -> str:
-    name = printable(report["file"])
     if report["error"] is not None:
-        return f"{name}: not answered: {printable(report['error'])}"
+        return printable(f"{report['file']}: not answered: {report['error']}")
     windows = report["media"]["windows"]
-    lines = [name, f"  {media_line(report['media'])}; {windows} window{'s' * (windows != 1)}"]
+    lines = [report["file"], f"  {media_line(report['media'])}; {windows} window{'s' * (windows != 1)}"]
     table = [("level", "answer", "p", "runners-up", "windows", "summed from GEN-L", "run's accuracy, micro / macro")]
     for level, own in report["levels"].items():
         votes = f"{own['votes'].get(own['best'], 0)} of {len(own['windows'])}"
@@ -135,9 +130,10 @@ def text_report(report) -> str:
     if report["unknown"]:
         lines.append(f"  {unknown_line(report['unknown'])}")
     if report["nearest"]:
-        lines.append(f"  Nearest training clips: {printable(nearest_line(report['nearest']))}")
-    lines.append(f"  {printable(run_line(report['run']))}")
-    return "\n".join(line.rstrip() for line in [*lines, *(f"  ! {warning}" for warning in report["warnings"])]) + "\n"
+        lines.append(f"  Nearest training clips: {nearest_line(report['nearest'])}")
+    lines.append(f"  {run_line(report['run'])}")
+    lines += [f"  ! {warning}" for warning in report["warnings"]]
+    return "\n".join(printable(line.rstrip()) for line in lines) + "\n"
 
 
 # ---------------------------------------------------------------- JSON and CSV: written as the reports come
@@ -172,9 +168,8 @@ def open_json(path, add=False):
 
         def write(report):
             if report["error"] is None:
-                frames = [{**frame, "image": None} for frame in report["explanation"]["frames"]]
-                for frame in frames:
-                    del frame["image"]
+                own = report["explanation"]["frames"]
+                frames = [{key: frame[key] for key in frame if key != "image"} for frame in own]
                 report = report | {"explanation": report["explanation"] | {"frames": frames}}
             file.write(json.dumps(report, allow_nan=False) + "\n")
             file.flush()

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from calibration import clip_values, nearest, sum_lineage, temper
+from common import level_name
 from evaluation import softmax
 from runs import LIMITS, MEASURED
 from unknown import Clips
@@ -249,7 +250,7 @@ def clear_of_chance(metrics):
 
 
 def names_of(levels):
-    return ", ".join(f"{level.upper()}-L" for level in levels)
+    return ", ".join(map(level_name, levels))
 
 
 def describe_run(run):

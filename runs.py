@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common import LEVELS, build_saga, keras
+from common import LEVELS, build_saga, keras, level_name
 from encoders import build_encoder
 from features import differing, read_arrays, read_json, replace_whole
 from signatures import stage_of
@@ -248,7 +248,7 @@ def model_card(run: Run) -> str:
     lines += [
         "A run of SAGA (arXiv 2511.12834) in Keras: real/fake, generation task, Stable Diffusion version, team and"
     ]
-    lines += [f"generator, of which it has {', '.join(level.upper() + '-L' for level in run.models)}."]
+    lines += [f"generator, of which it has {', '.join(level_name(level) for level in run.models)}."]
     if features.get("simulated"):
         lines += ["", "**Trained on simulated clips: it says nothing about real files.**"]
     lines += ["", "    python attribute_video.py --run THIS_FOLDER_OR_ZIP clip.mp4", ""]
@@ -264,7 +264,7 @@ def model_card(run: Run) -> str:
         ece = (
             f"{own['before']['ece']['value']:.3f} -> {own['after']['ece']['value']:.3f}" if own["temperature"] else "-"
         )
-        cells = [f"{level.upper()}-L", len(metrics["classes"]), metrics["videos"]]
+        cells = [level_name(level), len(metrics["classes"]), metrics["videos"]]
         cells += [f"{metrics['accuracy']:.2f} ({low:.2f} to {high:.2f})", f"{metrics['macro_accuracy']:.2f}"]
         cells += [f"{metrics['majority']:.2f} / {metrics['uniform']:.2f}"]
         cells += [f"{own['temperature']:.2f}" if own["temperature"] else "none", ece]
@@ -281,7 +281,7 @@ def model_card(run: Run) -> str:
         f"Unseen generators rejected: {', '.join(found)}." if found else "It was not tested on unseen generators."
     ]
     lines += ["", "## Limits", "", *(f"- {limit}" for limit in LIMITS), "", "## Classes", ""]
-    lines += [f"- {level.upper()}-L: {', '.join(model.config['class_names'])}" for level, model in run.models.items()]
+    lines += [f"- {level_name(level)}: {', '.join(model.config['class_names'])}" for level, model in run.models.items()]
     lines += ["", "`calibration.npz` names training videos. No licence is stated here; add the one you give it.", ""]
     return "\n".join(lines)
 
