@@ -187,7 +187,7 @@ def test_windows_of_a_bounded_look_are_others_than_those_of_the_whole(tmp_path, 
 
 def test_equalized_run_does_not_equalize_every_window(videos, tmp_path):
     folder = tmp_path / "equalized"
-    stage("01_extract_features", "--videos", videos, "--features", folder, "--pool", 2, "--equalize", 64, "--limit", 6)
+    stage("01_extract_features", "--videos", videos, "--features", folder, "--pool", 2, "--equalize", 192, "--limit", 6)
     args = importlib.import_module("03_attribute").get_args(["--features", str(folder), "--run", str(tmp_path / "run")])
     rows = read_index(folder)
     chosen = training.choose_videos(rows, "gen", args)

@@ -618,7 +618,7 @@ def test_an_interruption_leaves_an_index_and_the_same_command_goes_on(clips, tmp
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--shard", "0/3"], ["--shard", "4/3"], ["--fps", "0"], ["--equalize", "7"], ["--pool", "x"]]
+    "wrong", [["--shard", "0/3"], ["--shard", "4/3"], ["--fps", "0"], ["--equalize", "126"], ["--pool", "x"]]
 )
 def test_wrong_arguments_end_with_status_2(wrong, capsys):
     with pytest.raises(SystemExit) as exit_:
