@@ -132,15 +132,19 @@ def level_value(level: str, generator: Generator) -> str:
 class WindowBatches(keras.utils.PyDataset):
     """Training batches (tokens (B, L, T, D), labels (B,)) that depend only on seed, epoch and step.
 
+    With `part` (i, n), the i-th of n equal parts of each.
+
     `natural` shuffles all windows anew each epoch; windows short of a full batch wait for a later epoch's shuffle.
     `pk` deals the batch's slots round-robin over the classes; a class shows each of its videos once before another
     window of one, and repeats windows only when it has no more. Labels (N,) are per window.
     """
 
-    def __init__(self, windows: Windows, labels, batch_size=64, seed=0, batching="natural", start_epoch=0, workers=1):
+    def __init__(
+        self, windows: Windows, labels, batch_size=64, seed=0, batching="natural", start_epoch=0, workers=1, part=(0, 1)
+    ):
         super().__init__(workers=workers)
         self.windows, self.labels = windows, np.asarray(labels, "int32")
-        self.batch_size = min(batch_size, len(windows))
+        self.batch_size, self.part = min(batch_size, len(windows)), part
         self.seed, self.batching, self.epoch = seed, batching, start_epoch
         self.order = (None, None)  # (epoch, permutation of the windows)
 
@@ -148,8 +152,13 @@ class WindowBatches(keras.utils.PyDataset):
         return len(self.windows) // self.batch_size
 
     def __getitem__(self, step):
-        chosen = self.deal(step) if self.batching == "pk" else self.shuffle(step)
+        chosen = self.chosen(step)
         return self.windows[chosen], dict.fromkeys(OUTPUTS, self.labels[chosen])  # Keras wants a target per output
+
+    def chosen(self, step):
+        whole = self.deal(step) if self.batching == "pk" else self.shuffle(step)
+        i, n = self.part
+        return np.split(whole, n)[i]
 
     def on_epoch_end(self):
         self.epoch += 1
@@ -208,10 +217,7 @@ class SAGA(keras.Model):
         self.classifier = keras.layers.Dense(num_classes, dtype="float32", name="classifier")
 
     def call(self, tokens, training=False):
-        frames, count, dim = (self.config[key] for key in ("frames", "tokens", "dim"))
-        x = ops.reshape(tokens, (-1, count, dim))  # (B L, T, D)
-        x = self.spatial(x, training=training)
-        x = ops.reshape(ops.mean(x, axis=1), (-1, frames, dim))  # (B, L, D)
+        x = self.frame_vectors(tokens, training)  # (B, L, D)
         x = x + self.positions(x)
         for block in self.temporal[:-2]:
             x = block(x, training=training)
@@ -223,6 +229,12 @@ class SAGA(keras.Model):
             "embedding": embedding,
             "attention": ops.cast(attention, "float32"),
         }
+
+    def frame_vectors(self, tokens, training):
+        frames, count, dim = (self.config[key] for key in ("frames", "tokens", "dim"))
+        x = ops.reshape(tokens, (-1, count, dim))  # (B L, T, D)
+        x = self.spatial(x, training=training)
+        return ops.reshape(ops.mean(x, axis=1), (-1, frames, dim))
 
     def get_config(self):
         return {**super().get_config(), **self.config}

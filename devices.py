@@ -1,0 +1,177 @@
+"""What a run computes on: one device, several GPUs, a TPU, many hosts. The numbered scripts call `use_devices` first.
+
+A batch of B windows is split over the devices; losses that compare windows see all B of them (`global_batch`). Every
+process of many hosts reads its share of each batch and computes the same weights; the first one writes the files.
+"""
+
+import functools
+import json
+import os
+
+import numpy as np
+
+from common import keras
+
+BACKEND = keras.backend.backend()
+HOSTS = ("KERAS_DISTRIBUTION_JOB_ADDRESSES", "KERAS_DISTRIBUTION_NUM_PROCESSES", "KERAS_DISTRIBUTION_PROCESS_ID")
+
+
+def use_devices(tpu=False):
+    """Let all models made from now on train on all accelerators of the machine, or of all hosts.
+
+    With `tpu`, raises ValueError where there is no TPU. Raises ValueError for several hosts on TensorFlow, whose
+    MultiWorkerMirroredStrategy does not work with Keras 3's `fit`. One device needs nothing of this.
+    """
+    if BACKEND == "jax":
+        use_jax_devices(tpu)
+    else:
+        use_tensorflow_devices(tpu)
+    if (count := replicas()) > 1:
+        hosts = processes()[1]
+        print(f"training on {count} devices" + f" of {hosts} processes" * (hosts > 1))
+
+
+def use_jax_devices(tpu):
+    import jax
+
+    given = [name for name in HOSTS if name in os.environ]
+    if 0 < len(given) < len(HOSTS):
+        raise ValueError(f"several hosts want {', '.join(HOSTS)}; only {', '.join(given)} is set")
+    pod = tpu and "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")  # a slice of several hosts knows its own
+    if (given or pod) and not jax.distributed.is_initialized():
+        keras.distribution.initialize()
+    if tpu and jax.default_backend() != "tpu":
+        raise ValueError(f"--tpu: JAX sees no TPU here, only {jax.default_backend()}; leave --tpu out, or install jax[tpu]")
+    several = jax.device_count() > 1
+    # Shares are cut by WindowBatches, not by Keras.
+    keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False) if several else None)
+
+
+def use_tensorflow_devices(tpu):
+    import tensorflow as tf
+
+    workers = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
+    if any(name in os.environ for name in HOSTS) or sum(map(len, workers.values())) > 1:
+        raise ValueError(
+            "several hosts need KERAS_BACKEND=jax: TensorFlow's MultiWorkerMirroredStrategy does not work with Keras"
+            f" 3's fit; unset TF_CONFIG and {HOSTS[0]}, ... to train on this host alone"
+        )
+    if tpu:
+        tf.distribute.experimental_set_strategy(tpu_strategy(tf))
+    elif len(devices := tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")) > 1:
+        tf.distribute.experimental_set_strategy(tf.distribute.MirroredStrategy([device.name for device in devices]))
+
+
+def tpu_strategy(tf):
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(os.environ.get("TPU_NAME", "local"))
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, tf.errors.OpError) as error:
+        why = str(error).split("\n")[0]
+        raise ValueError(f"--tpu: TensorFlow finds no TPU here ({why}); leave --tpu out, or set TPU_NAME") from error
+    return tf.distribute.TPUStrategy(resolver)
+
+
+# ---------------------------------------------------------------- counting
+
+
+def replicas() -> int:
+    """How many devices a batch is split over."""
+    if BACKEND == "jax":
+        distribution = keras.distribution.distribution()
+        return distribution.num_model_replicas if distribution else 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def processes() -> tuple[int, int]:
+    """This process's place and how many compute together; process 0 is the one that writes."""
+    if BACKEND != "jax":
+        return 0, 1
+    import jax
+
+    return jax.process_index(), jax.process_count()
+
+
+def writes() -> bool:
+    return processes()[0] == 0
+
+
+def even(batch_size: int, chunks: int = 1) -> int:
+    """`batch_size` lowered to a multiple of devices x chunks. Raises ValueError when it is smaller than that."""
+    parts = replicas() * chunks
+    if batch_size < parts:
+        raise ValueError(
+            f"a batch of {batch_size} cannot be split over {replicas()} devices, {chunks} chunks each; use a larger"
+            " --batch-size, more videos or a smaller --accumulate"
+        )
+    return batch_size - batch_size % parts
+
+
+# ---------------------------------------------------------------- computing on all of them
+
+
+def global_batch(*arrays):
+    """Arrays (B, ...) of the whole batch, for a loss that compares its windows, from each device's part of them.
+
+    JAX shows the whole batch anyway. On TensorFlow every device then has the loss of the whole batch; Keras divides it
+    by their number and adds their gradients.
+    """
+    if BACKEND != "tensorflow" or replicas() == 1:
+        return arrays
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    return tuple(context.all_gather(array, axis=0) for array in arrays)
+
+
+def predict_on_batch(model, tokens):
+    """The model's outputs in NumPy for tokens (B, L, T, D), every device doing its part; every process has them all."""
+    count = replicas()
+    if count == 1:
+        return model.predict_on_batch(tokens)
+    size = len(tokens)
+    tokens = np.resize(tokens, (size + -size % count, *tokens.shape[1:]))
+    outputs = predict_with_jax(model, tokens) if BACKEND == "jax" else predict_with_tensorflow(model, tokens, count)
+    return {name: values[:size] for name, values in outputs.items()}
+
+
+def predict_with_tensorflow(model, tokens, count):
+    import tensorflow as tf
+
+    parts = np.split(tokens, count)
+    split = model.distribute_strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(parts[context.replica_id_in_sync_group])
+    )
+    return model.predict_on_batch(split)
+
+
+def predict_with_jax(model, tokens):
+    import jax
+
+    layout = keras.distribution.distribution().get_data_layout(tokens.shape).backend_layout
+    place, count = processes()
+    own = np.split(tokens, count)[place]
+    tokens = jax.make_array_from_process_local_data(layout, own)
+    outputs = forward(model)(*([variable.value for variable in part] for part in states(model)), tokens)
+    return {name: np.asarray(values) for name, values in outputs.items()}
+
+
+def states(model):
+    return model.trainable_variables, model.non_trainable_variables
+
+
+@functools.lru_cache(maxsize=1)
+def forward(model):
+    """The compiled forward pass of the model in use; its outputs are whole on every device."""
+    import jax
+
+    mesh = keras.distribution.distribution().device_mesh.backend_mesh
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def call(weights, state, tokens):
+        return model.stateless_call(weights, state, tokens, training=False)[0]
+
+    return jax.jit(call, out_shardings=whole)

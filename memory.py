@@ -1,0 +1,89 @@
+"""Training in less memory: the same gradients, with activations held for a part of the batch at a time.
+
+`--accumulate N` takes the batch in N chunks: first the outputs of all, then the loss over the whole batch, then
+gradients chunk by chunk, for which each chunk is computed once more (GradCache, Gao et al., arXiv 2101.06983). Mining
+stays global. `--remat` does so with the spatial block, which holds nearly all activations, frame by frame.
+"""
+
+from common import SAGA, keras, ops
+
+
+class FrugalSAGA(SAGA):
+    """SAGA for training alone: what is saved of it is a SAGA with its weights."""
+
+    def __init__(self, *sizes, chunks=1, remat=False, **kwargs):
+        super().__init__(*sizes, **kwargs)
+        self.chunks, self.remat = chunks, remat
+
+    def call(self, tokens, training=False):
+        if not training or self.chunks == 1:
+            return super().call(tokens, training=training)
+        # Chunk i is windows i, N + i, ...: each device finds its part of every chunk in its part of the batch.
+        chunks = ops.moveaxis(ops.reshape(tokens, (-1, self.chunks, *tokens.shape[1:])), 1, 0)  # (N, B / N, L, T, D)
+        outputs = one_by_one(lambda chunk: SAGA.call(self, chunk, training=True), self, chunks)
+        return {name: merge(values) for name, values in outputs.items()}
+
+    def frame_vectors(self, tokens, training):
+        if not (training and self.remat):
+            return super().frame_vectors(tokens, training)
+
+        def vector(frame):  # (B, T, D) -> (B, D)
+            return ops.mean(self.spatial(frame, training=True), axis=1)
+
+        return ops.moveaxis(one_by_one(vector, self.spatial, ops.moveaxis(tokens, 1, 0)), 0, 1)
+
+
+def merge(chunks):
+    """(N, B / N, ...) -> (B, ...), as `FrugalSAGA.call` cuts them."""
+    chunks = ops.moveaxis(chunks, 0, 1)
+    return ops.reshape(chunks, (-1, *ops.shape(chunks)[2:]))
+
+
+def one_by_one(function, layer, inputs):
+    """function(x) of each x of inputs (N, ...), stacked; going back, each is computed again rather than remembered.
+
+    `function` uses the layer's variables alone. Its dropout draws the same masks again: the states of its generators
+    go in and out as values.
+    """
+    weights = [variable.value for variable in layer.trainable_variables]
+    states = layer.non_trainable_variables
+
+    def pure(weights, values, x):
+        mapping = [*zip(layer.trainable_variables, weights, strict=True), *zip(states, values, strict=True)]
+        with keras.StatelessScope(mapping) as scope:
+            y = function(x)
+        return y, [scope.get_current_value(state) for state in states]
+
+    again = keras.remat(pure)
+
+    def step(values, x):
+        y, values = again(weights, values, x)
+        return values, y
+
+    values, outputs = scan(step, [state.value for state in states], inputs)
+    for state, value in zip(states, values, strict=True):
+        state.assign(value)
+    return outputs
+
+
+def scan(step, values, inputs):
+    """ops.scan, which on TensorFlow wants outputs of the carried values' shapes (Keras 3.15)."""
+    if keras.backend.backend() != "tensorflow":
+        return ops.scan(step, values, inputs)
+    import tensorflow as tf
+
+    specs = tf.function(step).get_concrete_function(values, inputs[0]).structured_outputs[1]
+    arrays = [tf.TensorArray(spec.dtype, tf.shape(inputs)[0]) for spec in tf.nest.flatten(specs)]
+
+    def body(i, values, arrays):
+        values, outputs = step(values, inputs[i])
+        parts = zip(arrays, tf.nest.flatten(outputs), strict=True)
+        return i + 1, values, [array.write(i, part) for array, part in parts]
+
+    start = (tf.constant(0), values, arrays)
+    _, values, arrays = tf.while_loop(lambda i, *_: i < tf.shape(inputs)[0], body, start, parallel_iterations=1)
+    stacked = [
+        tf.ensure_shape(array.stack(), [None, *spec.shape])
+        for array, spec in zip(arrays, tf.nest.flatten(specs), strict=True)
+    ]
+    return values, tf.nest.pack_sequence_as(specs, stacked)
