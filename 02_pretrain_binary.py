@@ -17,6 +17,7 @@ import argparse
 import time
 
 from common import keras, run_script
+from devices import use_devices, writes
 from evaluation import draw_figures, evaluate, print_results
 from features import read_index
 from training import (
@@ -42,6 +43,7 @@ def get_args(argv=None):
 def main(argv=None):
     args = get_args(argv)
     started = time.time()
+    use_devices(args.tpu)
 
     # ---------------------------------------------------------------- load
     rows = read_index(args.features)
@@ -63,8 +65,9 @@ def main(argv=None):
     print_results(metrics)
 
     # ---------------------------------------------------------------- save
-    save_run(model, metrics, arrays, args, recipe, started)
-    draw_figures(metrics, arrays, args.run)
+    if writes():
+        save_run(model, metrics, arrays, args, recipe, started)
+        draw_figures(metrics, arrays, args.run)
     return metrics
 
 

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from common import keras, mean_over_pairs, ops, run_script, triplet_terms
+from devices import global_batch, use_devices, writes
 from evaluation import draw_figures, evaluate, print_results
 from features import read_index
 from training import (
@@ -62,6 +63,7 @@ def stage_two_loss(args):
     """The losses by model output, their weights, and what is logged: lambda CE + (1 - lambda) mining (Sec. 3.2)."""
 
     def terms(labels, embedding):
+        labels, embedding = global_batch(labels, embedding)
         embedding = ops.normalize(embedding, axis=-1) if args.normalize else embedding
         return triplet_terms(labels, embedding, args.margin, args.loss == "semi", args.positives)
 
@@ -100,6 +102,7 @@ def main(argv=None):
     args = get_args(argv)
     args.init = args.init or str(Path(args.run) / "bin.keras")
     started = time.time()
+    use_devices(args.tpu)
 
     # ---------------------------------------------------------------- load
     if args.init != "scratch" and not Path(args.init).is_file():
@@ -125,8 +128,9 @@ def main(argv=None):
     print_results(metrics)
 
     # ---------------------------------------------------------------- save
-    save_run(model, metrics, arrays, args, recipe, started)
-    draw_figures(metrics, arrays, args.run)
+    if writes():
+        save_run(model, metrics, arrays, args, recipe, started)
+        draw_figures(metrics, arrays, args.run)
     return metrics
 
 

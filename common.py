@@ -241,19 +241,19 @@ class SAGA(keras.Model):
 
 
 def build_saga(
-    num_classes, frames=8, tokens=729, dim=1152, heads=12, temporal_blocks=5, dropout=0.1, **description
+    num_classes, frames=8, tokens=729, dim=1152, heads=12, temporal_blocks=5, dropout=0.1, kind=SAGA, **description
 ) -> keras.Model:
     """SAGA's video transformer, built: 95,643,650 parameters for 2 classes at the paper's sizes (Sec. S-2).
 
     model(tokens (B, L, T, D)) -> {"logits": (B, C), "embedding": (B, D), "attention": (B, H, L, L) after softmax}, in
     float32. Attention is that of the penultimate temporal block. `description` (class_names, features, recipe) is
-    kept in the model's config. Raises ValueError for sizes that cannot work.
+    kept in the model's config. `kind` is SAGA or a subclass. Raises ValueError for sizes that cannot work.
     """
     if temporal_blocks < 2:
         raise ValueError(f"temporal_blocks is {temporal_blocks}; T-Sigs need a penultimate block, so at least 2")
     if dim < heads:
         raise ValueError(f"{heads} heads do not fit into tokens of width {dim}")
-    model = SAGA(num_classes, frames, tokens, dim, heads, temporal_blocks, dropout, **description)
+    model = kind(num_classes, frames, tokens, dim, heads, temporal_blocks, dropout, **description)
     model(np.zeros((1, frames, tokens, dim), "float32"))
     return model
 

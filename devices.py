@@ -41,7 +41,9 @@ def use_jax_devices(tpu):
     if (given or pod) and not jax.distributed.is_initialized():
         keras.distribution.initialize()
     if tpu and jax.default_backend() != "tpu":
-        raise ValueError(f"--tpu: JAX sees no TPU here, only {jax.default_backend()}; leave --tpu out, or install jax[tpu]")
+        raise ValueError(
+            f"--tpu: JAX sees no TPU here, only {jax.default_backend()}; leave --tpu out, or install jax[tpu]"
+        )
     several = jax.device_count() > 1
     # Shares are cut by WindowBatches, not by Keras.
     keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False) if several else None)
@@ -123,7 +125,8 @@ def global_batch(*arrays):
         return arrays
     import tensorflow as tf
 
-    context = tf.distribute.get_replica_context()
+    if (context := tf.distribute.get_replica_context()) is None:  # outside a step nothing is split
+        return arrays
     return tuple(context.all_gather(array, axis=0) for array in arrays)
 
 

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 
 from common import HERE, class_index, class_names, load_generators
+from devices import predict_on_batch
 from features import Windows, replace_whole
 
 matplotlib.use("Agg")
@@ -26,9 +27,9 @@ def predict(model, windows: Windows, batch_size=64):
     for start in range(0, len(windows), batch_size):
         place = np.minimum(np.arange(start, start + batch_size), len(windows) - 1)  # one batch shape, one trace
         real = slice(0, min(batch_size, len(windows) - start))
-        outputs = model.predict_on_batch(windows[place])
-        np.add.at(embedding, windows.video[place[real]], np.asarray(outputs["embedding"])[real])
-        np.add.at(probabilities, windows.video[place[real]], softmax(np.asarray(outputs["logits"])[real]))
+        outputs = predict_on_batch(model, windows[place])
+        np.add.at(embedding, windows.video[place[real]], outputs["embedding"][real])
+        np.add.at(probabilities, windows.video[place[real]], softmax(outputs["logits"][real]))
     count = np.bincount(windows.video)[:, None]
     return embedding / count, probabilities / count
 

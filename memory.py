@@ -11,15 +11,16 @@ from common import SAGA, keras, ops
 class FrugalSAGA(SAGA):
     """SAGA for training alone: what is saved of it is a SAGA with its weights."""
 
-    def __init__(self, *sizes, chunks=1, remat=False, **kwargs):
+    def __init__(self, *sizes, accumulate=1, remat=False, **kwargs):
         super().__init__(*sizes, **kwargs)
-        self.chunks, self.remat = chunks, remat
+        self.chunks, self.remat = accumulate, remat
 
     def call(self, tokens, training=False):
         if not training or self.chunks == 1:
             return super().call(tokens, training=training)
+        sizes = [self.config[key] for key in ("frames", "tokens", "dim")]
         # Chunk i is windows i, N + i, ...: each device finds its part of every chunk in its part of the batch.
-        chunks = ops.moveaxis(ops.reshape(tokens, (-1, self.chunks, *tokens.shape[1:])), 1, 0)  # (N, B / N, L, T, D)
+        chunks = ops.moveaxis(ops.reshape(tokens, (-1, self.chunks, *sizes)), 1, 0)  # (N, B / N, L, T, D)
         outputs = one_by_one(lambda chunk: SAGA.call(self, chunk, training=True), self, chunks)
         return {name: merge(values) for name, values in outputs.items()}
 
@@ -42,17 +43,20 @@ def merge(chunks):
 def one_by_one(function, layer, inputs):
     """function(x) of each x of inputs (N, ...), stacked; going back, each is computed again rather than remembered.
 
-    `function` uses the layer's variables alone. Its dropout draws the same masks again: the states of its generators
-    go in and out as values.
+    `function` uses the layer's variables alone. Its dropout draws the same masks again: the states of its generators,
+    the only other variables, go in and out as values.
     """
     weights = [variable.value for variable in layer.trainable_variables]
     states = layer.non_trainable_variables
+    # TensorFlow recomputes functions of real numbers alone; float64 holds a seed's 32 bits.
+    kind = "float64" if keras.backend.backend() == "tensorflow" else "uint32"
 
     def pure(weights, values, x):
-        mapping = [*zip(layer.trainable_variables, weights, strict=True), *zip(states, values, strict=True)]
+        mapping = [*zip(layer.trainable_variables, weights, strict=True)]
+        mapping += [(state, ops.cast(value, state.dtype)) for state, value in zip(states, values, strict=True)]
         with keras.StatelessScope(mapping) as scope:
             y = function(x)
-        return y, [scope.get_current_value(state) for state in states]
+        return y, [ops.cast(scope.get_current_value(state), kind) for state in states]
 
     again = keras.remat(pure)
 
@@ -60,9 +64,9 @@ def one_by_one(function, layer, inputs):
         y, values = again(weights, values, x)
         return values, y
 
-    values, outputs = scan(step, [state.value for state in states], inputs)
+    values, outputs = scan(step, [ops.cast(state.value, kind) for state in states], inputs)
     for state, value in zip(states, values, strict=True):
-        state.assign(value)
+        state.assign(ops.cast(value, state.dtype))
     return outputs
 
 

@@ -3,6 +3,7 @@ artifacts. 02 and 03 differ in level, loss and starting point; everything here i
 """
 
 import csv
+import functools
 import hashlib
 import itertools
 import json
@@ -34,6 +35,7 @@ from common import (
     resolve_generator,
     share,
 )
+from devices import even, predict_on_batch, processes, writes
 from evaluation import validation
 from features import (
     Windows,
@@ -44,6 +46,7 @@ from features import (
     train_every_generator,
     write_json,
 )
+from memory import FrugalSAGA
 
 # ---------------------------------------------------------------- the flags that 02 and 03 share
 
@@ -69,6 +72,9 @@ def add_training_arguments(parser, labels_per_class):
     add("--dropout", type=share, default=0.1, help="dropout in every block")
     add("--temporal-blocks", type=positive, default=5, help="temporal encoder blocks, 2 or more")
     add("--dtype", choices=("float32", "mixed_bfloat16"), default="float32", help="what the transformer computes in")
+    add("--tpu", action="store_true", help="train on a TPU; several GPUs need no flag")
+    add("--accumulate", type=positive, default=1, metavar="N", help="take each batch in N chunks, in less memory")
+    add("--remat", action="store_true", help="compute the spatial block again going back, in less memory")
     add("--best", choices=("val", "last"), default="val", help="keep the epoch best on val, or train on val as well")
     add("--seed", type=int, default=0, help="seed of weights, dropout, batches and the choice of labels")
     add("--overwrite", action="store_true", help="train anew although the run folder holds other results")
@@ -238,8 +244,9 @@ def keep_trained_classes(classes, roles, excluded):
 
 # ---------------------------------------------------------------- recipe and resume
 
-ADDED = {"temporal_blocks": 5}  # flags that older runs do not name, and what those runs had
+ADDED = {"temporal_blocks": 5, "accumulate": 1, "remat": False}  # flags that older runs do not name, and their values
 PATHS = ("features", "test_features", "generators", "init", "run")  # compared by what they hold, not by name
+DEVICES = ("tpu",)  # where a run is computed, which it may change on the way
 
 
 def make_recipe(level, args, rows, **more) -> dict:
@@ -307,7 +314,8 @@ def refuse_other_recipe(path, found, wanted):
     """Raise ValueError when two recipes differ in more than versions, commit and the names of folders."""
 
     def settings(recipe):
-        flat = {key: value for key, value in (ADDED | recipe.get("arguments", {})).items() if key not in PATHS}
+        given = ADDED | recipe.get("arguments", {})
+        flat = {key: value for key, value in given.items() if key not in PATHS + DEVICES}
         features = {key: value for key, value in recipe.get("features", {}).items() if key not in ("versions", "git")}
         digests = {key: recipe.get(key) for key in recipe if key.endswith("_sha256")}
         return flat | digests | {"features": features}
@@ -363,6 +371,8 @@ def new_model(args, classes):
     keras.utils.set_random_seed(args.seed)
     sizes = {key: recipe[key] for key in ("frames", "tokens", "dim")} | {"temporal_blocks": args.temporal_blocks}
     description = dict(class_names=classes, features=recipe)
+    if args.accumulate > 1 or args.remat:
+        description["kind"] = functools.partial(FrugalSAGA, accumulate=args.accumulate, remat=args.remat)
     return build_saga(len(classes), **sizes, dropout=args.dropout, dtype=args.dtype, **description)
 
 
@@ -389,7 +399,7 @@ class EpochEnd(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         row = {"epoch": epoch + 1, "learning_rate": float(self.model.optimizer.learning_rate)} | logs
-        row["spread"] = spread(np.asarray(self.model.predict_on_batch(self.sample)["embedding"]))
+        row["spread"] = spread(predict_on_batch(self.model, self.sample)["embedding"])
         check_training([*self.history, row])
         if self.val_rows:
             row |= validation(self.model, self.val, self.val_rows, self.args.batch_size)
@@ -398,6 +408,8 @@ class EpochEnd(keras.callbacks.Callback):
                 self.best_score, self.best = score, self.model.get_weights()
             print(f"epoch {epoch + 1}: val macro accuracy {row['val_macro_accuracy']:.3f}")
         self.history.append({key: value if key == "epoch" else float(value) for key, value in row.items()})
+        if not writes():
+            return
         state = {"epoch": epoch + 1, "step": int(self.model.optimizer.iterations)}
         state |= {"best_score": self.best_score, "history": self.history, "recipe": self.recipe}
         save_checkpoint(self.path("checkpoint.npz"), self.model, state, self.best)
@@ -477,7 +489,8 @@ def fit(model, videos: Videos, level, args, recipe):
     state, best = load_checkpoint(path, model, recipe)
     start = state.get("epoch", 0)
     workers = 1 if train.held is not None else 4
-    batches = WindowBatches(train, labels, args.batch_size, args.seed, args.batching, start, workers)
+    size = even(min(args.batch_size, len(train)), args.accumulate)
+    batches = WindowBatches(train, labels, size, args.seed, args.batching, start, workers, processes())
     report_training(videos, train, batches, labels, args)
     sample = train[np.resize(np.random.default_rng(args.seed).permutation(len(train)), args.batch_size)]
     keeper = EpochEnd(level, args, recipe, val, videos.val, sample, state, best)
@@ -485,9 +498,10 @@ def fit(model, videos: Videos, level, args, recipe):
     if keras.backend.backend() == "tensorflow":
         build_metrics(model, *batches[0])  # JAX traces once either way, and its callback would need TensorFlow
         callbacks.append(keras.callbacks.TensorBoard(Path(args.run) / "logs" / level, write_graph=False))
-    verbose = 1 if sys.stdout.isatty() else 2
+    verbose = (1 if sys.stdout.isatty() else 2) if writes() else 0
     model.fit(batches, epochs=args.epochs, initial_epoch=start, shuffle=False, callbacks=callbacks, verbose=verbose)
-    save_model(model, Path(args.run) / f"{level}_last.keras", recipe)
+    if writes():
+        save_model(model, Path(args.run) / f"{level}_last.keras", recipe)
     if keeper.best:
         model.set_weights(keeper.best)
 
