@@ -178,3 +178,32 @@ def forward(model):
         return model.stateless_call(weights, state, tokens, training=False)[0]
 
     return jax.jit(call, out_shardings=whole)
+
+
+def fuse_attention(model, implementation="cudnn"):
+    """Compute the spatial block's attention with cuDNN's fused kernel on JAX, never holding its (T, T) scores.
+
+    Keras does so itself where it can, but JAX (0.11) differentiates that kernel for even numbers of tokens alone, and
+    there are 27 x 27. So they get one more, which is not attended to. Where the kernel does not fit (another device,
+    float32, dropout on the scores) nothing changes.
+    """
+    if BACKEND != "jax":
+        return
+    import jax
+
+    if implementation == "cudnn" and jax.default_backend() != "gpu":
+        return
+    attention = model.spatial._self_attention_layer
+    plain = attention._compute_attention
+
+    def fused(query, key, value, mask=None, training=None, *more, **named):
+        if query.dtype != "bfloat16" or (training and attention._dropout):
+            return plain(query, key, value, mask, training, *more, **named)
+        count = query.shape[1]
+        query, key, value = (jax.numpy.pad(x, [(0, 0), (0, count % 2), (0, 0), (0, 0)]) for x in (query, key, value))
+        lengths = jax.numpy.full(len(query), count, "int32")
+        lengths = dict(query_seq_lengths=lengths, key_value_seq_lengths=lengths)
+        output = jax.nn.dot_product_attention(query, key, value, implementation=implementation, **lengths)
+        return output[:, :count], None
+
+    attention._compute_attention = fused

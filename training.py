@@ -35,7 +35,7 @@ from common import (
     resolve_generator,
     share,
 )
-from devices import even, predict_on_batch, processes, writes
+from devices import even, fuse_attention, predict_on_batch, processes, writes
 from evaluation import validation
 from features import (
     Windows,
@@ -373,7 +373,9 @@ def new_model(args, classes):
     description = dict(class_names=classes, features=recipe)
     if args.accumulate > 1 or args.remat:
         description["kind"] = functools.partial(FrugalSAGA, accumulate=args.accumulate, remat=args.remat)
-    return build_saga(len(classes), **sizes, dropout=args.dropout, dtype=args.dtype, **description)
+    model = build_saga(len(classes), **sizes, dropout=args.dropout, dtype=args.dtype, **description)
+    fuse_attention(model)
+    return model
 
 
 def make_optimizer(args):

@@ -7,7 +7,7 @@ writes  results/gpu.json     a row per measurement: seconds a step, clips a seco
         results/gpu.md       the rows as tables, with the card, the date and how long the paper's stages would take
 
 Everything computes in bfloat16. A share counts the model's own multiplications (backward: twice the forward ones, none
-for what is computed again) against the rate of an 8192 x 8192 matrix product that is measured in the same process.
+for what is computed again) against the best rate of an 8192 x 8192 matrix product that either library reached.
 Tokens lie on the card, but for the rows "fit", where Keras's `fit` brings every batch from the host's memory. PyTorch
 runs torch.compile and scaled-dot-product attention; it needs PyTorch and Transformers, on which the rest does not.
 """
@@ -32,6 +32,7 @@ FULL = dict(frames=8, tokens=729, dim=1152, heads=12)
 TINY = dict(frames=2, tokens=9, dim=24, heads=2)
 SIGLIP = dict(hidden_dim=1152, num_layers=27, num_heads=16, intermediate_dim=4304)
 TINY_SIGLIP = dict(hidden_dim=24, num_layers=2, num_heads=2, intermediate_dim=48)
+WHATS = ("stage 1", "stage 2", "encode")
 STEPS, WARM_UP = 5, 2
 PAPER = {"stage 1": (10, 1_600_000, "10 h"), "stage 2": (10, 10_000, "20 min")}  # epochs, clips, on 8 TPUv3 (Sec. S-2)
 
@@ -39,24 +40,23 @@ PAPER = {"stage 1": (10, 1_600_000, "10 h"), "stage 2": (10, 10_000, "20 min")} 
 # (side, what, batch, dropout, more), a side's in the order of their memory: JAX tells the peak of a process so far
 
 PLAN = [
-    *(("keras", "encode", batch, 0.0, "") for batch in (8, 64, 256)),
-    ("keras", "stage 1", 8, 0.0, ""),
+    *(("keras", "encode", batch, 0.0, "") for batch in (64, 256)),
     ("keras", "stage 1", 64, 0.0, "remat"),
     ("keras", "stage 1", 64, 0.0, ""),
-    ("keras", "stage 1", 64, 0.0, "fit"),
     ("keras", "stage 2", 64, 0.0, ""),
     ("keras", "stage 1", 512, 0.0, "accumulate 8"),
+    ("keras", "stage 1", 64, 0.0, "fit"),
+    ("keras", "stage 1", 64, 0.1, ""),
+    ("keras", "stage 1", 8, 0.0, ""),
+    ("keras", "stage 1", 256, 0.0, ""),
+    ("keras", "stage 1", 64, 0.1, "remat"),
     ("keras", "stage 2", 512, 0.0, "accumulate 8"),
     ("keras", "stage 1", 128, 0.0, ""),
-    ("keras", "stage 1", 8, 0.1, ""),
-    ("keras", "stage 1", 64, 0.1, "remat"),
-    ("keras", "stage 1", 64, 0.1, ""),
     ("keras", "stage 1", 256, 0.0, "remat"),
-    ("keras", "stage 1", 256, 0.0, ""),
     ("keras", "stage 1", 512, 0.0, "remat"),
     *(("pytorch", "stage 1", batch, 0.0, "") for batch in (8, 64, 128, 256)),
     *(("pytorch", "stage 1", batch, 0.1, "") for batch in (8, 64)),
-    *(("pytorch", "encode", batch, 0.0, "") for batch in (8, 64, 256)),
+    *(("pytorch", "encode", batch, 0.0, "") for batch in (64, 256)),
 ]
 
 
@@ -90,6 +90,7 @@ def keras_model(what, dropout, more, sizes):
     import importlib
 
     from common import build_saga, keras
+    from devices import fuse_attention
     from memory import FrugalSAGA
 
     keras.utils.clear_session()
@@ -97,6 +98,7 @@ def keras_model(what, dropout, more, sizes):
     chunks = int(more.split()[1]) if more.startswith("accumulate") else 1
     kind = functools.partial(FrugalSAGA, accumulate=chunks, remat=more == "remat")
     model = build_saga(classes, **sizes, dropout=dropout, dtype="mixed_bfloat16", kind=kind)
+    fuse_attention(model)
     stage_two = importlib.import_module("03_attribute")
     args = stage_two.get_args(["--loss", "hnm" if what == "stage 2" else "ce"])
     losses, weights, _ = stage_two.stage_two_loss(args)
@@ -283,13 +285,13 @@ SIDES = {
 }
 
 
-def measure_side(side, tiny, path):
-    """Measure all of a side's rows in this process, one that runs out of memory too, and write each at once."""
+def measure_side(side, whats, tiny, path):
+    """Measure a side's rows in this process, those that run out of memory too, and write each at once."""
     peak_of, step, encode, memory = SIDES[side]
     sizes, siglip = (TINY, TINY_SIGLIP) if tiny else (FULL, SIGLIP)
     peak = peak_of(256 if tiny else 8192)
     with open(path, "a") as file:
-        for _, what, batch, dropout, more in (row for row in PLAN if row[0] == side):
+        for _, what, batch, dropout, more in (row for row in PLAN if row[0] == side and row[1] in whats):
             started = time.perf_counter()
             row = dict(side=side, what=what, batch=batch, dropout=dropout, more=more, peak=peak)
             try:
@@ -297,8 +299,8 @@ def measure_side(side, tiny, path):
                     seconds = encode(batch, siglip, 42 if tiny else 378)
                 else:
                     seconds = step(what, batch, dropout, more, sizes)
-                done = batch * multiplications(what, sizes, siglip)
-                row |= dict(seconds=seconds, rate=batch / seconds, share=done / seconds / peak)
+                done = multiplications(what, sizes, siglip) * batch / seconds
+                row |= dict(seconds=seconds, rate=batch / seconds, done=done)
             except Exception as error:
                 row["error"] = "out of memory" if "memory" in str(error).lower() else str(error).split("\n")[0]
             row |= dict(memory=memory(), whole=time.perf_counter() - started)
@@ -324,41 +326,33 @@ def machine(tiny):
 
 def render(found):
     """The Markdown of results/gpu.json."""
-    about = found["machine"]
+    about, rows = found["machine"], found["rows"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    lines = [
-        f"# One GPU: {about['card']}",
-        "",
-        f"{about['date']}; {versions}; bfloat16, random tokens and weights.",
-        "",
-    ]
-    peaks = {row["side"]: row["peak"] for row in found["rows"]}
+    lines = [f"# One GPU: {about['card']}", "", f"{about['date']}; {versions}; bfloat16, random tokens and weights."]
+    peaks = {side: max((row["peak"] for row in rows if row["side"] == side), default=0) for side in SIDES}
+    lines += ["", f"Matrix products: {', '.join(f'{side} {peak / 1e12:.0f} TFLOP/s' for side, peak in peaks.items())}."]
+    lines += ["", *found.get("notes", []), ""]
+    lines += ["| what | batch | dropout | | Keras on JAX | of peak | GiB | PyTorch | of peak | GiB | ratio |"]
+    lines += ["|---" * 11 + "|"]
+    sides = [{key_of(row): row for row in rows if row["side"] == side} for side in SIDES]
+    for key in dict.fromkeys(key_of(row) for row in rows):
+        ours, theirs = (side.get(key, {}) for side in sides)
+        ratio = f"{ours['rate'] / theirs['rate']:.2f}" if "rate" in ours and "rate" in theirs else ""
+        cells = [cell for row in (ours, theirs) for cell in cells_of(row, max(peaks.values()))]
+        lines.append(f"| {' | '.join([*map(str, key), *cells, ratio])} |")
     lines += [
         "",
-        f"Measured peak: {', '.join(f'{side} {peak / 1e12:.0f} TFLOP/s' for side, peak in peaks.items())}.",
-        "",
-    ]
-    lines += ["| what | batch | dropout | | Keras on JAX | share of peak | GiB | PyTorch | share | GiB | ratio |"]
-    lines += ["|---|---|---|---|---|---|---|---|---|---|---|"]
-    other = {key_of(row): row for row in found["rows"] if row["side"] == "pytorch"}
-    for row in (row for row in found["rows"] if row["side"] == "keras"):
-        theirs = other.get(key_of(row))
-        ratio = f"{row['rate'] / theirs['rate']:.2f}" if theirs and "rate" in row and "rate" in theirs else ""
-        cells = [row["what"], str(row["batch"]), f"{row['dropout']:g}", row["more"], *cells_of(row), *cells_of(theirs)]
-        lines.append(f"| {' | '.join([*cells, ratio])} |")
-    lines += [
-        "",
-        "Clips a second (frames, encoding) and, in brackets, seconds a step. GiB: of Keras, the peak up to that row.",
+        "Clips a second (encoding: frames) and, in brackets, seconds a step. GiB of Keras: the peak so far.",
         "",
     ]
     for what, (epochs, clips, theirs) in PAPER.items():
-        rates = [
-            row["rate"] for row in found["rows"] if row["side"] == "keras" and row["what"] == what and "rate" in row
-        ]
-        if rates:
-            hours = epochs * clips / max(rates) / 3600
-            lines.append(f"- The paper's {what} ({epochs} epochs of {clips:,} clips) would take {hours:.2f} h at the")
-            lines.append(f"  best rate above, a window per clip; its authors' 8 TPUv3 chips took about {theirs}.")
+        rate = max((row.get("rate", 0) for row in rows if row["side"] == "keras" and row["what"] == what), default=0)
+        if rate:
+            hours = f"{epochs * clips / rate / 3600:.2f} h"
+            lines.append(
+                f"- The paper's {what}, {epochs} epochs of {clips:,} clips, would take {hours} at the best rate"
+            )
+            lines.append(f"  above, a window per clip and no waiting for data; 8 TPUv3 chips took about {theirs}.")
     return "\n".join(lines) + "\n"
 
 
@@ -366,29 +360,31 @@ def key_of(row):
     return row["what"], row["batch"], row["dropout"], row["more"]
 
 
-def cells_of(row):
+def cells_of(row, peak):
     if not row:
         return ["", "", ""]
     if "error" in row:
         return [row["error"], "", ""]
-    return [f"{row['rate']:.1f} ({row['seconds']:.3f})", f"{100 * row['share']:.0f}%", f"{row['memory']:.1f}"]
+    return [f"{row['rate']:.1f} ({row['seconds']:.3f})", f"{100 * row['done'] / peak:.0f}%", f"{row['memory']:.1f}"]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES, help="measure these alone")
+    parser.add_argument("--what", nargs="+", default=WHATS, choices=WHATS, help="measure these alone")
     parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of gpu.json and gpu.md")
     parser.add_argument("--tiny", action="store_true", help="tiny models: does it run?")
     parser.add_argument("--measure", metavar="FILE", help="measure the sides in this process alone")
     args = parser.parse_args()
     if args.measure:
         for side in args.sides:
-            measure_side(side, args.tiny, args.measure)
+            measure_side(side, args.what, args.tiny, args.measure)
         return
     lines = args.out / "gpu.jsonl"
     lines.unlink(missing_ok=True)
     for side in args.sides:
-        command = [sys.executable, __file__, "--sides", side, "--measure", lines, *["--tiny"] * args.tiny]
+        command = [sys.executable, __file__, "--sides", side, "--what", *args.what, "--measure", lines]
+        command += ["--tiny"] * args.tiny
         subprocess.run(command, env=os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}, check=False)
     rows = [json.loads(line) for line in lines.read_text().splitlines()]
     found = {"machine": machine(args.tiny), "rows": rows}
