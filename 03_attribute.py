@@ -68,7 +68,8 @@ def stage_two_loss(args):
         return triplet_terms(labels, embedding, args.margin, args.loss == "semi", args.positives)
 
     def mining(labels, embedding):
-        return mean_over_pairs(*terms(labels, embedding))
+        mean = mean_over_pairs(*terms(labels, embedding))
+        return ops.reshape(mean, (1,))  # Keras divides no scalar by the number of TensorFlow's replicas
 
     def mined_pairs(labels, embedding):
         values, pairs = terms(labels, embedding)
