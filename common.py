@@ -155,13 +155,14 @@ class WindowBatches(keras.utils.PyDataset):
         chosen = self.chosen(step)
         return self.windows[chosen], dict.fromkeys(OUTPUTS, self.labels[chosen])  # Keras wants a target per output
 
+    def on_epoch_end(self):
+        self.epoch += 1
+
     def chosen(self, step):
+        """Which windows are this epoch's batch of that step, or this part of it, (B,)."""
         whole = self.deal(step) if self.batching == "pk" else self.shuffle(step)
         i, n = self.part
         return np.split(whole, n)[i]
-
-    def on_epoch_end(self):
-        self.epoch += 1
 
     def shuffle(self, step):
         epoch, order = self.order

@@ -262,14 +262,18 @@ class Windows:
             return self.held[i]
         return self.read(i) if np.ndim(i) == 0 else np.stack([self.read(j) for j in i])
 
-    def read(self, i):
+    def mapped(self, i):
+        """The tokens (S, L, T, D) that hold window i, memory-mapped. Raises ValueError where the index has others."""
         tokens = map_tokens(self.files[self.video[i]])
         if tokens.shape[1:] != self.shape or self.offset[i] >= len(tokens):
             raise ValueError(
                 f"{self.files[self.video[i]]}: tokens {tokens.shape} do not match the index (window {self.offset[i]} of"
                 f" {self.shape}); delete the file and run 01 again"
             )
-        window = np.array(tokens[self.offset[i]])
+        return tokens
+
+    def read(self, i):
+        window = np.array(self.mapped(i)[self.offset[i]])
         if not np.isfinite(window).all():
             raise ValueError(f"{self.files[self.video[i]]}: tokens are not finite; delete the file and run 01 again")
         return window

@@ -35,6 +35,7 @@ from common import (
     resolve_generator,
     share,
 )
+from data_service import ServiceBatches, service_address
 from devices import even, fuse_attention, predict_on_batch, processes, writes
 from evaluation import validation
 from features import (
@@ -77,6 +78,7 @@ def add_training_arguments(parser, labels_per_class):
     add("--remat", action="store_true", help="compute the spatial block again going back, in less memory")
     add("--best", choices=("val", "last"), default="val", help="keep the epoch best on val, or train on val as well")
     add("--seed", type=int, default=0, help="seed of weights, dropout, batches and the choice of labels")
+    add("--data-service", type=service_address, help="grpc://HOST:PORT: a tf.data service reads (data_service.py)")
     add("--overwrite", action="store_true", help="train anew although the run folder holds other results")
 
 
@@ -246,7 +248,7 @@ def keep_trained_classes(classes, roles, excluded):
 
 ADDED = {"temporal_blocks": 5, "accumulate": 1, "remat": False}  # flags that older runs do not name, and their values
 PATHS = ("features", "test_features", "generators", "init", "run")  # compared by what they hold, not by name
-DEVICES = ("tpu",)  # where a run is computed, which it may change on the way
+MACHINES = ("tpu", "data_service")  # who computes and who reads, which a run may change on the way
 
 
 def make_recipe(level, args, rows, **more) -> dict:
@@ -315,7 +317,7 @@ def refuse_other_recipe(path, found, wanted):
 
     def settings(recipe):
         given = ADDED | recipe.get("arguments", {})
-        flat = {key: value for key, value in given.items() if key not in PATHS + DEVICES}
+        flat = {key: value for key, value in given.items() if key not in PATHS + MACHINES}
         features = {key: value for key, value in recipe.get("features", {}).items() if key not in ("versions", "git")}
         digests = {key: recipe.get(key) for key in recipe if key.endswith("_sha256")}
         return flat | digests | {"features": features}
@@ -501,7 +503,12 @@ def fit(model, videos: Videos, level, args, recipe):
         build_metrics(model, *batches[0])  # JAX traces once either way, and its callback would need TensorFlow
         callbacks.append(keras.callbacks.TensorBoard(Path(args.run) / "logs" / level, write_graph=False))
     verbose = (1 if sys.stdout.isatty() else 2) if writes() else 0
-    model.fit(batches, epochs=args.epochs, initial_epoch=start, shuffle=False, callbacks=callbacks, verbose=verbose)
+    options = dict(epochs=args.epochs, initial_epoch=start, shuffle=False, callbacks=callbacks, verbose=verbose)
+    if args.data_service:
+        with ServiceBatches(batches, args.data_service, Path(args.run) / f"{level}_service", args.epochs) as service:
+            model.fit(service.stream(), steps_per_epoch=len(batches), **options)
+    else:
+        model.fit(batches, **options)
     if writes():
         save_model(model, Path(args.run) / f"{level}_last.keras", recipe)
     if keeper.best:

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 import devices
-import memory
-import training
-from common import HERE, OUTPUTS, build_saga, hard_negative_loss, keras
+from common import HERE, OUTPUTS, build_saga, keras
 
 LOSSES = {
     "ce": ["--loss", "ce"],
