@@ -8,7 +8,7 @@ PAPER += ablation-margin ablation-positives ablation-normalize ablation-batching
 PAPER += ablation wild wild-video wild-threshold wild-size wild-noise wild-coverage wild-target wild-encoder wild-head
 PAPER += wild-regularization wild-edits report
 
-.PHONY: demo paper $(PAPER) corpus mobilenet-layers options unseen-generators readme test check parity lint clean
+.PHONY: demo paper $(PAPER) corpus mobilenet-layers options unseen-generators readme test check parity bench lint clean
 
 demo: .venv/ready
 	$(RUN) reproduce.py demo
@@ -30,6 +30,10 @@ check: demo
 parity: .venv-parity/ready
 	.venv-parity/bin/python tests/parity.py
 
+# Ratios against what a user would use instead, in an environment that holds that too.
+bench: .venv-bench/ready
+	.venv-bench/bin/python benchmarks/bench.py
+
 lint: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -42,6 +46,11 @@ lint: .venv/ready
 .venv-parity/ready: requirements.txt tests/requirements-parity.txt
 	$(PYTHON) -m venv .venv-parity
 	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-parity.txt
+	touch $@
+
+.venv-bench/ready: requirements.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	touch $@
 
 clean:

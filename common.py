@@ -302,17 +302,16 @@ def hardest_negative(same, distances):
 def semi_hard_negative(same, distances):
     """d(a, n) (B, B) of the nearest negative farther than p for each pair (a, p), infinite without one (Eq. 3).
 
-    The search goes one p at a time, so that memory stays O(B^2).
+    Each anchor's negatives are sorted and the p's places among them looked up: memory is O(B^2), time O(B^2 log B).
     """
     fixed = ops.stop_gradient(distances)
-
-    def nearest(to_positive):  # (B,): d(a, p) of all anchors for one p
-        farther = ops.logical_and(ops.logical_not(same), fixed > to_positive[:, None])
-        return ops.argmin(ops.where(farther, fixed, np.inf), axis=1), ops.any(farther, axis=1)
-
-    negative, found = ops.map(nearest, ops.transpose(fixed))  # (P, B) each
-    chosen = ops.take_along_axis(distances, ops.transpose(negative), axis=1)
-    return ops.where(ops.transpose(found), chosen, np.inf)
+    negatives = ops.where(same, np.inf, fixed)
+    order = ops.argsort(negatives, axis=1)
+    ranked = ops.take_along_axis(negatives, order, axis=1)
+    place = ops.map(lambda own: ops.searchsorted(*own, side="right"), (ranked, fixed))  # (B, B), an anchor at a time
+    found = place < ops.sum(ops.cast(ops.logical_not(same), place.dtype), axis=1, keepdims=True)
+    nearest = ops.take_along_axis(order, ops.where(found, place, 0), axis=1)
+    return ops.where(found, ops.take_along_axis(distances, nearest, axis=1), np.inf)
 
 
 def triplet_terms(labels, embeddings, margin, semi_hard=False, positives="all"):

@@ -252,7 +252,7 @@ class Windows:
             if 2 * len(self.video) * np.prod(self.shape) <= memory:
                 self.held = np.empty((len(self.video), *self.shape), np.float16)
                 for i in range(len(self.video)):
-                    self.held[i] = self.read(i)
+                    self.read(i, self.held[i])
 
     def __len__(self):
         return len(self.video)
@@ -260,7 +260,10 @@ class Windows:
     def __getitem__(self, i):
         if self.held is not None:
             return self.held[i]
-        return self.read(i) if np.ndim(i) == 0 else np.stack([self.read(j) for j in i])
+        windows = np.empty((*np.shape(i), *self.shape), np.float16)
+        for place in np.ndindex(np.shape(i)):
+            self.read(np.asarray(i)[place], windows[place])
+        return windows
 
     def mapped(self, i):
         """The tokens (S, L, T, D) that hold window i, memory-mapped. Raises ValueError where the index has others."""
@@ -272,8 +275,13 @@ class Windows:
             )
         return tokens
 
-    def read(self, i):
-        window = np.array(self.mapped(i)[self.offset[i]])
-        if not np.isfinite(window).all():
+    def read(self, i, window):
+        """Read window i into an array (L, T, D) of float16."""
+        window[...] = self.mapped(i)[self.offset[i]]
+        if not all_finite(window):
             raise ValueError(f"{self.files[self.video[i]]}: tokens are not finite; delete the file and run 01 again")
-        return window
+
+
+def all_finite(values) -> bool:
+    """np.isfinite(values).all() of float16 (...), by the bits of the exponent: NumPy takes eight times as long."""
+    return bool((values.view(np.uint16) & 0x7FFF).max() < 0x7C00)

@@ -62,11 +62,7 @@ def siglip(folder, frame):
     config = transformers.SiglipVisionConfig(**transformers_sizes(SIGLIP_SIZE))
     reference = random_model(transformers.SiglipVisionModel, config)
     vision = models.SigLIPVisionEncoder(**keras_sizes(SIGLIP_SIZE))
-    copy_weights(vision.embedding.patch_embedding, reference.embeddings.patch_embedding)
-    copy_weights(vision.embedding.position_embedding, reference.embeddings.position_embedding)
-    for block, source in zip(vision.encoder_layers, reference.encoder.layers, strict=True):
-        copy_block((block.layer_norm1, block.self_attn, block.layer_norm2, block.mlp.fc1, block.mlp.fc2), source)
-    copy_weights(vision.post_layer_norm, reference.post_layernorm)
+    copy_siglip(vision, reference)
 
     backbone = models.SigLIPBackbone(vision, models.SigLIPTextEncoder(**TEXT))
     stretch = dict(scale=1 / 127.5, offset=-1.0, crop_to_aspect_ratio=False, **CONVERTER)
@@ -159,6 +155,15 @@ def random_model(model_class, config):
     for weight in model.parameters():
         weight.add_(torch.randn_like(weight), alpha=0.05)
     return model
+
+
+def copy_siglip(vision, reference):
+    """All that tokens depend on, not the pooling head."""
+    copy_weights(vision.embedding.patch_embedding, reference.embeddings.patch_embedding)
+    copy_weights(vision.embedding.position_embedding, reference.embeddings.position_embedding)
+    for block, source in zip(vision.encoder_layers, reference.encoder.layers, strict=True):
+        copy_block((block.layer_norm1, block.self_attn, block.layer_norm2, block.mlp.fc1, block.mlp.fc2), source)
+    copy_weights(vision.post_layer_norm, reference.post_layernorm)
 
 
 def copy_block(parts, source):

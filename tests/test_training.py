@@ -14,7 +14,7 @@ import pytest
 import training
 from common import LEVELS, WindowBatches, class_index, class_names, load_generators, resolve_generator
 from evaluation import score
-from features import Windows, features_file, map_tokens, read_index, write_features, write_index, write_json
+from features import Windows, all_finite, features_file, map_tokens, read_index, write_features, write_index, write_json
 
 stage_one = importlib.import_module("02_pretrain_binary")
 stage_two = importlib.import_module("03_attribute")
@@ -161,6 +161,12 @@ def test_tokens_that_are_not_finite_are_read(tmp_path):
     write_features(features_file(tmp_path, "Real/a"), np.full((1, 8, 2, 12), np.nan), np.zeros((1, 8)), np.ones((1, 8)))
     with pytest.raises(ValueError, match=r"a\.npz: tokens are not finite"):
         Windows([{"path": "Real/a", "features": tmp_path, "windows": 1}])
+
+
+def test_every_float16_that_is_not_finite_is_found():
+    values = np.arange(1 << 16).astype(np.uint16).view(np.float16)
+    assert [all_finite(values[i : i + 1]) for i in range(len(values))] == np.isfinite(values).tolist()
+    assert all_finite(values[np.isfinite(values)].reshape(2, -1)) and not all_finite(values)
 
 
 # ---------------------------------------------------------------- who trains and who is tested

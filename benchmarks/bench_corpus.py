@@ -1,0 +1,103 @@
+"""Stage 01 on real clips (`dct`, 8 frames per second, all clips), against frames in jpg files, as DeMamba keeps them.
+
+Theirs is one ffmpeg per clip into jpg files, then a loop that reads them back and encodes them by the same encoder into
+the same kind of file. Both are whole commands in a process of their own; seconds are of the work, without the imports.
+Disk is what lies there at the end, and theirs has both the jpg files and the features.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from measuring import ROOT, SideError, command_measured, compared, run_side, side, skipped
+
+TINY_CLIPS = 1  # of each generator
+
+
+def cases(args):
+    return [("", partial(measure, Path(args.corpus), TINY_CLIPS if args.tiny else None))]
+
+
+def measure(corpus, limit):
+    if not (corpus / "clips.csv").exists():
+        return [skipped("stage 01 on real clips", f"no clips.csv in {corpus}; name the folder of clips by --corpus")]
+    with tempfile.TemporaryDirectory() as folder:
+        csv = Path(folder) / "corpus.csv"
+        side(__file__, "write_csv", corpus=corpus.resolve(), path=csv)
+        ours = attempt(stage_01, csv, Path(folder) / "ours", limit)
+        if not shutil.which("ffmpeg"):
+            theirs = SideError("there is no ffmpeg here")
+        else:
+            theirs = attempt(side, __file__, "through_jpg", csv=csv, folder=Path(folder) / "theirs", limit=limit)
+        count = "" if isinstance(ours, SideError) else f"{ours['clips']} "
+        what, against = f"stage 01 on {count}real clips", "ffmpeg to jpg, then load"
+        note = "" if SideError in map(type, (ours, theirs)) else f"clips that theirs could read: {theirs['clips']}"
+        return [
+            compared(what, against, ours, theirs, "clips/s", "rate", higher=True, note=note),
+            compared(f"{what}: disk written", against, ours, theirs, "MB", "disk"),
+        ]
+
+
+def attempt(measure_one, *arguments, **options):
+    try:
+        return measure_one(*arguments, **options)
+    except SideError as error:
+        return error
+
+
+def stage_01(csv, folder, limit):
+    flags = ["--limit", limit] if limit else []
+    command = [sys.executable, ROOT / "01_extract_features.py", "--videos", csv, "--features", folder, *flags]
+    return read_counts(*command_measured(command)[1:]) | {"disk": megabytes(folder)}
+
+
+def read_counts(output, memory):
+    """Clips, their rate and windows out of 01's last line, "FOLDER: N videos, M windows in S s (R clips/s); ..."."""
+    counts = output.splitlines()[-1].split(": ", 1)[1].replace("(", "").split()
+    return {"clips": int(counts[0]), "rate": float(counts[7]), "memory": memory}
+
+
+def megabytes(folder):
+    return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 1e6
+
+
+# ---------------------------------------------------------------- the sides
+
+
+def write_csv(corpus, path):
+    from corpora import corpus_csv
+
+    corpus_csv(corpus, Path(path))
+    return {}
+
+
+def through_jpg(csv, folder, limit):
+    import cv2
+
+    from common import load_generators
+    from encoders import build_encoder
+    from features import write_features
+    from videos import list_videos, make_windows
+
+    encoder, started, clips = build_encoder("dct"), time.time(), 0
+    for number, row in enumerate(list_videos(csv, load_generators(), limit)[0]):
+        frames = Path(folder) / "jpg" / str(number)
+        frames.mkdir(parents=True)
+        command = ["ffmpeg", "-v", "error", "-i", row["file"], "-vf", "fps=8", "-q:v", "2", f"{frames}/%05d.jpg"]
+        subprocess.run(command, check=False, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+        images = [cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB) for file in sorted(frames.glob("*.jpg"))]
+        if images:
+            tokens = encoder.encode([encoder.prepare(image) for image in images])
+            windows = make_windows(tokens.astype(np.float16), list(np.arange(len(tokens)) / 8), 8)
+            write_features(Path(folder) / f"{number}.npz", *windows)
+            clips += 1
+    return {"clips": clips, "rate": clips / (time.time() - started), "disk": megabytes(folder)}
+
+
+if __name__ == "__main__":
+    run_side(globals())

@@ -1,0 +1,131 @@
+"""A training step of stage 1 at full size, batch 4: tokens (4, 8, 729, 1152), 95,643,650 parameters, AdamW.
+
+Ours is the model of common.py through Keras's train_on_batch, on TensorFlow with and without XLA and on JAX; theirs the
+same model of nn.TransformerEncoderLayer, with autocast for bfloat16 and the fused AdamW. Dropout 0.1 takes Keras
+off its fused attention path, so dropout 0 is measured too. Each case needs up to 14 GB of memory.
+"""
+
+from functools import partial
+
+import numpy as np
+from measuring import SideError, alternated, compared, run_side, seconds_of, side
+
+FULL = dict(batch=4, frames=8, tokens=729, dim=1152, heads=12, temporal_blocks=5)
+TINY = FULL | dict(batch=2, tokens=4, dim=48)
+PARAMETERS = 95_643_650  # at full size, for two classes (Sec. S-2)
+SIDES = {
+    "TensorFlow, XLA": ("ours", "tensorflow", True),
+    "TensorFlow": ("ours", "tensorflow", False),
+    "JAX": ("ours", "jax", True),
+    "PyTorch": ("pytorch", "tensorflow", False),
+}
+
+
+def cases(args):
+    for dropout in (0.1, 0.0):
+        for dtype in ("float32", "bfloat16"):
+            yield f"{dtype} dropout {dropout:g}", partial(measure, dtype, dropout, TINY if args.tiny else FULL)
+
+
+def measure(dtype, dropout, sizes):
+    def run(function, backend, xla):
+        more = dict(xla=xla) if function == "ours" else {}
+        environment = {"KERAS_BACKEND": backend}
+        return side(__file__, function, environment, dtype=dtype, dropout=dropout, sizes=sizes, **more)
+
+    found = alternated(1, **{name: partial(run, *which) for name, which in SIDES.items()})
+    theirs = found.pop("PyTorch")
+    # in bfloat16 to be ahead, not only not behind
+    aim = 1.0 if dtype == "float32" else 1.01
+    rows = []
+    for name, ours in found.items():
+        what = f"step of {sizes['batch']} windows, {dtype}, dropout {dropout:g}, {name}"
+        note = parameters(ours, theirs, sizes)
+        rows.append(compared(what, "PyTorch, nn.TransformerEncoderLayer", ours, theirs, aim=aim, note=note))
+        rows.append(compared(f"{what}: memory", "PyTorch", ours, theirs, "GiB", "memory"))
+    return rows
+
+
+def parameters(ours, theirs, sizes):
+    counts = {one["parameters"] for one in (ours, theirs) if not isinstance(one, SideError)}
+    wanted = {PARAMETERS} if sizes == FULL else counts
+    return f"{max(counts, default=0):,} parameters" if len(counts) < 2 and counts <= wanted else f"OTHER SIZES {counts}"
+
+
+# ---------------------------------------------------------------- the sides
+
+STEPS = 3
+
+
+def data(sizes):
+    random = np.random.default_rng(0)
+    shape = (sizes["batch"], sizes["frames"], sizes["tokens"], sizes["dim"])
+    return random.standard_normal(shape, np.float32).astype(np.float16), np.arange(sizes["batch"]) % 2
+
+
+def ours(dtype, dropout, sizes, xla):
+    from common import OUTPUTS, build_saga, keras
+
+    keras.utils.set_random_seed(0)
+    tokens, labels = data(sizes)
+    policy = "float32" if dtype == "float32" else "mixed_bfloat16"
+    model_sizes = {key: sizes[key] for key in sizes if key != "batch"}
+    model = build_saga(2, **model_sizes, dropout=dropout, dtype=policy)
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    optimizer = keras.optimizers.AdamW(1e-5, weight_decay=0.004)
+    model.compile(optimizer, {"logits": cross_entropy}, jit_compile=xla)
+    targets = dict.fromkeys(OUTPUTS, labels)
+    seconds = seconds_of(lambda: model.train_on_batch(tokens, targets), STEPS, warm_up=2)
+    return {"seconds": seconds, "parameters": model.count_params()}
+
+
+def pytorch(dtype, dropout, sizes):
+    import torch
+
+    torch.manual_seed(0)
+    tokens, labels = map(torch.from_numpy, data(sizes))
+    model = torch_saga(torch, dropout, sizes)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-5, weight_decay=0.004, fused=True)
+
+    def work():
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            logits = model(tokens.float())
+        torch.nn.functional.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+
+    seconds = seconds_of(work, STEPS, warm_up=2)
+    return {"seconds": seconds, "parameters": sum(weight.numel() for weight in model.parameters())}
+
+
+def torch_saga(torch, dropout, sizes):
+    """common.SAGA in PyTorch's own layers."""
+    nn, frames, count, dim = torch.nn, sizes["frames"], sizes["tokens"], sizes["dim"]
+
+    def block():
+        return nn.TransformerEncoderLayer(
+            dim, sizes["heads"], 4 * dim, dropout, "gelu", batch_first=True, norm_first=False
+        )
+
+    class Saga(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.spatial = block()
+            self.temporal = nn.ModuleList([block() for _ in range(sizes["temporal_blocks"])])
+            self.classifier = nn.Linear(dim, 2)
+            place = torch.arange(frames)[:, None] / 10000 ** (torch.arange(dim) // 2 * 2 / dim)
+            even = torch.arange(dim) % 2 == 0
+            self.register_buffer("positions", torch.where(even, place.sin(), place.cos()))
+
+        def forward(self, tokens):  # (B, L, T, D)
+            x = self.spatial(tokens.reshape(-1, count, dim)).mean(dim=1)  # (B L, D)
+            x = x.reshape(-1, frames, dim) + self.positions
+            for temporal in self.temporal:
+                x = temporal(x)
+            return self.classifier(x.mean(dim=1).float())
+
+    return Saga().train()
+
+
+if __name__ == "__main__":
+    run_side(globals())
