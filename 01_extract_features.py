@@ -12,41 +12,26 @@ writes  <features>/<Generator>/<path>.npz   tokens (S, L, T, D) float16, times (
     python 01_extract_features.py --encoder siglip --encoder-dtype bfloat16 --videos data/zoo --features features/siglip
 
 The simulated zoo takes about 20 seconds and 110 MB on two cores with `dct`. A second run does only what is missing.
+Many machines: `--shard I/N` on each, two on one part do no harm; `--shard 1/N --check` prints the parts to do again.
 """
 
 import argparse
 import errno
 import math
-import os
-import platform
 import shutil
+import sys
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
-import av
-import cv2
-import numpy as np
 from tqdm import tqdm
 
-from common import HERE, git_commit, keras, keras_hub, load_generators, positive, run_script
-from encoders import DTYPES, ENCODERS, build_encoder, encode_videos
-from features import (
-    add_to_index,
-    features_file,
-    forget_renamed,
-    read_index,
-    read_json,
-    set_splits,
-    write_features,
-    write_json,
-)
-from videos import TooShortError, describe, header_seconds, list_videos, reason
-
-INDEX_SECONDS = 30  # the index on disk is at most this old
-NOT_COMPARED = ("simulated", "preset", "versions", "git")  # all else in a recipe decides about the tokens
+from common import HERE, load_generators, positive, run_script
+from encoders import encode_videos
+from extraction import add_encoder_arguments, encoder_of, make_recipe, open_features, print_videos, relabel
+from features import INDEX_SECONDS, add_to_index, features_file, forget_renamed, read_index, set_splits, write_features
+from videos import TooShortError, header_seconds, list_videos, reason
 
 
 def get_args(argv=None):
@@ -56,15 +41,10 @@ def get_args(argv=None):
     add = parser.add_argument
     add("--videos", default="data/zoo", help="folder of videos, or a CSV: path,generator[,group,stratum,split]")
     add("--features", default="features/zoo", help="folder to write")
-    add("--encoder", default="dct", help=f"{', '.join(ENCODERS)}, or a KerasHub preset of the last three")
-    add("--layer", help="clip: projection (768-d) or pooled (1024-d); mobilenet: conv_pw_1 to conv_pw_13")
-    add("--encoder-weights", metavar="FILE", help="mobilenet: weights for a machine that cannot download them")
-    add("--encoder-dtype", choices=DTYPES, help="of a pretrained encoder; without it float32")
-    add("--pool", type=int, default=1, help="average the token grid over POOL x POOL neighbours before caching")
+    add_encoder_arguments(parser)
     add("--limit", type=positive, help="at most this many videos per generator: a small run")
     add("--shard", type=shard, default=(1, 1), metavar="I/N", help="do the I-th of N equal parts, 1/N to N/N")
-    add("--fps", type=frame_rate, default=8, help="frames sampled per second")
-    add("--frames", type=positive, default=8, help="frames per window (L)")
+    add("--check", action="store_true", help="extract nothing; print which of the N parts lack videos, as 3,17")
     add(
         "--equalize",
         type=even_size,
@@ -74,16 +54,9 @@ def get_args(argv=None):
         help="first make every clip one H.264 clip of SIZE x SIZE, --frames frames at --fps; 128 without SIZE",
     )
     add("--batch-size", type=positive, default=64, help="frames per call of the encoder")
-    add("--threads", type=positive, default=os.cpu_count(), help="videos decoded at once")
     add("--generators", default=HERE / "generators.csv", help="the generator table")
     add("--overwrite", action="store_true", help="extract anew what is there")
     return parser.parse_args(argv)
-
-
-def frame_rate(text):
-    if not 0 < (number := float(text)) <= 1000:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1000 frames per second")
-    return int(number) if number.is_integer() else number
 
 
 def even_size(text):
@@ -103,42 +76,6 @@ def shard(text):
 # ---------------------------------------------------------------- what there is to do
 
 
-def is_simulated(rows):
-    """Whether any video lies in a zoo of simulate_videos.py: a folder of generators' folders and a recipe."""
-    zoos = {Path(row["file"]).parent.parent / "recipe.json" for row in rows}
-    return any(recipe.is_file() and bool(read_json(recipe).get("simulated")) for recipe in zoos)
-
-
-def make_recipe(args, encoder, rows):
-    recipe = {"encoder": encoder.name, "tokens": encoder.tokens, "dim": encoder.dim, "frames": args.frames}
-    recipe |= {"fps": args.fps, "pool": args.pool, "equalize": args.equalize, "dtype": "float16"}
-    recipe |= encoder.recipe | {"simulated": is_simulated(rows)}
-    packages = {"numpy": np, "opencv": cv2, "av": av, "keras": keras, "keras_hub": keras_hub}
-    versions = {"python": platform.python_version()} | {name: module.__version__ for name, module in packages.items()}
-    return recipe | {"versions": versions, "git": git_commit()}
-
-
-def open_features(folder, recipe, overwrite):
-    """The index rows already in a features folder, by path; writes its recipe when it is new.
-
-    Raises ValueError when the folder holds features made in another way, unless they are to be overwritten.
-    """
-    path = Path(folder) / "recipe.json"
-    old = read_json(path) if path.exists() else recipe
-    differing = [key for key in old | recipe if key not in NOT_COMPARED and old.get(key) != recipe.get(key)]
-    if differing and not overwrite:
-        differences = ", ".join(f"{key} {old.get(key)} there, {recipe.get(key)} now" for key in differing)
-        raise ValueError(f"{folder} holds other features ({differences}); choose another --features, or --overwrite")
-    indexes = list(Path(folder).glob("index-*-of-*.csv"))
-    if differing:
-        for index in indexes:
-            index.unlink(missing_ok=True)  # its rows describe the other features
-        indexes = []
-    if differing or not path.exists():
-        write_json(path, recipe)  # makes the folder
-    return {row["path"]: row for row in read_index(folder)} if indexes else {}
-
-
 def is_done(row, old, features):
     """Extracted before, or left out for good; errors are tried again."""
     if row["path"] not in old:
@@ -147,11 +84,17 @@ def is_done(row, old, features):
     return error.startswith(TooShortError.REASON) if error else features_file(features, row["path"]).is_file()
 
 
-def relabel(row, old):
-    """Complete a row with what the index says; True when a CSV has given it another group, stratum or split since."""
-    labels = {key: row[key] for key in ("group", "stratum", "split", "source")}
-    row |= old | labels
-    return any(old[key] != labels[key] for key in labels)
+def check_shards(rows, args):
+    """Print the numbers of the parts with videos that no worker has finished; {part: how many}. Reads no video."""
+    indexes = any(Path(args.features).glob("index-*-of-*.csv"))
+    old = {row["path"]: row for row in read_index(args.features)} if indexes else {}
+    done = [row["path"] in old and (old[row["path"]]["error"] or is_done(row, old, args.features)) for row in rows]
+    parts = args.shard[1]
+    counts = {part: sum(not one for one in done[part - 1 :: parts]) for part in range(1, parts + 1)}
+    for part, count in (found := {part: count for part, count in counts.items() if count}).items():
+        print(f"part {part}/{parts}: {count} of {len(rows[part - 1 :: parts])} videos are missing", file=sys.stderr)
+    print(",".join(map(str, found)))
+    return found
 
 
 def check_space(rows, args, recipe):
@@ -197,31 +140,17 @@ def save(row, video, features):
         return row["error"]
 
 
-def print_videos(rows, ignored, table, videos):
-    groups, splits = {}, Counter(row["split"] for row in rows)
-    for row in rows:
-        groups.setdefault(row["generator"], set()).add(row["group"])
-    shares = ", ".join(f"{splits[split]} {split}" for split in ("train", "val", "test"))
-    print(f"{videos}: {len(rows)} videos of {len(groups)} generators ({shares})")
-    unseen = sorted(name for name in groups if name not in table)
-    single = sorted(name for name in groups if name in table and len(groups[name]) == 1)
-    if unseen:
-        print(f"outside the generator table, kept as unseen: {', '.join(unseen)}")
-    if single:
-        print(f"a single group, so train only and not evaluated: {', '.join(single)}")
-    if any(ignored.values()):
-        print(f"ignored: {describe(ignored)}")
-
-
 def main(argv=None):
     args = get_args(argv)
     started = time.time()
 
     # ---------------------------------------------------------------- load
     table = load_generators(args.generators)
-    encoder = build_encoder(args.encoder, args.pool, args.layer, args.encoder_weights, args.encoder_dtype)
+    if args.check:
+        return check_shards(list_videos(args.videos, table, args.limit)[0], args)
+    encoder = encoder_of(args)
     rows, ignored = list_videos(args.videos, table, args.limit)
-    recipe = make_recipe(args, encoder, rows)
+    recipe = make_recipe(args, encoder, rows, args.equalize)
     old = open_features(args.features, recipe, args.overwrite)
     forget_renamed(rows, old, args.features)
     set_splits(rows, {row["group"]: row["split"] for row in old.values()})
@@ -250,7 +179,7 @@ def main(argv=None):
                 bar.update()
                 if time.time() - saved > INDEX_SECONDS:
                     add_to_index(index, finished)
-                    saved = time.time()
+                    finished, saved = [], time.time()
     finally:
         add_to_index(index, finished)
 

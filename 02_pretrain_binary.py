@@ -4,9 +4,11 @@ reads   features/<set>/: tokens (S, L, T, D) per video, index-*.csv, recipe.json
 writes  runs/<run>/bin.keras        the epoch best on val, the start of stage 2; bin_last.keras the last one
         runs/<run>/bin.json         metrics on the test split, with the recipe
         runs/<run>/bin_embeddings.npz  embedding (V, D), probabilities (V, 2), video, generator, class, split (V,)
+        runs/<run>/stream/          with --videos: the index and recipe of the features that were not stored
         runs/<run>/bin_history.csv, logs/bin (TensorBoard), bin_confusion.png, bin_roc.png, bin_tsne_*.png
 
     python 02_pretrain_binary.py --batch-size 32 --epochs 5 --learning-rate 3e-4 --decay-steps 0
+    python 02_pretrain_binary.py --videos data/genvideo --encoder siglip --run runs/genvideo      without a cache
 
 The defaults are the paper's, made for 1.6 million videos: its rate of 1e-5 hardly moves on a small set. The line above
 is what `make demo` passes for the simulated zoo: a minute on two cores, accuracy 0.91 (majority 0.75). Interrupted,
@@ -19,7 +21,8 @@ import time
 from common import keras, run_script
 from devices import use_devices, writes
 from evaluation import draw_figures, evaluate, print_results
-from features import read_index
+from features import Windows, read_index
+from streaming import open_stream, parse_stream_arguments
 from training import (
     add_training_arguments,
     choose_videos,
@@ -37,7 +40,7 @@ def get_args(argv=None):
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add_training_arguments(parser, labels_per_class="all")
-    return parser.parse_args(argv)
+    return parse_stream_arguments(parser, argv)
 
 
 def main(argv=None):
@@ -46,7 +49,7 @@ def main(argv=None):
     use_devices(args.tpu)
 
     # ---------------------------------------------------------------- load
-    rows = read_index(args.features)
+    rows, windows = open_stream(args) if "videos" in args else (read_index(args.features), Windows)
     recipe = make_recipe("bin", args, rows)
     if done := finished_metrics("bin", args, recipe):
         return done
@@ -58,10 +61,10 @@ def main(argv=None):
     model.compile(make_optimizer(args), {"logits": cross_entropy}, metrics={"logits": ["accuracy"]})
 
     # ---------------------------------------------------------------- train
-    fit(model, videos, "bin", args, recipe)
+    fit(model, videos, "bin", args, recipe, windows)
 
     # ---------------------------------------------------------------- evaluate
-    metrics, arrays = evaluate(model, videos, "bin", args.batch_size)
+    metrics, arrays = evaluate(model, videos, "bin", args.batch_size, windows)
     print_results(metrics)
 
     # ---------------------------------------------------------------- save

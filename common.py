@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -136,27 +137,43 @@ class WindowBatches(keras.utils.PyDataset):
 
     `natural` shuffles all windows anew each epoch; windows short of a full batch wait for a later epoch's shuffle.
     `pk` deals the batch's slots round-robin over the classes; a class shows each of its videos once before another
-    window of one, and repeats windows only when it has no more. Labels (N,) are per window.
+    window of one, and repeats windows only when it has no more. Labels (N,) are per window. With `workers` of 2 or more
+    so many batches are read ahead.
     """
 
     def __init__(
         self, windows: Windows, labels, batch_size=64, seed=0, batching="natural", start_epoch=0, workers=1, part=(0, 1)
     ):
-        super().__init__(workers=workers)
-        self.windows, self.labels = windows, np.asarray(labels, "int32")
+        super().__init__()
+        self.windows, self.labels, self.failed = windows, np.asarray(labels, "int32"), None
         self.batch_size, self.part = min(batch_size, len(windows)), part
         self.seed, self.batching, self.epoch = seed, batching, start_epoch
         self.order = (None, None)  # (epoch, permutation of the windows)
+        # Not Keras's own workers: on JAX the batches that they have read before the first epoch come late and twice.
+        self.pool, self.ahead, self.reading = ThreadPoolExecutor(workers), workers if workers > 1 else 0, {}
 
     def __len__(self):
         return len(self.windows) // self.batch_size
 
     def __getitem__(self, step):
-        chosen = self.chosen(step)
-        return self.windows[chosen], dict.fromkeys(OUTPUTS, self.labels[chosen])  # Keras wants a target per output
+        for later in range(step, min(step + 1 + self.ahead, len(self))):
+            if later not in self.reading:
+                chosen = self.chosen(later)
+                self.reading[later] = chosen, self.pool.submit(self.windows.__getitem__, chosen)
+        chosen, tokens = self.reading.pop(step)
+        try:
+            return tokens.result(), dict.fromkeys(OUTPUTS, self.labels[chosen])  # Keras wants a target per output
+        except Exception as error:
+            self.failed = error
+            raise
+
+    def close(self):
+        """Read no further: without it, leaving Python waits for what is being read ahead."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
 
     def on_epoch_end(self):
         self.epoch += 1
+        self.reading.clear()
 
     def chosen(self, step):
         """Which windows are this epoch's batch of that step, or this part of it, (B,)."""

@@ -102,7 +102,7 @@ def write_windows(path, batches) -> int:
     record. Raises ValueError naming a features file that does not match the index or holds other than float16.
     """
     windows, labels = batches.windows, batches.labels
-    names = [os.fsencode(os.path.abspath(file)) for file in windows.files]
+    names = [os.fsencode(os.path.abspath(windows.file(video))) for video in range(len(windows.rows))]
     record = np.dtype([*NUMBERS, ("name", f"S{max(map(len, names))}")])
     bounds = np.append(np.flatnonzero(windows.offset == 0), len(windows))  # of each video's windows
 

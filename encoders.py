@@ -293,9 +293,7 @@ def prepare_video(file, encoder, fps, frames, size):
         with Video(file) as video:
             file = equalize(video.sample(fps), size, fps, frames)
     with Video(file) as video:
-        info = {"fps": f"{video.fps:.3f}", "size": video.size, "length": f"{video.length:.3f}"}
-        info |= {"container": video.container, "codec": video.codec}
-        yield "info", (info, len(video.numbers(fps)))
+        yield "info", (video.facts(), len(video.numbers(fps)))
         samples = video.sample(fps)
         while chunk := list(itertools.islice(samples, CHUNK)):
             yield "times", [seconds for seconds, _ in chunk]

@@ -11,7 +11,7 @@ import numpy as np
 
 from common import HERE, class_index, class_names, load_generators
 from devices import predict_on_batch
-from features import Windows, replace_whole
+from features import Windows, read_batches, replace_whole
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first, for machines without a screen)
@@ -24,10 +24,11 @@ def predict(model, windows: Windows, batch_size=64):
     videos = int(windows.video[-1]) + 1
     embedding = np.zeros((videos, model.config["dim"]))
     probabilities = np.zeros((videos, model.config["num_classes"]))
-    for start in range(0, len(windows), batch_size):
-        place = np.minimum(np.arange(start, start + batch_size), len(windows) - 1)  # one batch shape, one trace
+    starts = range(0, len(windows), batch_size)
+    places = [np.minimum(np.arange(start, start + batch_size), len(windows) - 1) for start in starts]  # one shape
+    for start, place, tokens in zip(starts, places, read_batches(windows, places), strict=True):
         real = slice(0, min(batch_size, len(windows) - start))
-        outputs = predict_on_batch(model, windows[place])
+        outputs = predict_on_batch(model, tokens)
         np.add.at(embedding, windows.video[place[real]], outputs["embedding"][real])
         np.add.at(probabilities, windows.video[place[real]], softmax(outputs["logits"][real]))
     count = np.bincount(windows.video)[:, None]
@@ -117,12 +118,12 @@ def macro_interval(right, count, z=1.96):
     return [float(max(middle - half, 0)), float(min(middle + half, 1))]
 
 
-def evaluate(model, videos, level, batch_size) -> tuple[dict, dict]:
+def evaluate(model, videos, level, batch_size, windows=Windows) -> tuple[dict, dict]:
     """The metrics on test, and arrays over the videos of all roles: embedding (V, D), probabilities (V, C), video,
     generator, group, class (V,) and split (V,): train, val, test or unseen. `videos` is what choose_videos returns.
     """
     rows = [row | {"split": role} for role in ("train", "val", "test", "unseen") for row in getattr(videos, role)]
-    embedding, probabilities = predict(model, Windows(rows), batch_size)
+    embedding, probabilities = predict(model, windows(rows), batch_size)
     arrays = {
         "embedding": embedding.astype("float32"),
         "probabilities": probabilities.astype("float32"),

@@ -6,11 +6,19 @@
 No Keras here: the index of a million videos is read without it.
 """
 
+import contextlib
 import csv
+import fcntl
+import functools
 import hashlib
+import io
 import json
+import math
 import os
+import struct
 import zipfile
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +29,7 @@ INDEX_FIELDS = (
     *("path", "generator", "group", "stratum", "split", "windows"),
     *("fps", "size", "length", "container", "codec", "error", "source"),
 )
+INDEX_SECONDS = 30  # while it is being made, an index on disk is at most this old
 LATER_FIELDS = {"codec": ""}  # columns that older indexes lack, and what stands for them
 
 
@@ -28,7 +37,8 @@ def replace_whole(path, write, suffix=""):
     """Let `write(temporary path)` make a file that appears at `path` whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
+    # not the process's number: two containers on one file system may both be number 1
+    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}{suffix}")
     try:
         write(temporary)
         os.replace(temporary, path)
@@ -79,7 +89,7 @@ def write_index(path, rows: list[dict]):
 
     def write(temporary):
         with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, INDEX_FIELDS)
+            writer = csv.DictWriter(file, INDEX_FIELDS, extrasaction="ignore")  # where the file is, its features
             writer.writeheader()
             writer.writerows(sorted(rows, key=lambda row: row["path"]))
 
@@ -118,11 +128,25 @@ def read_rows(path) -> list[dict]:
     return rows
 
 
+@contextlib.contextmanager
+def locked(path):
+    """Hold a file's lock, `.<name>.lock` beside it, while it is read and written anew.
+
+    The lock file stays: a worker that waits for one that is deleted would share it with nobody. On a file system
+    without locks there is none, and two workers on one shard may lose rows, which the same command finds missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def add_to_index(path, rows):
     """Add rows to this shard's part of the index; those of another worker on the same shard stay."""
-    there = read_rows(path) if path.exists() else []
-    merged = {row["path"]: row for row in [*there, *rows]}
-    write_index(path, [{key: row[key] for key in INDEX_FIELDS} for row in merged.values()])
+    with locked(path):
+        there = read_rows(path) if path.exists() else []
+        write_index(path, {row["path"]: row for row in [*there, *rows]}.values())
 
 
 def forget_renamed(rows, old, folder):
@@ -133,7 +157,8 @@ def forget_renamed(rows, old, folder):
         return
     print(f"{len(gone)} videos have another generator now; what was kept under the old one is dropped")
     for index in Path(folder).glob("index-*-of-*.csv"):
-        write_index(index, [row for row in read_rows(index) if row["path"] not in gone])
+        with locked(index):
+            write_index(index, [row for row in read_rows(index) if row["path"] not in gone])
     for path in gone:
         features_file(folder, path).unlink(missing_ok=True)
         del old[path]
@@ -161,21 +186,63 @@ def map_tokens(path) -> np.ndarray:
     Raises ValueError naming the file when the array is missing, compressed or damaged.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open(path, "rb") as file:
+            place, dtype, shape = stored_tokens(file)
+            return np.memmap(file, dtype, "r", place, shape)
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        raise ValueError(f"{path}: not a features file ({error}); delete it and run 01 again") from error
+
+
+FIRST = struct.Struct(
+    "<4s4xH16xHH"
+)  # a zip's first header: magic, compression, lengths of the name and of extra fields
+STORED_FIRST = zipfile.ZIP_STORED, b"tokens.npy"
+
+
+def stored_tokens(file):
+    """Place in bytes, dtype and shape of a features file's tokens. Those of 01 stand first, which saves looking for
+    them in the zip's directory at the end: half of the time that a small file takes.
+    """
+    head = file.read(FIRST.size + len(STORED_FIRST[1]))
+    magic, compression, name, extra = FIRST.unpack_from(head) if len(head) >= FIRST.size else (b"", 0, 0, 0)
+    if magic != b"PK\x03\x04" or (compression, head[FIRST.size :][:name]) != STORED_FIRST:
+        with zipfile.ZipFile(file) as archive:
             member = archive.getinfo("tokens.npy")
         if member.compress_type != zipfile.ZIP_STORED:
             raise ValueError("tokens are compressed")
-        with open(path, "rb") as file:
-            file.seek(member.header_offset + 26)
-            name_length, extra_length = np.frombuffer(file.read(4), "<u2")
-            file.seek(int(name_length) + int(extra_length), os.SEEK_CUR)
-            np.lib.format.read_magic(file)
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-            if fortran or len(shape) != 4:
-                raise ValueError(f"tokens have shape {shape}, expected (S, L, T, D)")
-            return np.memmap(file, dtype, "r", file.tell(), shape)
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
-        raise ValueError(f"{path}: not a features file ({error}); delete it and run 01 again") from error
+        file.seek(member.header_offset)
+        name, extra = FIRST.unpack(file.read(FIRST.size))[2:]
+        file.seek(name, os.SEEK_CUR)
+    file.seek(extra, os.SEEK_CUR)
+    np.lib.format.read_magic(file)
+    (length,) = struct.unpack("<H", file.read(2))
+    dtype, shape = array_header(file.read(length))
+    if file.tell() + dtype.itemsize * math.prod(shape) > os.fstat(file.fileno()).st_size:
+        raise ValueError("the file is cut off")
+    return file.tell(), dtype, shape
+
+
+@functools.lru_cache(maxsize=1024)
+def array_header(header: bytes):
+    """dtype and shape of tokens by their .npy header, which most files share."""
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(struct.pack("<H", len(header)) + header))
+    if fortran or len(shape) != 4:
+        raise ValueError(f"tokens have shape {shape}, expected (S, L, T, D)")
+    return dtype, shape
+
+
+def read_batches(windows, batches):
+    """Yield windows[batch], tokens (B, L, T, D), of each batch in order; the next ones are read meanwhile."""
+    batches, waiting, pool = iter(batches), deque(), ThreadPoolExecutor(windows.workers)
+    try:
+        for batch in batches:
+            waiting.append(pool.submit(windows.__getitem__, batch))
+            if len(waiting) > windows.workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 # ---------------------------------------------------------------- splits
@@ -243,16 +310,17 @@ class Windows:
     """
 
     def __init__(self, rows: list[dict], memory: int = 2 << 30):
+        self.rows = rows
         self.video = np.repeat(np.arange(len(rows)), [row["windows"] for row in rows])
-        self.files = [features_file(row["features"], row["path"]) for row in rows]
-        self.offset = np.concatenate([np.arange(row["windows"]) for row in rows]) if rows else np.zeros(0, int)
+        self.offset = window_numbers(self.video)
         self.held = None
         if rows:
-            self.shape = map_tokens(self.files[0]).shape[1:]  # (L, T, D)
-            if 2 * len(self.video) * np.prod(self.shape) <= memory:
+            self.shape = map_tokens(self.file(0)).shape[1:]  # (L, T, D)
+            if 2 * len(self.video) * math.prod(self.shape) <= memory:
                 self.held = np.empty((len(self.video), *self.shape), np.float16)
                 for i in range(len(self.video)):
                     self.read(i, self.held[i])
+        self.workers = 1 if self.held is not None else 4  # batches read at once
 
     def __len__(self):
         return len(self.video)
@@ -265,13 +333,17 @@ class Windows:
             self.read(np.asarray(i)[place], windows[place])
         return windows
 
+    def file(self, video):
+        return features_file(self.rows[video]["features"], self.rows[video]["path"])
+
     def mapped(self, i):
         """The tokens (S, L, T, D) that hold window i, memory-mapped. Raises ValueError where the index has others."""
-        tokens = map_tokens(self.files[self.video[i]])
+        file = self.file(self.video[i])
+        tokens = map_tokens(file)
         if tokens.shape[1:] != self.shape or self.offset[i] >= len(tokens):
             raise ValueError(
-                f"{self.files[self.video[i]]}: tokens {tokens.shape} do not match the index (window {self.offset[i]} of"
-                f" {self.shape}); delete the file and run 01 again"
+                f"{file}: tokens {tokens.shape} do not match the index (window {self.offset[i]} of {self.shape});"
+                " delete the file and run 01 again"
             )
         return tokens
 
@@ -279,9 +351,14 @@ class Windows:
         """Read window i into an array (L, T, D) of float16."""
         window[...] = self.mapped(i)[self.offset[i]]
         if not all_finite(window):
-            raise ValueError(f"{self.files[self.video[i]]}: tokens are not finite; delete the file and run 01 again")
+            raise ValueError(f"{self.file(self.video[i])}: tokens are not finite; delete the file and run 01 again")
 
 
 def all_finite(values) -> bool:
     """np.isfinite(values).all() of float16 (...), by the bits of the exponent: NumPy takes eight times as long."""
     return bool((values.view(np.uint16) & 0x7FFF).max() < 0x7C00)
+
+
+def window_numbers(video):
+    """Which of its video's windows each is, (N,), of the videos (N,) of windows in order."""
+    return np.arange(len(video)) - np.searchsorted(video, video)

@@ -247,8 +247,8 @@ def keep_trained_classes(classes, roles, excluded):
 # ---------------------------------------------------------------- recipe and resume
 
 ADDED = {"temporal_blocks": 5, "accumulate": 1, "remat": False}  # flags that older runs do not name, and their values
-PATHS = ("features", "test_features", "generators", "init", "run")  # compared by what they hold, not by name
-MACHINES = ("tpu", "data_service")  # who computes and who reads, which a run may change on the way
+PATHS = ("features", "test_features", "generators", "init", "run", "videos", "encoder_weights")  # compared by content
+MACHINES = ("tpu", "data_service", "threads")  # who computes and who reads, which a run may change on the way
 
 
 def make_recipe(level, args, rows, **more) -> dict:
@@ -481,20 +481,19 @@ def check_training(history):
         )
 
 
-def fit(model, videos: Videos, level, args, recipe):
+def fit(model, videos: Videos, level, args, recipe, windows=Windows):
     """Train a compiled model, going on from a checkpoint of the same recipe; ends with the chosen weights set.
 
     Writes <level>_history.csv, TensorBoard logs and, when done, <level>_last.keras.
     """
-    train, val = Windows(videos.train), Windows(videos.val)
+    train, val = windows(videos.train), windows(videos.val)
     labels = np.array([row["label"] for row in videos.train])[train.video]
     model.optimizer.build(model.trainable_variables)
     path = Path(args.run) / f"{level}_checkpoint.npz"
     state, best = load_checkpoint(path, model, recipe)
     start = state.get("epoch", 0)
-    workers = 1 if train.held is not None else 4
     size = even(min(args.batch_size, len(train)), args.accumulate)
-    batches = WindowBatches(train, labels, size, args.seed, args.batching, start, workers, processes())
+    batches = WindowBatches(train, labels, size, args.seed, args.batching, start, train.workers, processes())
     report_training(videos, train, batches, labels, args)
     sample = train[np.resize(np.random.default_rng(args.seed).permutation(len(train)), args.batch_size)]
     keeper = EpochEnd(level, args, recipe, val, videos.val, sample, state, best)
@@ -504,11 +503,19 @@ def fit(model, videos: Videos, level, args, recipe):
         callbacks.append(keras.callbacks.TensorBoard(Path(args.run) / "logs" / level, write_graph=False))
     verbose = (1 if sys.stdout.isatty() else 2) if writes() else 0
     options = dict(epochs=args.epochs, initial_epoch=start, shuffle=False, callbacks=callbacks, verbose=verbose)
-    if args.data_service:
-        with ServiceBatches(batches, args.data_service, Path(args.run) / f"{level}_service", args.epochs) as service:
-            model.fit(service.stream(), steps_per_epoch=len(batches), **options)
-    else:
-        model.fit(batches, **options)
+    try:
+        if args.data_service:
+            folder = Path(args.run) / f"{level}_service"
+            with ServiceBatches(batches, args.data_service, folder, args.epochs) as service:
+                model.fit(service.stream(), steps_per_epoch=len(batches), **options)
+        else:
+            model.fit(batches, **options)
+    except Exception:
+        if batches.failed:
+            raise batches.failed from None  # TensorFlow makes an error of its own of what a batch raises
+        raise
+    finally:
+        batches.close()
     if writes():
         save_model(model, Path(args.run) / f"{level}_last.keras", recipe)
     if keeper.best:

@@ -101,6 +101,11 @@ class Video:
             raise ValueError("no video stream")
         return stream
 
+    def facts(self) -> dict[str, str]:
+        """What the index says of the file: fps, size, length, container, codec."""
+        facts = {"fps": f"{self.fps:.3f}", "size": self.size, "length": f"{self.length:.3f}"}
+        return facts | {"container": self.container, "codec": self.codec}
+
     def numbers(self, fps):
         """Number of the frame on screen at each k / fps: the last one that has begun. One frame gives one sample."""
         count = max(1, math.ceil(self.length * fps - 1e-3)) if len(self.times) > 1 else 1

@@ -4,7 +4,11 @@ import csv
 import importlib
 import math
 import os
+import signal
 import struct
+import subprocess
+import sys
+import time
 import zlib
 from collections import Counter
 from fractions import Fraction
@@ -19,7 +23,7 @@ import scipy.fft
 import videos
 from common import load_generators
 from encoders import GRID, SCALE, SHIFT, build_encoder, encode_videos
-from features import assign_splits, group_hash, read_index, read_json, write_index
+from features import assign_splits, group_hash, read_index, read_json, replace_whole, write_index
 from videos import Video, equalize, list_videos, sample_frames
 
 extract_features = importlib.import_module("01_extract_features")
@@ -533,6 +537,87 @@ def test_shards_add_up_to_the_whole(clips, tmp_path):
     assert read_index(tmp_path / "parts") == read_index(tmp_path / "whole")
     assert len(list((tmp_path / "parts").glob("index-*-of-4.csv"))) == 4
     assert extract("--videos", clips, "--features", tmp_path / "parts", "--shard", "1/2")["videos"] == 0
+
+
+WORKER = """
+import importlib, os, signal, sys, time
+extract_features = importlib.import_module("01_extract_features")
+save, saved, (dies, start) = extract_features.save, [], sys.argv[1:3]
+def note(*arguments):
+    if len(saved) == 2 and dies == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    saved.append(save(*arguments))
+    return saved[-1]
+extract_features.save, extract_features.INDEX_SECONDS = note, 0 if dies == "lives" else 30
+while time.time() < float(start):
+    pass
+extract_features.main(sys.argv[3:])
+"""
+
+
+def worker(dies, *arguments, start=0.0):
+    """01 in a process of its own that begins at a time and, if it "dies", is killed after two videos."""
+    command = [sys.executable, "-c", WORKER, dies, str(start), *map(str, arguments)]
+    return subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL)
+
+
+def test_a_shard_that_was_killed_is_not_found_or_redone(clips, tmp_path, capsys):
+    extract("--videos", clips, "--features", tmp_path / "whole")
+    place = ["--videos", clips, "--features", tmp_path / "parts"]
+    assert extract(*place, "--shard", "1/2", "--check") == {1: 5, 2: 4}
+    extract(*place, "--shard", "2/2")
+    assert worker("dies", *place, "--shard", "1/2").wait() == -signal.SIGKILL
+    assert 0 < len(tree(tmp_path / "parts")) < 9
+    capsys.readouterr()
+    assert extract(*place, "--shard", "1/2", "--check") == {1: 5}
+    printed = capsys.readouterr()
+    assert printed.out == "1\n" and printed.err == "part 1/2: 5 of 5 videos are missing\n"
+    extract(*place, "--shard", "1/2")
+    assert extract(*place, "--shard", "1/2", "--check") == {}
+    next((tmp_path / "parts").rglob("*.npz")).unlink()
+    assert sum(extract(*place, "--shard", "1/3", "--check").values()) == 1  # however the parts were cut before
+    extract(*place)
+    assert tree(tmp_path / "parts") == tree(tmp_path / "whole")
+    assert read_index(tmp_path / "parts") == read_index(tmp_path / "whole")
+
+
+def test_two_workers_on_one_shard_lose_rows(clips, tmp_path):
+    extract("--videos", clips, "--features", tmp_path / "whole")
+    place, start = ["--videos", clips, "--features", tmp_path / "both"], time.time() + 20
+    workers = [worker("lives", *place, start=start) for _ in range(2)]
+    assert [process.wait() for process in workers] == [0, 0]
+    assert tree(tmp_path / "both") == tree(tmp_path / "whole")
+    assert read_index(tmp_path / "both") == read_index(tmp_path / "whole")
+
+
+ADDER = """
+import sys
+from pathlib import Path
+from features import INDEX_FIELDS, add_to_index
+for i in range(40):
+    row = dict.fromkeys(INDEX_FIELDS, "") | {"path": f"{sys.argv[2]}/{i:02}", "windows": 1}
+    add_to_index(Path(sys.argv[1]), [row])
+"""
+
+
+def test_rows_are_lost_between_reading_an_index_and_writing_it(tmp_path):
+    """Four processes add to one file again and again; without a lock half of the rows are lost."""
+    command = [sys.executable, "-c", ADDER, str(tmp_path / "index-1-of-1.csv")]
+    adders = [subprocess.Popen([*command, name], cwd=Path(__file__).parents[1]) for name in "abcd"]
+    assert [process.wait() for process in adders] == [0] * 4
+    assert [row["path"] for row in read_index(tmp_path)] == [f"{name}/{i:02}" for name in "abcd" for i in range(40)]
+
+
+def test_two_processes_of_one_number_write_one_file(tmp_path, monkeypatch):
+    """Containers on one file system may all be process 1: what one writes must not be moved away by another."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+
+    def write(temporary):
+        temporary.write_text("outer")
+        replace_whole(tmp_path / "a", lambda inner: inner.write_text("inner"))
+
+    replace_whole(tmp_path / "a", write)
+    assert (tmp_path / "a").read_text() == "outer"
 
 
 def hostile(root):
