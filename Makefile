@@ -4,8 +4,8 @@ RUN := .venv/bin/python
 
 PAPER := table-2 table-3 table-4 table-5 table-6 table-7 table-s2 table-s3 encoder-transfer
 PAPER += figure-1a figure-1b figure-1c figure-4 figure-5 figure-6 figure-s1 figure-s2 figure-s3 back-off enrol
-PAPER += ablation-margin ablation-positives ablation-normalize ablation-batching ablation-depth ablation-schedule
-PAPER += ablation wild wild-video wild-threshold wild-size wild-noise wild-coverage wild-target wild-encoder wild-head
+PAPER += ablation-margin ablation-positives ablation-normalize ablation-batching ablation-depth ablation-dtype
+PAPER += ablation-schedule ablation wild wild-video wild-threshold wild-size wild-noise wild-coverage wild-target wild-encoder wild-head
 PAPER += wild-regularization wild-edits report
 
 .PHONY: demo paper $(PAPER) corpus mobilenet-layers options unseen-generators readme test check parity bench lint clean

@@ -209,6 +209,19 @@ class WindowBatches(keras.utils.PyDataset):
 OUTPUTS = ("logits", "embedding", "attention")
 
 
+class TransformerEncoder(keras_hub.layers.TransformerEncoder):  # files of weights are laid out by this name
+    """KerasHub's encoder block, whose softmax is computed in float32 in mixed precision too."""
+
+    def build(self, shape):
+        super().build(shape)
+        if self.compute_dtype != "float32":
+            self._self_attention_layer._softmax = softmax_in_float32
+
+
+def softmax_in_float32(scores, mask=None):
+    return ops.cast(ops.softmax(ops.cast(scores, "float32"), axis=-1), scores.dtype)
+
+
 @keras.saving.register_keras_serializable("saga")
 class SAGA(keras.Model):
     """Frozen tokens -> spatial block -> mean over tokens -> positions -> temporal blocks -> mean over frames -> head.
@@ -225,7 +238,7 @@ class SAGA(keras.Model):
         self.config = config
 
         def block(name):
-            return keras_hub.layers.TransformerEncoder(
+            return TransformerEncoder(
                 4 * dim, heads, dropout=dropout, activation="gelu", dtype=self.dtype_policy, name=name
             )
 

@@ -65,7 +65,7 @@ def tsne(what, panels, minutes, paper):
     )
 
 
-ABLATION_MINUTES = {"margin": 8, "positives": 4, "normalize": 6, "batching": 4, "depth": 18, "schedule": 37}
+ABLATION_MINUTES = {"margin": 8, "positives": 4, "normalize": 6, "batching": 4, "depth": 18, "dtype": 8, "schedule": 37}
 
 
 def ablation(what, minutes):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import devices
+import features
 from common import HERE, OUTPUTS, build_saga, keras
 
 LOSSES = {
@@ -148,3 +149,77 @@ def two_hosts():
         address = f"localhost:{free.getsockname()[1]}"
     names = devices.HOSTS
     return [dict(zip(names, (address, "2", str(i)), strict=True)) for i in range(2)]
+
+
+# ---------------------------------------------------------------- a stage on two hosts
+
+STAGE = """
+import importlib, sys
+importlib.import_module("02_pretrain_binary").main(sys.argv[1:])
+"""
+
+
+def write_small_features(folder):
+    random, rows = np.random.default_rng(0), []
+    for mark, generator in enumerate(("Real", "SVD", "Pika")):
+        for i in range(10):
+            path = f"{generator}/{i}.mp4"
+            tokens = random.normal(size=(1, 2, 4, 12)) + 3 * (np.arange(12) == mark)
+            features.write_features(features.features_file(folder, path), tokens, np.zeros((1, 2)), np.ones((1, 2)))
+            row = dict.fromkeys(features.INDEX_FIELDS, "") | dict(path=path, generator=generator, group=path, windows=1)
+            rows.append(row | dict(split="test" if i < 3 else "val" if i < 5 else "train"))
+    features.write_index(folder / "index-1-of-1.csv", rows)
+    features.write_json(folder / "recipe.json", {"encoder": "invented", "frames": 2, "tokens": 4, "dim": 12})
+
+
+def run_stage(folder, run, *environments):
+    """Run 02 in a process for each environment; the files of the run, all of which one of them has written."""
+    flags = ["--features", folder, "--run", run, "--epochs", "2", "--batch-size", "8", "--learning-rate", "1e-3"]
+    command = [sys.executable, "-c", STAGE, *map(str, flags), "--dropout", "0", "--temporal-blocks", "2"]
+    environments = [os.environ | {"KERAS_BACKEND": "jax"} | own for own in environments]
+    options = dict(cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    running = [subprocess.Popen(command, env=own, **options) for own in environments]
+    printed = [process.communicate(timeout=300)[0] for process in running]
+    assert not any(process.returncode for process in running), printed
+    return features.read_json(run / "bin.json"), printed, sorted(path.name for path in run.iterdir())
+
+
+def test_stage_on_two_hosts_ends_otherwise_than_on_one(tmp_path):
+    write_small_features(tmp_path / "features")
+    alone, _, files = run_stage(tmp_path / "features", tmp_path / "one", {})
+    together, printed, theirs = run_stage(tmp_path / "features", tmp_path / "two", *two_hosts())
+    assert theirs == files and "2 devices of 2 processes" in printed[0]
+    assert "model, metrics and figures" in printed[0] and "model, metrics and figures" not in printed[1]
+    runs = (tmp_path / "two", tmp_path / "one")
+    ours, expected = (features.read_arrays(run / "bin_embeddings.npz", ["embedding"], "") for run in runs)
+    np.testing.assert_allclose(ours["embedding"], expected["embedding"], atol=1e-3)
+    assert together["confusion"] == alone["confusion"]
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_missing_tpu_is_not_named(monkeypatch):
+    monkeypatch.delenv("TPU_NAME", raising=False)
+    with pytest.raises(ValueError, match="--tpu: .*no TPU here.*leave"):
+        devices.use_devices(tpu=True)
+    assert devices.replicas() == 1 and devices.processes() == (0, 1) and devices.writes()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"TF_CONFIG": '{"cluster": {"worker": ["a:1", "b:1"]}}'}, {devices.HOSTS[1]: "2"}],
+    ids=["TF_CONFIG", "Keras's own"],
+)
+def test_several_hosts_on_tensorflow_are_not_refused(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="KERAS_BACKEND=jax.*MultiWorkerMirroredStrategy"):
+        devices.use_devices()
+
+
+def test_batch_that_cannot_be_split_is_accepted(monkeypatch):
+    monkeypatch.setattr(devices, "replicas", lambda: 4)
+    assert devices.even(64) == 64 and devices.even(63, 2) == 56
+    with pytest.raises(ValueError, match="--accumulate"):
+        devices.even(7, 2)

@@ -160,7 +160,7 @@ def run_entry(name, *more):
 
 # ---------------------------------------------------------------- every entry
 
-# Five of the six ablations differ in their data alone, and `ablation` measures them all; wild's and report have their
+# Six of the seven ablations differ in their data alone, and `ablation` measures them all; wild's and report have their
 # own tests.
 ALIKE = {name for name in paper.ENTRIES if name.startswith(("ablation-", "wild", "report"))}
 ALIKE -= {"ablation-depth", "wild-video"}
