@@ -22,17 +22,9 @@ from common import keras, run_script
 from devices import use_devices, writes
 from evaluation import draw_figures, evaluate, print_results
 from features import Windows, read_index
+from selection import choose_videos
 from streaming import open_stream, parse_stream_arguments
-from training import (
-    add_training_arguments,
-    choose_videos,
-    finished_metrics,
-    fit,
-    make_optimizer,
-    make_recipe,
-    new_model,
-    save_run,
-)
+from training import add_training_arguments, finished_metrics, fit, make_optimizer, make_recipe, new_model, save_run
 
 
 def get_args(argv=None):

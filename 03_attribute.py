@@ -23,9 +23,9 @@ from common import keras, mean_over_pairs, ops, run_script, triplet_terms
 from devices import global_batch, use_devices, writes
 from evaluation import draw_figures, evaluate, print_results
 from features import read_index
+from selection import choose_videos
 from training import (
     add_training_arguments,
-    choose_videos,
     file_digest,
     finished_metrics,
     fit,

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from common import LEVELS, build_saga, git_commit, keras, positive, run_script
 from evaluation import plt, save_figure, title
 from features import Windows, read_index, replace_whole, write_json
+from selection import features_recipe
 from signatures import (
     ROLES,
     choose_rows,
@@ -38,7 +39,7 @@ from signatures import (
     name_strata,
     run_files,
 )
-from training import features_recipe, file_digest, finished_metrics, index_digest, versions
+from training import file_digest, finished_metrics, index_digest, versions
 
 
 def get_args(argv=None):

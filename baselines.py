@@ -1,7 +1,7 @@
 """What SAGA must beat: simple probes on the same videos, splits and classes.
 
 Metadata sees no pixel: size, frame rate, length and container of the index. Where it does well, an accuracy on pixels
-proves little. The others see the mean frozen token of a video. All take the rows that training.choose_videos returns
+proves little. The others see the mean frozen token of a video. All take the rows that selection.choose_videos returns
 and give class probabilities (V, C) for the test rows.
 """
 

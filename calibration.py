@@ -24,8 +24,9 @@ from common import LEVELS, git_commit, level_name, level_value, load_generators
 from evaluation import softmax, wilson_interval
 from features import Windows, differing, features_file, read_arrays, read_index, replace_whole, write_json
 from runs import CALIBRATION, CLIPS, fingerprint, load_run, window_outputs
+from selection import features_recipe, first_per, usable
 from signatures import fully_valid, stage_of
-from training import features_recipe, first_per, index_digest, usable, versions
+from training import index_digest, versions
 from unknown import Clips, auroc, fit_scores, group_bootstrap
 
 # ---------------------------------------------------------------- probabilities that mean what they say

@@ -1,7 +1,8 @@
 """What two or more stages share, in the order of a forward pass: generator table -> batches -> model -> losses.
 
 Every class saved in a `.keras` file lives here, so that any script can load it. Beside it: videos.py reads files,
-encoders.py makes tokens of frames, features.py keeps them on disk, training.py and evaluation.py are stages 1 and 2.
+encoders.py makes tokens of frames, features.py keeps them on disk, selection.py, training.py and
+evaluation.py are stages 1 and 2, devices.py and memory.py what they compute on.
 """
 
 import csv

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from features import read_index, read_json
+from selection import features_recipe
 from stages import stage
-from training import features_recipe, index_digest
+from training import index_digest
 
 ENCODERS = {  # four tokens a frame each
     "dct": "--pool 2",

@@ -19,8 +19,9 @@ import numpy as np
 from common import git_commit, load_generators, positive, resolve_generator, run_script
 from evaluation import predict, score_names
 from features import Windows, differing, read_arrays, read_index, replace_whole
+from selection import features_recipe, first_per, usable
 from signatures import run_files, stage_of
-from training import features_recipe, file_digest, first_per, index_digest, load_saga, names, spread, usable, versions
+from training import file_digest, index_digest, load_saga, names, spread, versions
 from unknown import NAMINGS
 
 OWN = ("embedding", "class", "generator", "split")

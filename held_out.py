@@ -19,9 +19,10 @@ from evaluation import at_level, score_names
 from features import read_index, write_index
 from open_set import names_outside, new_generators
 from runs import load_encoder, load_run
+from selection import fold_splits
 from stages import STAGE_ONE, markdown, train_arm
 from tables import caption, described, mean_std
-from training import fold_splits, index_digest
+from training import index_digest
 
 ARM = "1-stage all CE"
 FILES = (".keras", ".json", "_embeddings.npz")

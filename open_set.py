@@ -21,9 +21,9 @@ from corpora import choose_data, extract_zoo
 from evaluation import plt, save_figure, score_names
 from features import read_index, read_json
 from figures import tsig_runs
+from selection import usable
 from stages import TWO_FEW, markdown, stage, train_arm, write_results
 from tables import caption, described, generators_of, mean_std
-from training import usable
 from unknown import (
     NAMINGS,
     SCORES,

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from baselines import mean_tokens
 from features import differing, features_file
-from training import features_recipe, first_per, load_saga, usable
+from selection import features_recipe, first_per, usable
+from training import load_saga
 
 COUNTS = (1, 5, 20, 50, 100, 200, 500, 1000)  # clips per signature, as far as two classes have them
 MEASURES = ("accuracy", "within", "between", "raw_within", "raw_between", "classes", "chance")

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from features import read_index, read_json, write_json
-from training import CollapseError, choose_videos
+from selection import choose_videos
+from training import CollapseError
 
 # Rates and steps for thousands of windows; the paper's 1e-5, halved every 1,000 steps, are for millions.
 SMALL_DATA = "--batch-size 32 --learning-rate 3e-4 --decay-steps 0"

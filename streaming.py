@@ -21,7 +21,7 @@ from tqdm import tqdm
 from common import load_generators, positive
 from extraction import add_encoder_arguments, encoder_of, make_recipe, open_features, print_videos, relabel
 from features import INDEX_SECONDS, set_splits, window_numbers, write_index
-from training import first_per
+from selection import first_per
 from videos import Video, list_videos, reason
 
 COUNTED_AT_ONCE = 4096  # videos whose headers are asked for before the index may be saved

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from common import load_generators, resolve_generator
 from features import assign_splits, features_file, group_hash, map_tokens, read_index
-from training import PATHS, features_recipe, file_digest, first_per, fold_splits, index_digest, usable
+from selection import features_recipe, first_per, fold_splits, usable
+from training import PATHS, file_digest, index_digest
 
 # ---------------------------------------------------------------- one vector per image
 

@@ -22,10 +22,10 @@ from corpora import extract
 from evaluation import paper_lines
 from features import read_index
 from ranking import METRICS, at_threshold, ranking
+from selection import features_recipe, usable
 from simulate_videos import named_random
 from stages import markdown, train_arm
 from tables import described, mean_std
-from training import features_recipe, usable
 from training import fold as parse_fold
 from videos import Video
 from wild import chosen_frames, deal, linear, prepare, read_images, resolve_roles

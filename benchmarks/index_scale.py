@@ -66,7 +66,8 @@ def steps(folder):
     """Seconds and MB of each step, in this process."""
     from common import WindowBatches, load_generators
     from features import Windows, add_to_index, read_index, set_splits
-    from training import add_training_arguments, choose_videos, index_digest
+    from selection import choose_videos
+    from training import add_training_arguments, index_digest
     from videos import list_videos
 
     extract = importlib.import_module("01_extract_features")

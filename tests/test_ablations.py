@@ -10,7 +10,7 @@ import rivals
 from common import class_index, class_names, load_generators
 from evaluation import coarser
 from features import features_file, write_features
-from training import Videos
+from selection import Videos
 
 GENERATORS = list(load_generators())
 

@@ -26,6 +26,7 @@ import corpora
 import held_out
 import report as reports
 import runs
+import selection
 import training
 from attribute_video import attribute
 from calibration import calibrate
@@ -70,7 +71,7 @@ def bare(features):
         flags = ["--features", features, "--run", folder, "--temporal-blocks", 2]
         flags += [] if level == "bin" else ["--level", level]
         args = importlib.import_module(script(level)).get_args([str(flag) for flag in flags])
-        chosen = training.choose_videos(rows, level, args)
+        chosen = selection.choose_videos(rows, level, args)
         model = training.new_model(args, chosen.classes)
         for weight in model.classifier.weights:  # probabilities far from even, so that a mistake shows
             weight.assign(4 * weight)
@@ -190,7 +191,7 @@ def test_equalized_run_does_not_equalize_every_window(videos, tmp_path):
     stage("01_extract_features", "--videos", videos, "--features", folder, "--pool", 2, "--equalize", 192, "--limit", 6)
     args = importlib.import_module("03_attribute").get_args(["--features", str(folder), "--run", str(tmp_path / "run")])
     rows = read_index(folder)
-    chosen = training.choose_videos(rows, "gen", args)
+    chosen = selection.choose_videos(rows, "gen", args)
     metrics, arrays = evaluate(model := training.new_model(args, chosen.classes), chosen, "gen", batch_size=64)
     training.save_run(model, metrics, arrays, args, training.make_recipe("gen", args, rows), time.time())
     row = next(row for row in rows if row["path"] in arrays["video"])

@@ -11,7 +11,7 @@ from common import keras, ops
 from detectors import DETECTORS, FrequencyDecomposition, FrequencyStatistics, NeighbouringPixels
 from evaluation import score_names
 from features import read_json
-from training import Videos
+from selection import Videos
 
 RANDOM = np.random.default_rng(0)
 

@@ -18,8 +18,8 @@ from baselines import linear_probe
 from common import HERE, LEVELS
 from evaluation import score
 from features import read_index, write_index
+from selection import choose_videos
 from stages import SMALL_DATA
-from training import choose_videos
 
 COMMANDS = re.findall(r"^(python \w+\.py.*)$", (HERE / "README.md").read_text(encoding="utf-8"), re.M)
 CORPUS = HERE.parent / "shared" / "corpus" / "clips"

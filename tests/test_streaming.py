@@ -14,7 +14,7 @@ import streaming
 from attribute_video import attribute
 from encoders import build_encoder
 from features import Windows, read_batches, read_index, read_json
-from training import usable
+from selection import usable
 
 extract_features = importlib.import_module("01_extract_features")
 stage_one = importlib.import_module("02_pretrain_binary")

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 
+import selection
 import training
 from common import LEVELS, WindowBatches, class_index, class_names, load_generators, resolve_generator
 from evaluation import score
@@ -92,7 +93,7 @@ def test_table_that_names_a_generator_twice_is_accepted(tmp_path):
 
 
 def window_batches(features, **options):
-    rows = training.usable(read_index(features), features)
+    rows = selection.usable(read_index(features), features)
     windows = Windows(rows)
     labels = np.array([class_index("bin", row["generator"]) for row in rows])[windows.video]
     return WindowBatches(windows, labels, **({"batch_size": 16} | options))
@@ -102,7 +103,7 @@ def test_mapped_window_differs_from_numpys_reading(features):
     path = features_file(features, "SVD/2.mp4")
     with np.load(path) as arrays:
         np.testing.assert_array_equal(map_tokens(path), arrays["tokens"])
-    rows = training.usable(read_index(features), features)
+    rows = selection.usable(read_index(features), features)
     np.testing.assert_array_equal(Windows(rows, memory=0)[[5, 0, 70]], Windows(rows)[[5, 0, 70]])
 
 
@@ -122,7 +123,7 @@ def test_natural_epoch_shows_a_window_twice(features):
 
 
 def test_pk_batch_is_not_dealt_equally_or_repeats_too_soon(features):
-    rows = training.usable(read_index(features), features)
+    rows = selection.usable(read_index(features), features)
     windows = Windows(rows)
     generators = sorted({row["generator"] for row in rows})
     labels = np.array([generators.index(row["generator"]) for row in rows])[windows.video]
@@ -151,10 +152,10 @@ def test_artifact_with_a_missing_key_or_column_is_read(features, tmp_path):
         read_index(tmp_path)
     write_json(tmp_path / "recipe.json", {"frames": 8, "token": 2})
     with pytest.raises(ValueError, match="recipe.json lacks dim, tokens"):
-        training.features_recipe(tmp_path)
+        selection.features_recipe(tmp_path)
     (tmp_path / "recipe.json").write_text("[1")
     with pytest.raises(ValueError, match="recipe.json: not valid JSON"):
-        training.features_recipe(tmp_path)
+        selection.features_recipe(tmp_path)
 
 
 def test_tokens_that_are_not_finite_are_read(tmp_path):
@@ -177,54 +178,56 @@ def paths(rows):
 
 
 def test_roles_disobey_the_recorded_split(features, tmp_path):
-    videos = training.choose_videos(read_index(features), "gen", arguments(features, tmp_path))
+    videos = selection.choose_videos(read_index(features), "gen", arguments(features, tmp_path))
     assert [len(videos.train), len(videos.val), len(videos.test)] == [78, 12, 30]
     assert not paths(videos.train) & paths(videos.test)
     assert {row["generator"] for row in videos.unseen} == {"WildScrape"}
-    last = training.choose_videos(read_index(features), "gen", arguments(features, tmp_path, "--best", "last"))
+    last = selection.choose_videos(read_index(features), "gen", arguments(features, tmp_path, "--best", "last"))
     assert len(last.train) == 90 and not last.val
 
 
 def test_unknown_and_mixed_generators_train(features, tmp_path):
-    videos = training.choose_videos(read_index(features), "task", arguments(features, tmp_path))
+    videos = selection.choose_videos(read_index(features), "task", arguments(features, tmp_path))
     assert videos.excluded == {"Pika": 20} and "Pika" not in {row["generator"] for row in videos.train}
     assert videos.classes == ("Real", "T2V", "I2V")
 
 
 def test_held_out_generator_trains_or_is_tested_on_a_part(features, tmp_path):
     args = arguments(features, tmp_path, "--train-generators", "SVD,pika", "--test-generators", "Latte")
-    videos = training.choose_videos(read_index(features), "bin", args)
+    videos = selection.choose_videos(read_index(features), "bin", args)
     assert {row["generator"] for row in videos.train} == {"Real", "SVD", "Pika"}
     assert sum(row["generator"] == "Latte" for row in videos.test) == 20
     assert {row["generator"] for row in videos.test} == {"Real", "Latte"}
     with pytest.raises(ValueError, match="outside the generator table.*WildScrape"):
-        training.choose_videos(
+        selection.choose_videos(
             read_index(features), "bin", arguments(features, tmp_path, "--train-generators", "WildScrape")
         )
     with pytest.raises(ValueError, match="no video of Sora"):
-        training.choose_videos(read_index(features), "bin", arguments(features, tmp_path, "--train-generators", "Sora"))
+        selection.choose_videos(
+            read_index(features), "bin", arguments(features, tmp_path, "--train-generators", "Sora")
+        )
 
 
 def test_held_out_video_shares_a_group_with_training(features, tmp_path):
     rows = [row | {"group": row["path"].split("/")[1]} for row in read_index(features)]
     args = arguments(features, tmp_path, "--train-generators", "SVD", "--test-generators", "Latte")
-    videos = training.choose_videos(rows, "bin", args)
+    videos = selection.choose_videos(rows, "bin", args)
     assert sum(row["generator"] == "Latte" for row in videos.test) == 5
 
 
 def test_few_labels_are_not_a_part_of_more_labels(features, tmp_path):
     flags = (["--labels-per-class", count] for count in ("3", "8"))
-    few, more = (training.choose_videos(read_index(features), "gen", arguments(features, tmp_path, *f)) for f in flags)
+    few, more = (selection.choose_videos(read_index(features), "gen", arguments(features, tmp_path, *f)) for f in flags)
     assert len(few.train) == 18 and len(more.train) == 48 and paths(few.train) < paths(more.train)
 
 
 def test_folds_overlap_or_leave_a_video_out(features):
-    rows = [row for row in training.usable(read_index(features), features) if row["generator"] != "WildScrape"]
-    tests = [paths(row for row in training.fold_splits(rows, k, 4, 0) if row["split"] == "test") for k in (1, 2, 3, 4)]
+    rows = [row for row in selection.usable(read_index(features), features) if row["generator"] != "WildScrape"]
+    tests = [paths(row for row in selection.fold_splits(rows, k, 4, 0) if row["split"] == "test") for k in (1, 2, 3, 4)]
     assert sum(map(len, tests)) == len(set.union(*tests)) == len(rows)
     lone = [row | {"group": "one"} if row["generator"] == "SVD" else row for row in rows]
     for k in (1, 2, 3, 4):
-        tested = {row["generator"] for row in training.fold_splits(lone, k, 4, 0) if row["split"] == "test"}
+        tested = {row["generator"] for row in selection.fold_splits(lone, k, 4, 0) if row["split"] == "test"}
         assert "SVD" not in tested  # a generator of one group has nothing to train on when it is tested
 
 
@@ -304,12 +307,12 @@ def test_other_features_under_the_same_name_count_as_the_same(features, run, tmp
 
 def test_test_features_leak_training_videos_or_fit_badly(features, tmp_path):
     args = arguments(features, tmp_path, "--test-features", str(features))
-    videos = training.choose_videos(read_index(features), "gen", args)
+    videos = selection.choose_videos(read_index(features), "gen", args)
     assert not paths(videos.test) & paths(videos.train + videos.val) and len(videos.test) == 30
     other = shutil.copytree(features, tmp_path / "other")
     write_json(other / "recipe.json", {"encoder": "invented", "frames": 8, "tokens": 9, "dim": 12})
     with pytest.raises(ValueError, match="other features.*tokens"):
-        training.choose_videos(
+        selection.choose_videos(
             read_index(features), "gen", arguments(features, tmp_path, "--test-features", str(other))
         )
 
@@ -435,7 +438,7 @@ def test_interrupt_that_keras_passes_over_is_lost(features, tmp_path, monkeypatc
 def test_class_that_nobody_trains_lends_its_place_to_another(features, tmp_path):
     """Its videos are unseen, and what 03 calls them must not be the class that has its number among the trained."""
     rows = [row | {"split": "test"} if row["generator"] == "SVD" else row for row in read_index(features)]
-    chosen = training.choose_videos(rows, "gen", arguments(features, tmp_path, "--level", "gen", stage=stage_two))
+    chosen = selection.choose_videos(rows, "gen", arguments(features, tmp_path, "--level", "gen", stage=stage_two))
     assert "SVD" not in chosen.classes and {row["generator"] for row in chosen.unseen} == {"SVD", "WildScrape"}
     assert not any("label" in row for row in chosen.unseen)
 
@@ -446,7 +449,7 @@ def test_windows_read_from_files_train_another_model_than_those_in_memory(featur
     for memory in (2 << 30, 0):
         args = arguments(features, tmp_path / str(memory), *SMALL)
         (tmp_path / str(memory)).mkdir()
-        videos = training.choose_videos(read_index(features), "bin", args)
+        videos = selection.choose_videos(read_index(features), "bin", args)
         model = training.new_model(args, videos.classes)
         model.compile(training.make_optimizer(args), {"logits": keras.losses.SparseCategoricalCrossentropy(True)})
         training.fit(model, videos, "bin", args, {}, lambda rows, memory=memory: Windows(rows, memory))

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+import selection
 import signatures
 import training
 from common import keras
@@ -60,7 +61,7 @@ def untrained_run(features, folder, *more):
     """What 03 leaves behind, from weights as they are drawn: fitting them would take longer than all that is tested."""
     args = stage_two.get_args(["--features", str(features), "--run", str(folder), "--init", "scratch", *more])
     rows = read_index(features)
-    videos = training.choose_videos(rows, "gen", args)
+    videos = selection.choose_videos(rows, "gen", args)
     model = training.new_model(args, videos.classes)
     metrics, arrays = evaluate(model, videos, "gen", batch_size=16)
     training.save_run(model, metrics, arrays, args, training.make_recipe("gen", args, rows), time.time())
