@@ -1,23 +1,25 @@
 """Several devices against one: the same weights and the same outputs, for every loss, in processes of their own."""
 
+import functools
 import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import devices
 import features
-from common import HERE, OUTPUTS, build_saga, keras
+from common import HERE, OUTPUTS, SAGA, build_saga, keras
+from memory import FrugalSAGA
 
 LOSSES = {
     "ce": ["--loss", "ce"],
     "hnm": ["--loss", "hnm"],
-    "normalized": ["--loss", "hnm", "--normalize", "--margin", "0.2"],
-    "hardest": ["--loss", "hnm", "--positives", "hardest"],
     "semi": ["--loss", "semi"],
+    "frugal": ["--loss", "hnm"],  # in two chunks a device, and frame by frame
 }
 SIZES = dict(frames=2, tokens=4, dim=12, heads=2, temporal_blocks=2, dropout=0)
 BATCH, STEPS = 16, 4
@@ -63,7 +65,8 @@ def side(path, options):
         stage_two.global_batch = lambda *arrays: arrays
     for name, flags in LOSSES.items():
         keras.utils.set_random_seed(0)
-        model = build_saga(4, **SIZES)
+        kind = functools.partial(FrugalSAGA, accumulate=2, remat=True) if name == "frugal" else SAGA
+        model = build_saga(4, **SIZES, kind=kind)
         losses, weights, _ = stage_two.stage_two_loss(stage_two.get_args(flags))
         model.compile(keras.optimizers.SGD(0.02), losses, loss_weights=weights)
         model.fit(Batches(), shuffle=False, verbose=0)
@@ -83,72 +86,72 @@ def start(path, backend, *options, **environment):
 
 def finished(path, *running):
     for process in running:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output.decode()
     with np.load(path) as arrays:
         return dict(arrays)
 
 
-def assert_equal(found, expected):
-    for name in (*LOSSES, *(f"output {key}" for key in OUTPUTS)):
-        np.testing.assert_allclose(found[name], expected[name], atol=2e-5, err_msg=name)
-
-
-# ---------------------------------------------------------------- tests
-
-
-@pytest.fixture(scope="module")
-def tensorflow_alone(tmp_path_factory):
-    path = tmp_path_factory.mktemp("one") / "tensorflow.npz"
-    return finished(path, start(path, "tensorflow"))
-
-
-@pytest.fixture(scope="module")
-def jax_alone(tmp_path_factory):
-    path = tmp_path_factory.mktemp("one") / "jax.npz"
-    return finished(path, start(path, "jax"))
-
-
-def test_training_hardly_moves_the_weights(jax_alone):
-    """Or all the tests below would compare weights as they were drawn."""
-    for name in LOSSES:
-        assert max(np.abs(jax_alone[name] - jax_alone[other]).max() for other in LOSSES) > 0.01, name
-
-
-def test_two_tensorflow_replicas_differ_from_one(tensorflow_alone, tmp_path):
-    found = finished(tmp_path / "two.npz", start(tmp_path / "two.npz", "tensorflow", "two CPUs"))
-    assert found["devices"] == 2 and tensorflow_alone["devices"] == 1
-    assert_equal(found, tensorflow_alone)
-
-
-def test_replicas_that_mine_their_own_part_go_unnoticed(tensorflow_alone, tmp_path):
-    path = tmp_path / "apart.npz"
-    found = finished(path, start(path, "tensorflow", "two CPUs", "without gathering"))
-    for name in LOSSES:
-        apart = np.abs(found[name] - tensorflow_alone[name]).max()
-        assert apart < 2e-5 if name == "ce" else apart > 1e-3, name
-
-
-def test_eight_jax_devices_differ_from_one(jax_alone, tmp_path):
-    path = tmp_path / "eight.npz"
-    found = finished(path, start(path, "jax", XLA_FLAGS="--xla_force_host_platform_device_count=8"))
-    assert found["devices"] == 8
-    assert_equal(found, jax_alone)
-
-
-def test_two_jax_processes_differ_from_one(jax_alone, tmp_path):
-    path = tmp_path / "hosts.npz"
-    found = finished(path, *(start(path, "jax", **hosts) for hosts in two_hosts()))
-    assert found["devices"] == 2
-    assert_equal(found, jax_alone)
-
-
 def two_hosts():
+    """The environment of each of two processes that compute together."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     names = devices.HOSTS
     return [dict(zip(names, (address, "2", str(i)), strict=True)) for i in range(2)]
+
+
+EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+KINDS = {  # the processes of each: backend, options and environment
+    "one TensorFlow device": lambda: [("tensorflow", {})],
+    "two TensorFlow replicas": lambda: [("tensorflow", "two CPUs", {})],
+    "replicas that do not gather": lambda: [("tensorflow", "two CPUs", "without gathering", {})],
+    "one JAX device": lambda: [("jax", {})],
+    "eight JAX devices": lambda: [("jax", EIGHT)],
+    "two JAX processes": lambda: [("jax", hosts) for hosts in two_hosts()],
+}
+
+# ---------------------------------------------------------------- tests
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What each of KINDS saved; so many run at once as there are processors."""
+    folder = tmp_path_factory.mktemp("devices")
+
+    def run(kind):
+        path = folder / f"{kind}.npz"
+        return finished(path, *(start(path, *own, **environment) for *own, environment in KINDS[kind]()))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(KINDS, pool.map(run, KINDS), strict=True))
+
+
+def test_training_hardly_moves_the_weights(found):
+    """Or all the tests below would compare weights as they were drawn."""
+    alone = found["one JAX device"]
+    assert min(np.abs(alone["ce"] - alone[name]).max() for name in ("hnm", "semi")) > 0.01
+    np.testing.assert_allclose(alone["frugal"], alone["hnm"], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "alone"),
+    [
+        ("two TensorFlow replicas", 2, "one TensorFlow device"),
+        ("eight JAX devices", 8, "one JAX device"),
+        ("two JAX processes", 2, "one JAX device"),
+    ],
+)
+def test_several_devices_differ_from_one(found, kind, count, alone):
+    assert found[kind]["devices"] == count and found[alone]["devices"] == 1
+    for name in (*LOSSES, *(f"output {key}" for key in OUTPUTS)):
+        np.testing.assert_allclose(found[kind][name], found[alone][name], atol=2e-5, err_msg=name)
+
+
+def test_replicas_that_mine_their_own_part_go_unnoticed(found):
+    for name in LOSSES:
+        apart = np.abs(found["replicas that do not gather"][name] - found["one TensorFlow device"][name]).max()
+        assert apart < 2e-5 if name == "ce" else apart > 1e-3, name
 
 
 # ---------------------------------------------------------------- a stage on two hosts
@@ -179,7 +182,7 @@ def run_stage(folder, run, *environments):
     environments = [os.environ | {"KERAS_BACKEND": "jax"} | own for own in environments]
     options = dict(cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     running = [subprocess.Popen(command, env=own, **options) for own in environments]
-    printed = [process.communicate(timeout=300)[0] for process in running]
+    printed = [process.communicate(timeout=600)[0] for process in running]
     assert not any(process.returncode for process in running), printed
     return features.read_json(run / "bin.json"), printed, sorted(path.name for path in run.iterdir())
 
