@@ -4,7 +4,9 @@ A batch of B windows is split over the devices; losses that compare windows see 
 process of many hosts reads its share of each batch and computes the same weights; the first one writes the files.
 """
 
+import contextlib
 import functools
+import hashlib
 import json
 import os
 
@@ -22,13 +24,11 @@ def use_devices(tpu=False):
     With `tpu`, raises ValueError where there is no TPU. Raises ValueError for several hosts on TensorFlow, whose
     MultiWorkerMirroredStrategy does not work with Keras 3's `fit`. One device needs nothing of this.
     """
+    keras.utils.clear_session()  # here: it would forget the devices as well as older models
     if BACKEND == "jax":
         use_jax_devices(tpu)
     else:
         use_tensorflow_devices(tpu)
-    if (count := replicas()) > 1:
-        hosts = processes()[1]
-        print(f"training on {count} devices" + f" of {hosts} processes" * (hosts > 1))
 
 
 def use_jax_devices(tpu):
@@ -69,7 +69,7 @@ def tpu_strategy(tf):
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(os.environ.get("TPU_NAME", "local"))
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
-    except (ValueError, tf.errors.OpError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, tf.errors.OpError) as error:
         why = str(error).split("\n")[0]
         raise ValueError(f"--tpu: TensorFlow finds no TPU here ({why}); leave --tpu out, or set TPU_NAME") from error
     return tf.distribute.TPUStrategy(resolver)
@@ -99,6 +99,40 @@ def processes() -> tuple[int, int]:
 
 def writes() -> bool:
     return processes()[0] == 0
+
+
+def described() -> str:
+    count, hosts = replicas(), processes()[1]
+    return f"{count} devices" + f" of {hosts} processes" * (hosts > 1) if count > 1 else "one device"
+
+
+def check_alike(*facts):
+    """Raise ValueError, on all of several processes, unless they say the same; else they would wait without end."""
+    if processes()[1] == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    digest = hashlib.sha256(repr(facts).encode()).digest()
+    seen = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
+    if len({bytes(one) for one in np.asarray(seen)}) > 1:
+        raise ValueError(
+            f"the processes of this run start differently (this one: {facts}); --features and --run must be folders"
+            " that all of them share"
+        )
+
+
+@contextlib.contextmanager
+def one_device():
+    """Models made here are this process's own: on JAX, making one on all devices takes all processes."""
+    if BACKEND != "jax":
+        yield
+        return
+    held = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(held)
 
 
 def even(batch_size: int, chunks: int = 1) -> int:
@@ -155,10 +189,8 @@ def predict_with_jax(model, tokens):
     import jax
 
     layout = keras.distribution.distribution().get_data_layout(tokens.shape).backend_layout
-    place, count = processes()
-    own = np.split(tokens, count)[place]
-    tokens = jax.make_array_from_process_local_data(layout, own)
-    outputs = forward(model)(*([variable.value for variable in part] for part in states(model)), tokens)
+    split = jax.make_array_from_callback(tokens.shape, layout, lambda part: tokens[part])
+    outputs = forward(model)(*([variable.value for variable in part] for part in states(model)), split)
     return {name: np.asarray(values) for name, values in outputs.items()}
 
 

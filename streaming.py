@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import load_generators, positive
+from devices import one_device
 from extraction import add_encoder_arguments, encoder_of, make_recipe, open_features, print_videos, relabel
 from features import INDEX_SECONDS, set_splits, window_numbers, write_index
 from selection import first_per
@@ -62,7 +63,9 @@ def open_stream(args):
     <run>/stream becomes a features folder without tokens: recipe.json, and an index that is kept, so that a second run
     counts only what is new. Raises ValueError when it was made in another way, or one in ten videos cannot be read.
     """
-    table, encoder = load_generators(args.generators), encoder_of(args)
+    table = load_generators(args.generators)
+    with one_device():
+        encoder = encoder_of(args)
     rows, ignored = list_videos(args.videos, table)
     args.features = str(Path(args.run) / "stream")
     old = open_features(args.features, make_recipe(args, encoder, rows), args.overwrite, "--run")
@@ -88,7 +91,7 @@ def count_windows(rows, old, args):
     index, saved = Path(args.features) / "index-1-of-1.csv", time.time()
     todo = []
     for row in rows:
-        if row["path"] in old and not old[row["path"]]["error"]:
+        if not args.overwrite and row["path"] in old and not old[row["path"]]["error"]:
             relabel(row, old[row["path"]])
         else:
             todo.append(row)
@@ -102,9 +105,9 @@ def count_windows(rows, old, args):
                     bar.write(f"{row['source']}: {row['error']}; left out")
                 bar.update()
             if time.time() - saved > INDEX_SECONDS:
-                write_index(index, [row for row in rows if row["windows"]])
+                write_index(index, (old | {row["path"]: row for row in rows if row["windows"]}).values())
                 saved = time.time()
-    write_index(index, rows)
+    write_index(index, (old | {row["path"]: row for row in rows}).values())  # --limit leaves others there
     if (failed := sum(bool(row["error"]) for row in rows)) > 0.1 * len(rows):
         raise ValueError(f"{failed} of {len(rows)} videos could not be read; the column error of {index} says why")
 

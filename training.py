@@ -28,7 +28,7 @@ from common import (
     share,
 )
 from data_service import ServiceBatches, service_address
-from devices import even, fuse_attention, predict_on_batch, processes, writes
+from devices import check_alike, described, even, fuse_attention, one_device, predict_on_batch, processes, writes
 from evaluation import validation
 from features import (
     Windows,
@@ -213,7 +213,6 @@ def load_checkpoint(path, model, recipe):
 def new_model(args, classes):
     """SAGA for these features and classes, with weights drawn by the seed."""
     recipe = features_recipe(args.features)
-    keras.utils.clear_session()
     keras.utils.set_random_seed(args.seed)
     sizes = {key: recipe[key] for key in ("frames", "tokens", "dim")} | {"temporal_blocks": args.temporal_blocks}
     description = dict(class_names=classes, features=recipe)
@@ -246,7 +245,7 @@ class EpochEnd(keras.callbacks.Callback):
         return Path(self.args.run) / f"{self.level}_{ending}"
 
     def on_epoch_end(self, epoch, logs=None):
-        row = {"epoch": epoch + 1, "learning_rate": float(self.model.optimizer.learning_rate)} | logs
+        row = {"epoch": epoch + 1, "learning_rate": number(self.model.optimizer.learning_rate)} | logs
         row["spread"] = spread(predict_on_batch(self.model, self.sample)["embedding"])
         check_training([*self.history, row])
         if self.val_rows:
@@ -258,7 +257,7 @@ class EpochEnd(keras.callbacks.Callback):
         self.history.append({key: value if key == "epoch" else float(value) for key, value in row.items()})
         if not writes():
             return
-        state = {"epoch": epoch + 1, "step": int(self.model.optimizer.iterations)}
+        state = {"epoch": epoch + 1, "step": int(number(self.model.optimizer.iterations))}
         state |= {"best_score": self.best_score, "history": self.history, "recipe": self.recipe}
         save_checkpoint(self.path("checkpoint.npz"), self.model, state, self.best)
         replace_whole(self.path("history.csv"), self.write_history)
@@ -268,6 +267,10 @@ class EpochEnd(keras.callbacks.Callback):
             writer = csv.DictWriter(file, list(self.history[0]))
             writer.writeheader()
             writer.writerows(self.history)
+
+
+def number(variable) -> float:
+    return float(keras.ops.convert_to_numpy(variable))
 
 
 class Interruption(keras.callbacks.Callback):
@@ -338,6 +341,7 @@ def fit(model, videos: Videos, level, args, recipe, windows=Windows):
     start = state.get("epoch", 0)
     size = even(min(args.batch_size, len(train)), args.accumulate)
     batches = WindowBatches(train, labels, size, args.seed, args.batching, start, train.workers, processes())
+    check_alike(start, len(train), len(batches), recipe["index_sha256"])
     report_training(videos, train, batches, labels, args)
     sample = train[np.resize(np.random.default_rng(args.seed).permutation(len(train)), args.batch_size)]
     keeper = EpochEnd(level, args, recipe, val, videos.val, sample, state, best)
@@ -348,6 +352,8 @@ def fit(model, videos: Videos, level, args, recipe, windows=Windows):
     verbose = (1 if sys.stdout.isatty() else 2) if writes() else 0
     options = dict(epochs=args.epochs, initial_epoch=start, shuffle=False, callbacks=callbacks, verbose=verbose)
     try:
+        if args.data_service and processes()[1] > 1:
+            raise ValueError("--data-service feeds one process; several hosts read their own shares without it")
         if args.data_service:
             folder = Path(args.run) / f"{level}_service"
             with ServiceBatches(batches, args.data_service, folder, args.epochs) as service:
@@ -377,7 +383,8 @@ def build_metrics(model, tokens, labels):
 
 def report_training(videos, train, batches, labels, args):
     """Print how many videos of each class train, and where there are fewer than asked for or than a batch wants."""
-    print(f"training on {len(videos.train)} videos, {len(train)} windows, {len(batches)} steps an epoch:")
+    steps = f"{len(batches)} steps an epoch on {described()}"
+    print(f"training on {len(videos.train)} videos, {len(train)} windows, {steps}:")
     per_class = np.bincount([row["label"] for row in videos.train], minlength=len(videos.classes))
     counts = dict(zip(videos.classes, per_class.tolist(), strict=True))
     print("  " + ", ".join(f"{name} {count}" for name, count in counts.items()))
@@ -394,8 +401,9 @@ def report_training(videos, train, batches, labels, args):
 
 def save_model(model, path, recipe):
     """Save weights and config alone: a compiled model's file would also hold the optimizer, twice the weights."""
-    bare = build_saga(**model.config | {"recipe": recipe}, dtype=model.dtype_policy)
-    bare.set_weights(model.get_weights())
+    with one_device():
+        bare = build_saga(**model.config | {"recipe": recipe}, dtype=model.dtype_policy)
+        bare.set_weights(model.get_weights())
     replace_whole(path, bare.save, suffix=".keras")
 
 

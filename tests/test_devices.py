@@ -50,15 +50,19 @@ class Batches(keras.utils.PyDataset):
         return tokens, dict.fromkeys(OUTPUTS, labels)
 
 
-def side(path, options):
-    """Train at every loss on all devices; the first process saves weights, outputs and the number of devices."""
-    import importlib
-
+def split_cpu(options):
     if "two CPUs" in options:
         import tensorflow as tf
 
         halves = [tf.config.LogicalDeviceConfiguration()] * 2
         tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], halves)
+
+
+def side(path, options):
+    """Train at every loss on all devices; the first process saves weights, outputs and the number of devices."""
+    import importlib
+
+    split_cpu(options)
     devices.use_devices()
     stage_two, found = importlib.import_module("03_attribute"), {"devices": devices.replicas()}
     if "without gathering" in options:
@@ -154,11 +158,14 @@ def test_replicas_that_mine_their_own_part_go_unnoticed(found):
         assert apart < 2e-5 if name == "ce" else apart > 1e-3, name
 
 
-# ---------------------------------------------------------------- a stage on two hosts
+# ---------------------------------------------------------------- a stage on several devices
 
 STAGE = """
 import importlib, sys
-importlib.import_module("02_pretrain_binary").main(sys.argv[1:])
+sys.path[:0] = ["tests", "."]
+import test_devices
+test_devices.split_cpu(sys.argv[1:])
+importlib.import_module("03_attribute").main([flag for flag in sys.argv[1:] if flag != "two CPUs"])
 """
 
 
@@ -175,28 +182,31 @@ def write_small_features(folder):
     features.write_json(folder / "recipe.json", {"encoder": "invented", "frames": 2, "tokens": 4, "dim": 12})
 
 
-def run_stage(folder, run, *environments):
-    """Run 02 in a process for each environment; the files of the run, all of which one of them has written."""
+def run_stage(folder, run, backend, *options, environments=({},)):
+    """Run 03 with mining in a process for each environment: what they print, and the run's files."""
     flags = ["--features", folder, "--run", run, "--epochs", "2", "--batch-size", "8", "--learning-rate", "1e-3"]
-    command = [sys.executable, "-c", STAGE, *map(str, flags), "--dropout", "0", "--temporal-blocks", "2"]
-    environments = [os.environ | {"KERAS_BACKEND": "jax"} | own for own in environments]
-    options = dict(cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    running = [subprocess.Popen(command, env=own, **options) for own in environments]
+    flags += ["--init", "scratch", "--normalize", "--dropout", "0", "--temporal-blocks", "2", "--decay-steps", "0"]
+    command = [sys.executable, "-c", STAGE, *map(str, flags), *options]
+    environments = [os.environ | {"KERAS_BACKEND": backend} | own for own in environments]
+    pipes = dict(cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    running = [subprocess.Popen(command, env=own, **pipes) for own in environments]
     printed = [process.communicate(timeout=600)[0] for process in running]
     assert not any(process.returncode for process in running), printed
-    return features.read_json(run / "bin.json"), printed, sorted(path.name for path in run.iterdir())
+    return printed, sorted(path.name for path in run.iterdir())
 
 
-def test_stage_on_two_hosts_ends_otherwise_than_on_one(tmp_path):
+@pytest.mark.parametrize(("backend", "where"), [("tensorflow", "2 devices"), ("jax", "2 devices of 2 processes")])
+def test_stage_on_several_devices_ends_otherwise_than_on_one(tmp_path, backend, where):
     write_small_features(tmp_path / "features")
-    alone, _, files = run_stage(tmp_path / "features", tmp_path / "one", {})
-    together, printed, theirs = run_stage(tmp_path / "features", tmp_path / "two", *two_hosts())
-    assert theirs == files and "2 devices of 2 processes" in printed[0]
-    assert "model, metrics and figures" in printed[0] and "model, metrics and figures" not in printed[1]
+    options = ["two CPUs"] if backend == "tensorflow" else []
+    environments = two_hosts() if backend == "jax" else ({},)
+    _, files = run_stage(tmp_path / "features", tmp_path / "one", backend)
+    printed, theirs = run_stage(tmp_path / "features", tmp_path / "two", backend, *options, environments=environments)
+    assert all(f"steps an epoch on {where}:" in text for text in printed)
+    assert theirs == files and ["model, metrics and figures" in text for text in printed] in ([True], [True, False])
     runs = (tmp_path / "two", tmp_path / "one")
-    ours, expected = (features.read_arrays(run / "bin_embeddings.npz", ["embedding"], "") for run in runs)
+    ours, expected = (features.read_arrays(run / "gen_embeddings.npz", ["embedding"], "") for run in runs)
     np.testing.assert_allclose(ours["embedding"], expected["embedding"], atol=1e-3)
-    assert together["confusion"] == alone["confusion"]
 
 
 # ---------------------------------------------------------------- what is refused
