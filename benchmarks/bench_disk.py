@@ -2,7 +2,7 @@
 
 Files as stage 01 writes them, tokens (4, 8, 729, 1152) float16, 54 MB each, all windows once, in batches of 4. Cold:
 the system has been told to drop the files' pages (posix_fadvise), which a disk's own cache need not follow. Ours are
-the batches of training, shuffled, read window by window on 4 threads by Keras.
+the batches of training, shuffled, read window by window on 4 threads.
 """
 
 import os
