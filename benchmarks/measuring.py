@@ -24,9 +24,9 @@ class SideError(Exception):
     """A side that could not be measured, and why."""
 
 
-def side(file, name, environment=(), limit=3600, **sizes) -> dict:
+def side(file, function, environment=(), limit=3600, **sizes) -> dict:
     """What one side returns, and its "memory" (GiB); raises SideError with its last line of complaint."""
-    command = [sys.executable, file, name, json.dumps(sizes, default=str)]
+    command = [sys.executable, file, function, json.dumps(sizes, default=str)]
     return json.loads(command_measured(command, environment, limit)[1].splitlines()[-1])
 
 
