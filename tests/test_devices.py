@@ -68,6 +68,8 @@ def side(path, options):
     if "without gathering" in options:
         stage_two.global_batch = lambda *arrays: arrays
     for name, flags in LOSSES.items():
+        if "without gathering" in options and name == "frugal":
+            continue
         keras.utils.set_random_seed(0)
         kind = functools.partial(FrugalSAGA, accumulate=2, remat=True) if name == "frugal" else SAGA
         model = build_saga(4, **SIZES, kind=kind)
@@ -153,7 +155,7 @@ def test_several_devices_differ_from_one(found, kind, count, alone):
 
 
 def test_replicas_that_mine_their_own_part_go_unnoticed(found):
-    for name in LOSSES:
+    for name in ("ce", "hnm", "semi"):
         apart = np.abs(found["replicas that do not gather"][name] - found["one TensorFlow device"][name]).max()
         assert apart < 2e-5 if name == "ce" else apart > 1e-3, name
 
