@@ -341,7 +341,7 @@ def fit(model, videos: Videos, level, args, recipe, windows=Windows):
     start = state.get("epoch", 0)
     size = even(min(args.batch_size, len(train)), args.accumulate)
     batches = WindowBatches(train, labels, size, args.seed, args.batching, start, train.workers, processes())
-    check_alike(start, len(train), len(batches), recipe["index_sha256"])
+    check_alike(start, len(train), len(batches), recipe.get("index_sha256"))
     report_training(videos, train, batches, labels, args)
     sample = train[np.resize(np.random.default_rng(args.seed).permutation(len(train)), args.batch_size)]
     keeper = EpochEnd(level, args, recipe, val, videos.val, sample, state, best)
