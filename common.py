@@ -219,7 +219,8 @@ class TransformerEncoder(keras_hub.layers.TransformerEncoder):  # files of weigh
             self._self_attention_layer._softmax = softmax_in_float32
 
 
-def softmax_in_float32(scores, mask=None):
+def softmax_in_float32(scores, mask):
+    assert mask is None, "SAGA masks no token"
     return ops.cast(ops.softmax(ops.cast(scores, "float32"), axis=-1), scores.dtype)
 
 

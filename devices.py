@@ -52,7 +52,10 @@ def use_jax_devices(tpu):
 def use_tensorflow_devices(tpu):
     import tensorflow as tf
 
-    workers = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
+    try:
+        workers = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise ValueError(f"TF_CONFIG is not a JSON object ({error}); unset it to train on this host") from error
     if any(name in os.environ for name in HOSTS) or sum(map(len, workers.values())) > 1:
         raise ValueError(
             "several hosts need KERAS_BACKEND=jax: TensorFlow's MultiWorkerMirroredStrategy does not work with Keras"

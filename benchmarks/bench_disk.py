@@ -72,7 +72,7 @@ def measured(read_all, folder, sizes, cold):
     read_all(files)
     if cold:
         drop_pages(files)
-        time.sleep(0.5)
+        time.sleep(0.5)  # for what the system still does about the dropped pages
     size = 2 * np.prod([sizes[key] for key in ("files", "windows", "frames", "tokens", "dim")])
     return {"rate": float(size / once(lambda: read_all(files)) / 1e6)}
 
