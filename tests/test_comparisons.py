@@ -118,7 +118,7 @@ def test_a_small_corpus_has_no_table(tmp_path, monkeypatch):
     write_corpus(tmp_path / "corpus", clips)
     monkeypatch.setattr(comparisons, "FOLDS", 2)
     monkeypatch.setattr(comparisons, "LEVELS", ("bin",))
-    monkeypatch.setattr(comparisons, "VARIANTS", {"equalized": "--equalize 32"})
+    monkeypatch.setattr(comparisons, "VARIANTS", {"equalized": "--equalize 128"})
     monkeypatch.setattr(comparisons, "TRAINING", "--batch-size 8 --epochs 1 --best last --learning-rate 3e-4")
     other = {"encoder": "other", "clips": "equalized", "level": "bin", "classes": 2}
     other |= {"videos": 3, "majority": 0.5, "uniform": 0.5, "seeds": 1}
