@@ -24,7 +24,16 @@ from evaluation import draw_figures, evaluate, print_results
 from features import Windows, read_index
 from selection import choose_videos
 from streaming import open_stream, parse_stream_arguments
-from training import add_training_arguments, finished_metrics, fit, make_optimizer, make_recipe, new_model, save_run
+from training import (
+    add_training_arguments,
+    at_once,
+    finished_metrics,
+    fit,
+    make_optimizer,
+    make_recipe,
+    new_model,
+    save_run,
+)
 
 
 def get_args(argv=None):
@@ -56,7 +65,7 @@ def main(argv=None):
     fit(model, videos, "bin", args, recipe, windows)
 
     # ---------------------------------------------------------------- evaluate
-    metrics, arrays = evaluate(model, videos, "bin", args.batch_size, windows)
+    metrics, arrays = evaluate(model, videos, "bin", at_once(args), windows)
     print_results(metrics)
 
     # ---------------------------------------------------------------- save

@@ -27,7 +27,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from common import git_commit, not_negative, positive, run_script
+from common import HERE, git_commit, not_negative, positive, run_script
 from features import replace_whole, write_json
 from ranking import METHODS, draw_curves, draw_scores, measure, print_report
 from training import finished_metrics, fold, names, versions
@@ -46,6 +46,7 @@ def get_args(argv=None):
     add = parser.add_argument
     add("--features", default="features/zoo", help="folder written by 01, or <level>_embeddings.npz by 02 or 03")
     add("--run", default="runs/wild", help="folder for classifier, metrics and figures")
+    add("--generators", default=str(HERE / "generators.csv"), help="the generator table, for aliases")
     add("--target", default="HotShot", help="the generator to attribute")
     add("--known", type=names, default=KNOWN, help="A,B,...: labelled as non-target")
     add("--wild", type=names, default=WILD, help="A,B,...: unlabelled, taken for non-target; may include the target")
@@ -229,7 +230,7 @@ def main(argv=None):
     # ---------------------------------------------------------------- load
     images = read_images(args.features, args.images_per_clip, args.fold, args.limit, args.seed)
     others = {"known": args.known, "wild": args.wild, "unseen": args.unseen}
-    generators = resolve_roles(images, args.target, others)
+    generators = resolve_roles(images, args.target, others, args.generators)
     recipe = {"arguments": vars(args), "git": git_commit(), "versions": versions()} | images.recipe
     if (done := finished_metrics("wild", args, recipe)) is not None:
         return done

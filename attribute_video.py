@@ -63,7 +63,7 @@ def get_args(argv=None):
     add("--features", default="features/zoo", help="--calibrate: the features that the run was trained on")
     add("--false-rejection", type=rate, default=0.05, help="--calibrate: share of known clips called unknown")
     add("--score", choices=tuple(SCORES), default="Mahalanobis", help="--calibrate: what tells unknown generators")
-    add("--limit", type=positive, default=200, help="--calibrate: clips per generator and split to look at again")
+    add("--limit", type=positive, help="no more files than this; --calibrate: clips per generator and split, or 200")
     add("--seed", type=int, default=0, help="--calibrate: seed of the choice of those clips")
     args = parser.parse_args(argv)
     if args.calibrate or args.export:
@@ -71,6 +71,9 @@ def get_args(argv=None):
             parser.error("--calibrate and --export take a run, no files and no reports")
     elif not args.files:
         parser.error("name a file, a folder, or - for a list on standard input")
+    for flag in ("features", "false_rejection", "score", "seed"):
+        if getattr(args, flag) != parser.get_default(flag) and not args.calibrate:
+            parser.error(f"--{flag.replace('_', '-')} belongs to --calibrate, which keeps it in the run")
     if args.resume and (args.json in (None, "-") or args.csv or args.html):
         parser.error("--resume goes on with the file of --json, and with no other")
     return args
@@ -303,7 +306,8 @@ def main(argv=None):
 
     # ---------------------------------------------------------------- about the run
     if args.calibrate:
-        print_calibration(calibrate(args.run, args.features, args.false_rejection, args.score, args.limit, args.seed))
+        limit = args.limit or 200
+        print_calibration(calibrate(args.run, args.features, args.false_rejection, args.score, limit, args.seed))
     if args.export:
         export_run(args.run, args.export)
         print(f"{args.export}: the run, and a model card to be completed")
@@ -326,12 +330,15 @@ def main(argv=None):
         outputs = [stack.enter_context(opener(path)) for path, opener in openers if path]
         for paths in batches(args.files):
             paths = [path for path in paths if file_name(path) not in there]
+            paths = paths[: args.limit - files] if args.limit else paths
             for report in attribute(paths, run, encoder, **options):
                 files, failed = files + 1, failed + (report["error"] is not None)
                 if args.json != "-":
                     print(text_report(report), flush=True)
                 for write in outputs:
                     write(report)
+            if files == args.limit:
+                break
     if failed:
         raise ValueError(f"{failed} of {files} files could not be read; their lines say why")
     return files

@@ -334,16 +334,16 @@ def hardest_negative(same, distances):
 def semi_hard_negative(same, distances):
     """d(a, n) (B, B) of the nearest negative farther than p for each pair (a, p), infinite without one (Eq. 3).
 
-    Each anchor's negatives are sorted and the p's places among them looked up: memory is O(B^2), time O(B^2 log B).
+    Each anchor's negatives are sorted and p's place among them is found by halving: memory is O(B^2), time
+    O(B^2 log B).
     """
-    fixed = ops.stop_gradient(distances)
-    negatives = ops.where(same, np.inf, fixed)
-    order = ops.argsort(negatives, axis=1)
-    ranked = ops.take_along_axis(negatives, order, axis=1)
-    place = ops.map(lambda own: ops.searchsorted(*own, side="right"), (ranked, fixed))  # (B, B), an anchor at a time
-    found = place < ops.sum(ops.cast(ops.logical_not(same), place.dtype), axis=1, keepdims=True)
-    nearest = ops.take_along_axis(order, ops.where(found, place, 0), axis=1)
-    return ops.where(found, ops.take_along_axis(distances, nearest, axis=1), np.inf)
+    ranked = ops.sort(ops.where(same, np.inf, distances), axis=1)
+    size, place = ops.shape(distances)[1], ops.zeros_like(distances, dtype="int32")
+    for bit in reversed(range((distances.shape[1] or 1 << 16).bit_length())):
+        further = ops.minimum(place + (1 << bit), size)
+        passed = ops.take_along_axis(ranked, further - 1, axis=1) <= distances
+        place = ops.where(passed, further, place)  # so many negatives are not farther than p
+    return ops.take_along_axis(ranked, place, axis=1)
 
 
 def triplet_terms(labels, embeddings, margin, semi_hard=False, positives="all"):

@@ -210,7 +210,7 @@ class ServiceBatches:
             self.done.set()
 
     def read_epoch(self, epoch):
-        self.batches.epoch = epoch
+        self.batches.epoch = epoch + 1  # as Keras's fit, which ends an epoch of the batches before its first
         missing, lost = dict.fromkeys(range(len(self.batches))), []
         while missing:
             asked, highest = list(missing), 0

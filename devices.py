@@ -220,15 +220,16 @@ def fuse_attention(model, implementation="cudnn"):
 
     Keras does so itself where it can, but JAX (0.11) differentiates that kernel for even numbers of tokens alone, and
     there are 27 x 27. So they get one more, which is not attended to. Where the kernel does not fit (another device,
-    float32, dropout on the scores) nothing changes.
+    heads of odd or large widths, float32, dropout on the scores) nothing changes.
     """
     if BACKEND != "jax":
         return
     import jax
 
-    if implementation == "cudnn" and jax.default_backend() != "gpu":
-        return
     attention = model.spatial._self_attention_layer
+    width = attention._key_dim
+    if implementation == "cudnn" and (jax.default_backend() != "gpu" or width % 8 or width > 128):
+        return
     plain = attention._compute_attention
 
     def fused(query, key, value, mask=None, training=None, *more, **named):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import git_commit, load_generators, positive, resolve_generator, run_script
+from common import HERE, git_commit, load_generators, positive, resolve_generator, run_script
 from evaluation import predict, score_names
 from features import Windows, differing, read_arrays, read_index, replace_whole
 from selection import features_recipe, first_per, usable
@@ -37,6 +37,7 @@ def get_args(argv=None):
     add("--run", default="runs/zoo", help="folder of the trained model, and for what is written")
     add("--level", choices=("task", "sd", "team", "gen"), default="gen", help="attribution level of the model")
     add("--features", default="features/zoo", help="folder of the new clips, written by 01_extract_features.py")
+    add("--generators", default=str(HERE / "generators.csv"), help="the generator table, for aliases")
     add("--enrol", type=names, required=True, help="A,B,...: generators to add, each a class of its own")
     add(
         "--method",
@@ -74,7 +75,8 @@ def clips_of(args, own, classes):
     """Index rows to enrol and held-out rows of each new generator: {name: (rows, rows)}."""
     rows = usable(read_index(args.features), args.features)
     rows = first_per(rows, ("generator", "split"), args.limit, args.seed) if args.limit else rows
-    table, trained = load_generators(), set(own["generator"][np.isin(own["split"], ("train", "val"))].tolist())
+    table = load_generators(args.generators)
+    trained = set(own["generator"][np.isin(own["split"], ("train", "val"))].tolist())
     chosen = {}
     for name in (resolve_generator(asked, table) or asked for asked in args.enrol):
         if name in trained | set(classes):

@@ -2,7 +2,8 @@
 
 `--accumulate N` takes the batch in N chunks: first the outputs of all, then the loss over the whole batch, then
 gradients chunk by chunk, for which each chunk is computed once more (GradCache, Gao et al., arXiv 2101.06983). Mining
-stays global. `--remat` does so with the spatial block, which holds nearly all activations, frame by frame.
+stays global. `--remat` does so with the spatial block, which holds nearly all activations, frame by frame; in
+prediction too, where scores alone take 12 GiB for 64 windows of full size in float32.
 """
 
 from common import SAGA, keras, ops
@@ -25,11 +26,11 @@ class FrugalSAGA(SAGA):
         return {name: merge(values) for name, values in outputs.items()}
 
     def frame_vectors(self, tokens, training):
-        if not (training and self.remat):
+        if not self.remat:
             return super().frame_vectors(tokens, training)
 
         def vector(frame):  # (B, T, D) -> (B, D)
-            return ops.mean(self.spatial(frame, training=True), axis=1)
+            return ops.mean(self.spatial(frame, training=training), axis=1)
 
         return ops.moveaxis(one_by_one(vector, self.spatial, ops.moveaxis(tokens, 1, 0)), 0, 1)
 
@@ -44,9 +45,11 @@ def one_by_one(function, layer, inputs):
     """function(x) of each x of inputs (N, ...), stacked; going back, each is computed again rather than remembered.
 
     `function` uses the layer's variables alone. Its dropout draws the same masks again: the states of its generators,
-    the only other variables, go in and out as values.
+    the only other variables, go in and out as values. Weights go in as they are: where the model had cast them to
+    bfloat16, their gradients would be summed over all x in bfloat16.
     """
-    weights = [variable.value for variable in layer.trainable_variables]
+    with keras.src.backend.AutocastScope(None):
+        weights = [variable.value for variable in layer.trainable_variables]
     states = layer.non_trainable_variables
     # TensorFlow recomputes functions of real numbers alone; float64 holds a seed's 32 bits.
     kind = "float64" if keras.backend.backend() == "tensorflow" else "uint32"
@@ -54,7 +57,7 @@ def one_by_one(function, layer, inputs):
     def pure(weights, values, x):
         mapping = [*zip(layer.trainable_variables, weights, strict=True)]
         mapping += [(state, ops.cast(value, state.dtype)) for state, value in zip(states, values, strict=True)]
-        with keras.StatelessScope(mapping) as scope:
+        with keras.src.backend.AutocastScope(None), keras.StatelessScope(mapping) as scope:
             y = function(x)
         return y, [ops.cast(scope.get_current_value(state), kind) for state in states]
 
@@ -77,7 +80,8 @@ def scan(step, values, inputs):
     import tensorflow as tf
 
     specs = tf.function(step).get_concrete_function(values, inputs[0]).structured_outputs[1]
-    arrays = [tf.TensorArray(spec.dtype, tf.shape(inputs)[0]) for spec in tf.nest.flatten(specs)]
+    count = inputs.shape[0]
+    arrays = [tf.TensorArray(spec.dtype, count) for spec in tf.nest.flatten(specs)]
 
     def body(i, values, arrays):
         values, outputs = step(values, inputs[i])
@@ -85,7 +89,9 @@ def scan(step, values, inputs):
         return i + 1, values, [array.write(i, part) for array, part in parts]
 
     start = (tf.constant(0), values, arrays)
-    _, values, arrays = tf.while_loop(lambda i, *_: i < tf.shape(inputs)[0], body, start, parallel_iterations=1)
+    # without maximum_iterations XLA cannot differentiate it
+    options = dict(maximum_iterations=count, parallel_iterations=1)
+    _, values, arrays = tf.while_loop(lambda i, *_: i < count, body, start, **options)
     stacked = [
         tf.ensure_shape(array.stack(), [None, *spec.shape])
         for array, spec in zip(arrays, tf.nest.flatten(specs), strict=True)

@@ -1,7 +1,8 @@
-"""README.md's tables, made from results/: between `<!-- results/NAME.md -->` and `<!-- end -->` stands that file.
+"""The tables of README.md and docs/, made from results/: between `<!-- results/NAME.md -->` and `<!-- end -->` stands
+that file.
 
 reads   results/**/*.json of the papers' tables and figures
-writes  the .md beside each; results/summary.md, the five levels on every data set beside the paper; README.md
+writes  the .md beside each; results/summary.md, the five levels on every data set beside the paper; README.md, docs/
 """
 
 import re
@@ -17,15 +18,20 @@ SUMMARY = {"zoo": "", "real clips, dct": "equalized-dct", "real clips, mobilenet
 
 
 def write_readme(root=HERE):
-    """Render all results anew and fill README.md with them."""
+    """Render all results anew and fill README.md and docs/ with them."""
     for path in sorted((root / "results").rglob("*.json")):
         if path.stem in ENTRIES:
             lines = ENTRIES[path.stem].render(read_json(path))
             path.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     summary = summarize(root / "results")
     (root / "results" / "summary.md").write_text("\n".join(summary) + "\n", encoding="utf-8")
-    readme = root / "README.md"
-    readme.write_text(fill(readme.read_text(encoding="utf-8"), root), encoding="utf-8")
+    for page in pages(root):
+        page.write_text(fill(page.read_text(encoding="utf-8"), root), encoding="utf-8")
+
+
+def pages(root=HERE):
+    """README.md and what it leads on to."""
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
 
 
 def fill(text, root):

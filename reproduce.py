@@ -9,7 +9,7 @@
 table-N, figure-N  the paper's tables and figures, on the simulated zoo without further arguments
 ablation-WHAT, ... what else was asked of SAGA, in the same form; `--list` has them all
 demo               simulate the zoo, extract, pretrain, attribute at four levels; one table; results in runs/demo
-readme             make the tables in README.md from results/
+readme             make the tables in README.md and docs/ from results/
 
 All but demo and readme write results/<name>.json and .md, figures a .png too; for other data in a folder in it.
 """
@@ -77,7 +77,7 @@ def demo(args):
 
 
 def readme(args):
-    """Render results/ anew and make the tables in README.md from them."""
+    """Render results/ anew and make the tables in README.md and docs/ from them."""
     write_readme()
 
 
@@ -141,7 +141,7 @@ LIST_NOTES = """
 A table or figure needs nothing on the zoo; --features needs a folder that 01 made, --data corpus and equalized a folder
 of real clips. Minutes: three seeds with JAX (table-s2: TensorFlow) on one core, beside other work, once other entries
 have made the runs they share; with TensorFlow about twice. The paper's scale: GenVideo, 2.3 million videos, and
-SigLIP-So400m/14, 27 TB of tokens.
+SigLIP-So400m/14, 31 TB of tokens.
 """
 
 

@@ -8,10 +8,12 @@ read by a few threads of their own (`workers`): each has its videos decoded and 
 for its turn at the encoder, which one thread at a time calls, while the transformer trains on the batch before.
 """
 
+import contextlib
 import functools
 import math
 import threading
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from devices import one_device
 from extraction import add_encoder_arguments, encoder_of, make_recipe, open_features, print_videos, relabel
 from features import INDEX_SECONDS, set_splits, window_numbers, write_index
 from selection import first_per
-from videos import Video, list_videos, reason
+from videos import NothingShownError, Video, list_videos, reason
 
 COUNTED_AT_ONCE = 4096  # videos whose headers are asked for before the index may be saved
 
@@ -137,9 +139,9 @@ class SharedEncoder:
 class StreamedWindows:
     """The windows of some videos with the interface of features.Windows; indexing decodes and encodes.
 
-    May be indexed from several threads. A damaged end shows the last frame that could be decoded, where 01 leaves out
-    windows without any frame; the file is named once. Raises ValueError naming a file that can no longer be read, or
-    that has another number of windows than the index says.
+    May be indexed from several threads. A damaged end shows the last frame that could be decoded, or black where none
+    can, where 01 leaves out windows without any frame; the file is named once. Raises ValueError naming a file that can
+    no longer be read, or that has another number of windows than the index says.
     """
 
     held, workers = None, 2  # batches read at once: one decodes while the other encodes
@@ -175,10 +177,10 @@ class StreamedWindows:
                     raise ValueError(f"{row['windows']} windows were counted, it has {math.ceil(count / length)} now")
                 samples = np.minimum(offsets[:, None] * length + np.arange(length), count - 1)  # padding: the last one
                 chosen = np.unique(samples)
-                prepared = [self.encoder.prepare(frame) for _, frame in clip.sample(fps, chosen)]
+                prepared = [self.encoder.prepare(frame) for frame in shown(clip, fps, chosen)]
             if len(prepared) < len(chosen) and video not in self.named:
                 self.named.add(video)
-                print(f"{row['source']}: damaged; its last good frame stands for those after it")
+                print(f"{row['source']}: damaged; its last good frame, or black, stands for those after it")
             prepared = prepared or [self.encoder.prepare(last_frame(row["file"], fps))]
         except Exception as error:
             raise ValueError(
@@ -188,9 +190,16 @@ class StreamedWindows:
         return prepared, np.minimum(np.searchsorted(chosen, samples), len(prepared) - 1)
 
 
+def shown(video, fps, chosen=None):
+    """Yield the frames (H, W, 3) of some samples, or of all, up to where the rest cannot be decoded."""
+    with contextlib.suppress(NothingShownError):
+        for _, frame in video.sample(fps, chosen):
+            yield frame
+
+
 def last_frame(file, fps):
-    """The last frame (H, W, 3) before the damage: no later one could be decoded."""
+    """The last frame (H, W, 3) that can be decoded, or a black one."""
     with Video(file) as video:
-        for _, frame in video.sample(fps):
-            last = frame
-    return last
+        width, height = map(int, video.size.split("x"))
+        frames = deque(shown(video, fps), maxlen=1)
+    return frames[0] if frames else np.zeros((height, width, 3), np.uint8)

@@ -18,6 +18,7 @@ import numpy as np
 
 from common import (
     HERE,
+    OUTPUTS,
     SAGA,
     WindowBatches,
     build_saga,
@@ -28,7 +29,17 @@ from common import (
     share,
 )
 from data_service import ServiceBatches, service_address
-from devices import check_alike, described, even, fuse_attention, one_device, predict_on_batch, processes, writes
+from devices import (
+    check_alike,
+    described,
+    even,
+    fuse_attention,
+    one_device,
+    predict_on_batch,
+    processes,
+    replicas,
+    writes,
+)
 from evaluation import validation
 from features import (
     Windows,
@@ -223,6 +234,11 @@ def new_model(args, classes):
     return model
 
 
+def at_once(args) -> int:
+    """How many windows are computed at a time."""
+    return args.batch_size // args.accumulate
+
+
 def make_optimizer(args):
     """AdamW whose rate halves every `decay_steps` steps (Sec. S-2; smooth, the paper does not say)."""
     rate = args.learning_rate
@@ -239,17 +255,18 @@ class EpochEnd(keras.callbacks.Callback):
         self.level, self.args, self.recipe, self.sample = level, args, recipe, sample
         self.val, self.val_rows = val, val_rows
         self.history = state.get("history", [])
-        self.best_score, self.best = state.get("best_score"), best
+        self.best_score, self.best, self.batch_size = state.get("best_score"), best, state["batch_size"]
 
     def path(self, ending):
         return Path(self.args.run) / f"{self.level}_{ending}"
 
     def on_epoch_end(self, epoch, logs=None):
         row = {"epoch": epoch + 1, "learning_rate": number(self.model.optimizer.learning_rate)} | logs
-        row["spread"] = spread(predict_on_batch(self.model, self.sample)["embedding"])
+        parts = np.array_split(self.sample, self.args.accumulate)
+        row["spread"] = spread(np.concatenate([predict_on_batch(self.model, part)["embedding"] for part in parts]))
         check_training([*self.history, row])
         if self.val_rows:
-            row |= validation(self.model, self.val, self.val_rows, self.args.batch_size)
+            row |= validation(self.model, self.val, self.val_rows, at_once(self.args))
             score = [row["val_macro_accuracy"], -row["val_cross_entropy"]]
             if self.best_score is None or score > self.best_score:
                 self.best_score, self.best = score, self.model.get_weights()
@@ -258,7 +275,8 @@ class EpochEnd(keras.callbacks.Callback):
         if not writes():
             return
         state = {"epoch": epoch + 1, "step": int(number(self.model.optimizer.iterations))}
-        state |= {"best_score": self.best_score, "history": self.history, "recipe": self.recipe}
+        state |= {"batch_size": self.batch_size, "best_score": self.best_score}
+        state |= {"history": self.history, "recipe": self.recipe}
         save_checkpoint(self.path("checkpoint.npz"), self.model, state, self.best)
         replace_whole(self.path("history.csv"), self.write_history)
 
@@ -341,20 +359,25 @@ def fit(model, videos: Videos, level, args, recipe, windows=Windows):
     start = state.get("epoch", 0)
     size = even(min(args.batch_size, len(train)), args.accumulate)
     batches = WindowBatches(train, labels, size, args.seed, args.batching, start, train.workers, processes())
-    check_alike(start, len(train), len(batches), recipe.get("index_sha256"))
+    if state.get("batch_size", size) != size:
+        raise ValueError(
+            f"{path}: begun with {state['batch_size']} windows a batch, {described()} would take {size}; go on with as"
+            " many devices as before, or start anew with --overwrite"
+        )
+    check_alike(start, size, len(train), len(batches), recipe.get("index_sha256"))
     report_training(videos, train, batches, labels, args)
     sample = train[np.resize(np.random.default_rng(args.seed).permutation(len(train)), args.batch_size)]
-    keeper = EpochEnd(level, args, recipe, val, videos.val, sample, state, best)
+    keeper = EpochEnd(level, args, recipe, val, videos.val, sample, state | {"batch_size": size}, best)
     callbacks = [Interruption(), keras.callbacks.TerminateOnNaN(), keeper]
     if keras.backend.backend() == "tensorflow":
-        build_metrics(model, *batches[0])  # JAX traces once either way, and its callback would need TensorFlow
+        build_metrics(model, sample[:2])  # JAX traces once either way, and its callback would need TensorFlow
         callbacks.append(keras.callbacks.TensorBoard(Path(args.run) / "logs" / level, write_graph=False))
     verbose = (1 if sys.stdout.isatty() else 2) if writes() else 0
     options = dict(epochs=args.epochs, initial_epoch=start, shuffle=False, callbacks=callbacks, verbose=verbose)
     try:
-        if args.data_service and processes()[1] > 1:
-            raise ValueError("--data-service feeds one process; several hosts read their own shares without it")
-        if args.data_service:
+        if args.data_service and (processes()[1] > 1 or replicas() > 1):
+            raise ValueError(f"--data-service feeds one device, and there are {described()}; leave it out")
+        if args.data_service and start < args.epochs:  # Keras takes no generator without a batch
             folder = Path(args.run) / f"{level}_service"
             with ServiceBatches(batches, args.data_service, folder, args.epochs) as service:
                 model.fit(service.stream(), steps_per_epoch=len(batches), **options)
@@ -372,9 +395,9 @@ def fit(model, videos: Videos, level, args, recipe, windows=Windows):
         model.set_weights(keeper.best)
 
 
-def build_metrics(model, tokens, labels):
+def build_metrics(model, tokens):
     """Let Keras make its loss and metric variables now: made in the first step, they double TensorFlow's tracing."""
-    tokens, labels = tokens[:2], {name: values[:2] for name, values in labels.items()}
+    labels = dict.fromkeys(OUTPUTS, np.zeros(len(tokens), "int32"))
     outputs = model(tokens)
     model.compute_loss(tokens, labels, outputs)
     model.compute_metrics(tokens, labels, outputs)
@@ -383,7 +406,7 @@ def build_metrics(model, tokens, labels):
 
 def report_training(videos, train, batches, labels, args):
     """Print how many videos of each class train, and where there are fewer than asked for or than a batch wants."""
-    steps = f"{len(batches)} steps an epoch on {described()}"
+    steps = f"{len(batches)} steps of {batches.batch_size} an epoch on {described()}"
     print(f"training on {len(videos.train)} videos, {len(train)} windows, {steps}:")
     per_class = np.bincount([row["label"] for row in videos.train], minlength=len(videos.classes))
     counts = dict(zip(videos.classes, per_class.tolist(), strict=True))

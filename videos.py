@@ -133,7 +133,7 @@ class Video:
                 return
             shown = present
         if shown is None:
-            raise ValueError("no frame could be decoded")
+            raise NothingShownError("no frame could be decoded")
 
     def frames(self, wanted):
         """Yield (number, decoded frame) in order of display; frames that nothing needs may be left out."""
@@ -358,6 +358,10 @@ def make_windows(tokens, times, frames: int):
         tokens = np.asarray(tokens)[held.ravel()]
     tokens[count : number.size] = tokens[count - 1]
     return tokens[: number.size].reshape(*number.shape, *tokens.shape[1:]), np.asarray(times)[held], number < count
+
+
+class NothingShownError(ValueError):
+    """No frame of what was asked for could be decoded."""
 
 
 class TooShortError(ValueError):

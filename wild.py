@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from common import load_generators, resolve_generator
+from common import HERE, load_generators, resolve_generator
 from features import assign_splits, features_file, group_hash, map_tokens, read_index
 from selection import features_recipe, first_per, fold_splits, usable
 from training import PATHS, file_digest, index_digest
@@ -142,13 +142,13 @@ class Roles(NamedTuple):
     test: dict[str, np.ndarray]  # by generator: target, known, unseen
 
 
-def resolve_roles(images, target, others):
+def resolve_roles(images, target, others, table=HERE / "generators.csv"):
     """The generators by role as the images name them. Raises ValueError where a name is none or has two roles.
 
     `others` are {"known": names, "wild": names, "unseen": names}. A wild generator may have another role as well, for
-    other images.
+    other images. `table` is the file of generators and their aliases.
     """
-    table, there = load_generators(), set(images.generator.tolist())
+    table, there = load_generators(table), set(images.generator.tolist())
     named = {"target": [target]} | others
     roles = {role: [resolve_generator(name, table) or name for name in own] for role, own in named.items()}
     for role, own in roles.items():

@@ -438,10 +438,17 @@ def test_arguments_that_do_not_go_together_are_taken():
         ["a.mp4", "--calibrate"],
         ["a.mp4", "--export", "x.zip"],
         ["a.mp4", "--max-windows", "0"],
+        ["a.mp4", "--score", "energy"],
+        ["a.mp4", "--false-rejection", "0.1"],
     ):
         with pytest.raises(SystemExit) as stop:
             attribute_video.get_args(wrong)
         assert stop.value.code == 2
+
+
+def test_limit_reads_all_files(videos, run_folder, tmp_path):
+    assert main(videos / "SVD", videos / "Pika", "--run", run_folder, "--limit", 2, "--json", tmp_path / "r.jsonl") == 2
+    assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 2
 
 
 def test_run_that_is_none_has_no_plain_error(tmp_path, bare, run_folder, features, videos):

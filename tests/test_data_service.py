@@ -67,9 +67,9 @@ def window_batches(rows, **options):
 
 
 def expected(rows, epoch, **options):
-    """The epoch's batches as bytes, read by NumPy whole and chosen by WindowBatches."""
+    """The epoch's batches in training as bytes, read by NumPy whole and chosen by WindowBatches."""
     tokens = np.concatenate([np.load(features_file(row["features"], row["path"]))["tokens"] for row in rows])
-    batches = window_batches(rows, start_epoch=epoch, **options)
+    batches = window_batches(rows, start_epoch=epoch + 1, **options)  # fit ends an epoch before its first
     chosen = [batches.chosen(step) for step in range(len(batches))]
     return sorted(tokens[own].tobytes() + (own % 3).astype("int32").tobytes() for own in chosen)
 
@@ -94,7 +94,7 @@ def test_epoch_of_the_service_holds_other_batches(service, features, tmp_path, b
 def test_stage_is_not_trained_by_the_service_or_starts_anew_without_it(service, features, capsys):
     folder = features[0]
     flags = ["--features", str(folder), "--run", str(folder / "run"), "--epochs", "1", "--batch-size", "16"]
-    flags += ["--temporal-blocks", "2", "--learning-rate", "1e-3"]
+    flags += ["--temporal-blocks", "2", "--learning-rate", "1e-3", "--accumulate", "2", "--remat"]
     stage_one.main([*flags, "--data-service", service[0]])
     metrics = read_json(folder / "run" / "bin.json")
     assert metrics["videos"] == 20 and metrics["recipe"]["arguments"]["data_service"] == service[0]
@@ -106,8 +106,55 @@ def test_stage_is_not_trained_by_the_service_or_starts_anew_without_it(service, 
 
 
 class Reads(keras.Model):
+    """Its loss is another for other batches of the same windows."""
+
     def train_step(self, data):
-        return {"loss": keras.ops.sum(keras.ops.cast(data[0], "float32"))}
+        return {"loss": keras.ops.square(keras.ops.sum(keras.ops.cast(data[0], "float32")))}
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_epochs_of_the_service_have_other_batches_than_those_without_it(service, features, tmp_path, start):
+    options = dict(shuffle=False, verbose=0, initial_epoch=start, epochs=start + 2)
+    batches, losses = [window_batches(features[1], start_epoch=start) for _ in range(2)], []
+    for served in (False, True):
+        model = Reads()
+        model.built = True
+        model.compile()
+        if served:
+            with ServiceBatches(batches[1], service[0], tmp_path / "plan", epochs=start + 2) as source:
+                history = model.fit(source.stream(), steps_per_epoch=len(batches[1]), **options)
+        else:
+            history = model.fit(batches[0], **options)
+        losses.append(history.history["loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    assert abs(losses[0][0] / losses[0][1] - 1) > 1e-3
+
+
+def test_run_whose_evaluation_was_interrupted_cannot_go_on(service, features, monkeypatch):
+    folder = features[0]
+    flags = ["--features", str(folder), "--run", str(folder / "run"), "--epochs", "1", "--batch-size", "16"]
+    flags += ["--temporal-blocks", "2", "--data-service", service[0]]
+    evaluate = stage_one.evaluate
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage_one, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stage_one.main(flags)
+    monkeypatch.setattr(stage_one, "evaluate", evaluate)
+    with monkeypatch.context() as other:
+        other.setattr("training.even", lambda *_: 15)
+        with pytest.raises(ValueError, match="begun with 16 windows a batch, one device would take 15.*--overwrite"):
+            stage_one.main(flags)
+    assert stage_one.main(flags)["videos"] == 20
+
+
+def test_several_devices_are_fed_by_the_service(service, features, monkeypatch):
+    for module in ("training", "devices"):
+        monkeypatch.setattr(f"{module}.replicas", lambda: 2)
+    with pytest.raises(ValueError, match="--data-service feeds one device, and there are 2 devices; leave it out"):
+        stage_one.main(["--features", str(features[0]), "--run", str(features[0] / "r"), "--data-service", service[0]])
 
 
 @pytest.mark.parametrize("damage", ["infinite", "cut", "gone"])

@@ -204,7 +204,7 @@ def test_stage_on_several_devices_ends_otherwise_than_on_one(tmp_path, backend, 
     environments = two_hosts() if backend == "jax" else ({},)
     _, files = run_stage(tmp_path / "features", tmp_path / "one", backend)
     printed, theirs = run_stage(tmp_path / "features", tmp_path / "two", backend, *options, environments=environments)
-    assert all(f"steps an epoch on {where}:" in text for text in printed)
+    assert all(f" an epoch on {where}:" in text for text in printed)
     assert theirs == files and ["model, metrics and figures" in text for text in printed] in ([True], [True, False])
     runs = (tmp_path / "two", tmp_path / "one")
     ours, expected = (features.read_arrays(run / "gen_embeddings.npz", ["embedding"], "") for run in runs)

@@ -17,7 +17,7 @@ import open_set
 import reproduce
 import training
 import unknown
-from common import load_generators
+from common import HERE, load_generators
 from features import features_file, read_index, write_features, write_index, write_json
 
 stage_two = importlib.import_module("03_attribute")
@@ -194,6 +194,13 @@ def test_nothing_held_out_is_measured(own, tmp_path, capsys):
     assert result["enrolled"]["Kling"] == {"clips": 12, "held_out": 0, "found": None}
     assert "Kling, 12 clips enrolled: no clip of split test, so nothing can be measured" in capsys.readouterr().out
     assert len(enrolled(own)["video"]) == 12
+
+
+def test_an_alias_of_ones_own_table_is_not_known(own, new, tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text((HERE / "generators.csv").read_text(encoding="utf-8") + "Kling,Klingon,T2V,Unknown,Kuaishou\n")
+    call(own, new, "--enrol", "klingon", "--generators", str(table))
+    assert set(enrolled(own)["generator"]) == {"Kling"}
 
 
 # ---------------------------------------------------------------- bad input

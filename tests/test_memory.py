@@ -5,6 +5,7 @@ import importlib
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -18,17 +19,20 @@ FRUGAL = [dict(remat=True), dict(accumulate=3)]  # both together: tests/test_dev
 LOSSES = [["--loss", "ce"], ["--loss", "hnm"], ["--loss", "semi", "--normalize", "--margin", "0.2"]]
 
 
-def trained(flags, dropout=0.0, batch=12, **frugal):
+def random_tokens(batch):
+    shape = (batch, *(SIZES[key] for key in ("frames", "tokens", "dim")))
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def trained(flags, dropout=0.0, dtype="float32", xla="auto", **frugal):
     """Weights after three steps of SGD, and the last losses."""
     keras.utils.set_random_seed(0)
-    model = build_saga(5, **SIZES, dropout=dropout, kind=functools.partial(FrugalSAGA, **frugal))
+    model = build_saga(5, **SIZES, dropout=dropout, dtype=dtype, kind=functools.partial(FrugalSAGA, **frugal))
     stage_two = importlib.import_module("03_attribute")
     losses, weights, _ = stage_two.stage_two_loss(stage_two.get_args(flags))
-    model.compile(keras.optimizers.SGD(0.05), losses, loss_weights=weights)
-    shape = (batch, *(SIZES[key] for key in ("frames", "tokens", "dim")))
-    tokens = np.random.default_rng(0).standard_normal(shape, np.float32)
+    model.compile(keras.optimizers.SGD(0.05), losses, loss_weights=weights, jit_compile=xla)
     for _ in range(3):
-        found = model.train_on_batch(tokens, dict.fromkeys(OUTPUTS, np.arange(batch) % 5))
+        found = model.train_on_batch(random_tokens(12), dict.fromkeys(OUTPUTS, np.arange(12) % 5))
     return np.concatenate([np.ravel(weight) for weight in model.get_weights()]), found
 
 
@@ -41,11 +45,58 @@ def test_weights_differ_from_those_of_the_undivided_batch(flags):
         np.testing.assert_allclose(found, losses, rtol=1e-4, err_msg=str(frugal))
 
 
-def test_chunks_mine_among_themselves():
-    """Or the test above would pass for a loss of each chunk: four chunks of three windows are another loss."""
-    whole = trained(["--loss", "hnm"], accumulate=4)[0]
-    alone = trained(["--loss", "hnm"], batch=3)[0]
-    assert np.abs(whole - alone).max() > 1e-3
+def test_chunks_that_mine_among_themselves_go_unnoticed(monkeypatch):
+    """The test above, of a loss that is the mean of the chunks' own, with labels that repeat in each chunk."""
+    stage_two = importlib.import_module("03_attribute")
+    whole = trained(["--loss", "hnm"])[0]
+    terms = stage_two.triplet_terms
+
+    def of_chunks(labels, embeddings, *more):
+        found = zip(*(terms(labels[i::2], embeddings[i::2], *more) for i in range(2)), strict=True)
+        return [keras.ops.concatenate([keras.ops.ravel(part) for part in parts]) for parts in found]
+
+    monkeypatch.setattr(stage_two, "triplet_terms", of_chunks)
+    assert np.abs(whole - trained(["--loss", "hnm"])[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("frugal", FRUGAL, ids=str)
+def test_xla_cannot_compile_it(frugal):
+    """As Keras does by itself on a GPU or TPU."""
+    compiled, plain = (trained(["--loss", "hnm"], xla=xla, **frugal)[0] for xla in (True, False))
+    np.testing.assert_allclose(compiled, plain, atol=2e-5)
+
+
+@pytest.mark.parametrize("frugal", FRUGAL, ids=str)
+def test_weights_or_their_gradients_are_rounded_where_the_undivided_batchs_are_not(frugal):
+    """In mixed precision: as near to the plain step in float32 as the plain step in mixed precision is."""
+    exact = trained(["--loss", "ce"])[0]
+    apart = [np.abs(trained(["--loss", "ce"], dtype="mixed_bfloat16", **how)[0] - exact).mean() for how in ({}, frugal)]
+    assert 0 < apart[1] < 1.2 * apart[0], apart
+
+
+def test_classifier_of_a_chunk_computes_in_bfloat16():
+    kind = functools.partial(FrugalSAGA, accumulate=2)
+    logits = []
+    for own in (FrugalSAGA, kind):
+        keras.utils.set_random_seed(0)
+        logits.append(
+            np.array(
+                build_saga(5, **SIZES, dropout=0.0, dtype="mixed_bfloat16", kind=own)(random_tokens(4), training=True)[
+                    "logits"
+                ]
+            )
+        )
+    np.testing.assert_allclose(*logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("frugal", FRUGAL, ids=str)
+def test_predictions_differ_from_the_plain_models(frugal):
+    models = []
+    for own in ({}, frugal):
+        keras.utils.set_random_seed(0)
+        models.append(build_saga(5, **SIZES, dropout=0.3, kind=functools.partial(FrugalSAGA, **own)))
+    plain, ours = (model.predict_on_batch(random_tokens(5)) for model in models)
+    np.testing.assert_allclose(plain["embedding"], ours["embedding"], atol=1e-5)
 
 
 @pytest.mark.parametrize("frugal", FRUGAL, ids=str)
@@ -120,6 +171,15 @@ def compare_attention():
     plain, name, fused, other = found
     np.testing.assert_allclose(plain, fused, atol=0.02)
     assert (name, other) == ("_compute_attention", "fused") and plain.std() > 0.1
+
+
+def test_heads_that_the_kernel_refuses_are_given_to_it(monkeypatch):
+    monkeypatch.setattr(devices, "BACKEND", "jax")
+    monkeypatch.setitem(sys.modules, "jax", types.SimpleNamespace(default_backend=lambda: "gpu"))
+    for dim, fused in ((144, False), (1024, False), (1152, True)):  # heads of 12, 85 and 96
+        attention = types.SimpleNamespace(_key_dim=dim // 12, _compute_attention="Keras's")
+        devices.fuse_attention(types.SimpleNamespace(spatial=types.SimpleNamespace(_self_attention_layer=attention)))
+        assert (attention._compute_attention != "Keras's") == fused
 
 
 def test_fused_attention_computes_otherwise():

@@ -14,6 +14,7 @@ import sys
 import numpy as np
 import pytest
 
+import readme
 from baselines import linear_probe
 from common import HERE, LEVELS
 from evaluation import score
@@ -21,7 +22,11 @@ from features import read_index, write_index
 from selection import choose_videos
 from stages import SMALL_DATA
 
-COMMANDS = re.findall(r"^(python \w+\.py.*)$", (HERE / "README.md").read_text(encoding="utf-8"), re.M)
+COMMANDS = [
+    command
+    for page in readme.pages()
+    for command in re.findall(r"^(python \w+\.py.*)$", page.read_text(encoding="utf-8"), re.M)
+]
 CORPUS = HERE.parent / "shared" / "corpus" / "clips"
 
 
@@ -60,7 +65,7 @@ def test_real_clips_of_some_format_do_not_get_through(tmp_path):
 
 @pytest.mark.slow
 def test_readme_command_fails(tmp_path):
-    """Every python line of the README, in its order, on at most six videos per generator."""
+    """Every python line of README.md and docs/, in order, on at most six videos per generator."""
     for command in COMMANDS:
         _, script, *arguments = shlex.split(command, comments=True)
         if script == "reproduce.py":

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 
+import av
 import numpy as np
 import pytest
 from presets import tiny_presets
@@ -13,13 +14,13 @@ from test_extract import write_clip
 import streaming
 from attribute_video import attribute
 from encoders import build_encoder
-from features import Windows, read_batches, read_index, read_json
+from features import Windows, differing, read_batches, read_index, read_json
 from selection import usable
 
 extract_features = importlib.import_module("01_extract_features")
 stage_one = importlib.import_module("02_pretrain_binary")
 stage_two = importlib.import_module("03_attribute")
-SMALL = ["--epochs", "2", "--batch-size", "8", "--learning-rate", "1e-3", "--temporal-blocks", "2"]
+SMALL = ["--epochs", "2", "--batch-size", "8", "--learning-rate", "1e-3", "--temporal-blocks", "2", "--accumulate", "2"]
 
 
 def picture(seed, number):
@@ -72,7 +73,8 @@ def stream(videos, run, *more):
 def test_index_or_recipe_of_a_stream_differs_from_the_caches(cached, streamed):
     features, _, _ = cached
     assert read_index(streamed[0] / "stream") == read_index(features)
-    assert read_json(streamed[0] / "stream" / "recipe.json") == read_json(features / "recipe.json")
+    recipes = (read_json(folder / "recipe.json") for folder in (streamed[0] / "stream", features))
+    assert not differing(*recipes)
     assert not list((streamed[0] / "stream").rglob("*.npz"))
 
 
@@ -231,6 +233,34 @@ def test_damaged_end_is_another_than_the_caches(tmp_path, capsys):
     np.testing.assert_array_equal(tokens[: len(theirs)], theirs[np.arange(len(theirs))])
     assert (tokens[-1] == tokens[len(theirs) - 1, -1]).all()
     assert capsys.readouterr().out.count("SVD/a.mp4: damaged; its last good frame") == 1
+
+
+@pytest.mark.parametrize("good", [24, 0])
+def test_stream_ends_where_a_part_of_a_file_or_all_of_it_cannot_be_decoded(tmp_path, good):
+    """A part that begins with a key frame, so that nothing before it is decoded for a window of it."""
+    frames = [picture(1, number) for number in range(48)]
+    path = tmp_path / "videos" / "SVD" / "a.mp4"
+    path.parent.mkdir(parents=True)
+    with av.open(str(path), "w") as output:
+        track = output.add_stream("libx264", rate=24, options={"g": "24", "sc_threshold": "0", "bf": "0"})
+        track.height, track.width = frames[0].shape[:2]
+        packets = [track.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")) for frame in frames]
+        packets = [packet for part in [*packets, track.encode()] for packet in part]
+        output.mux(packets)
+    data = path.read_bytes()
+    start = data.index(b"mdat") + 4
+    sizes = [packet.size for packet in packets]
+    first, last = start + sum(sizes[:good]), start + sum(sizes)
+    path.write_bytes(data[:first] + bytes(last - first) + data[last:])
+    rows, windows = stream(tmp_path / "videos", tmp_path / "run")
+    ours = windows(rows)
+    tokens = [ours[i] for i in range(len(ours))]
+    assert len(tokens) == 2
+    black = build_encoder("dct").encode([build_encoder("dct").prepare(np.zeros_like(frames[0]))])[0].astype(np.float16)
+    if good:
+        assert (tokens[1] == tokens[0][-1]).all() and not (tokens[0] == black).all()
+    else:
+        assert all((token == black).all() for token in tokens)
 
 
 @pytest.mark.parametrize("change", ["gone", "longer"])

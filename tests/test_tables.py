@@ -5,6 +5,7 @@ folds, and every entry from end to end with stages that only pretend.
 import csv
 import importlib
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -597,8 +598,24 @@ def test_readme_or_a_table_in_results_differs_from_what_was_measured():
     assert (HERE / "results" / "summary.md").read_text(encoding="utf-8").splitlines() == readme.summarize(
         HERE / "results"
     )
-    text = (HERE / "README.md").read_text(encoding="utf-8")
-    assert "<!-- results/summary.md -->" in text and readme.fill(text, HERE) == text
+    texts = [page.read_text(encoding="utf-8") for page in readme.pages()]
+    assert "<!-- results/summary.md -->" in texts[0]
+    assert all(readme.fill(text, HERE) == text for text in texts)
+
+
+def test_a_link_of_the_readme_or_of_docs_leads_nowhere():
+    def anchors(page):
+        heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+        return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+    links = 0
+    for page in readme.pages():
+        for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            path, _, anchor = target.partition("#")
+            found = page.parent / path if path else page
+            assert found.exists() and (not anchor or anchor in anchors(found)), f"{page.name}: {target}"
+            links += 1
+    assert links > 50
 
 
 def test_marked_place_keeps_an_old_table(tmp_path):

@@ -217,6 +217,13 @@ def named(target="T", known=("Real", "K"), wild=("W",), unseen=("U",)):
     return target, {"known": list(known), "wild": list(wild), "unseen": list(unseen)}
 
 
+def test_an_alias_of_ones_own_table_is_not_known(tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("name,aliases,task,sd_version,team\nReal,,Real,Real,Real\nT,Tee,T2V,Unknown,Nobody\n")
+    roles = wild.resolve_roles(invented(frames=1), *named(target="tee"), table)
+    assert roles["target"] == ["T"] and roles["known"] == ["Real", "K"]
+
+
 def dealt(images, counts=COUNTS, seed=0, **roles):
     return wild.deal(images, wild.resolve_roles(images, *named(**roles)), counts, seed)
 
