@@ -128,7 +128,7 @@ def compared(what, against, ours, theirs, unit="s", key="seconds", aim=1.0, high
     row = {"what": what, "against": against, "unit": unit, "aim": aim, "note": note}
     for whose, measured in (("ours", ours), ("theirs", theirs)):
         if isinstance(measured, SideError):
-            row |= {whose: None, "note": f"{whose}: {measured}"}
+            row |= {whose: None, "note": "; ".join(filter(None, (f"{whose}: {measured}", row["note"])))}
         else:
             row |= {whose: measured[key], f"{whose}_memory": measured.get("memory")}
     row["ratio"] = None
