@@ -23,17 +23,19 @@ def cases(args):
     return [("", partial(measure, Path(args.corpus), TINY_CLIPS if args.tiny else None))]
 
 
-def measure(corpus, limit):
+def measure(corpus, per_generator):
     if not (corpus / "clips.csv").exists():
         return [skipped("stage 01 on real clips", f"no clips.csv in {corpus}; name the folder of clips by --corpus")]
     with tempfile.TemporaryDirectory() as folder:
         csv = Path(folder) / "corpus.csv"
         side(__file__, "write_csv", corpus=corpus.resolve(), path=csv)
-        ours = attempt(stage_01, csv, Path(folder) / "ours", limit)
+        ours = attempt(stage_01, csv, Path(folder) / "ours", per_generator)
         if not shutil.which("ffmpeg"):
             theirs = SideError("there is no ffmpeg here")
         else:
-            theirs = attempt(side, __file__, "through_jpg", csv=csv, folder=Path(folder) / "theirs", limit=limit)
+            theirs = attempt(
+                side, __file__, "through_jpg", csv=csv, folder=Path(folder) / "theirs", per_generator=per_generator
+            )
         count = "" if isinstance(ours, SideError) else f"{ours['clips']} "
         what, against = f"stage 01 on {count}real clips", "ffmpeg to jpg, then load"
         note = "" if SideError in map(type, (ours, theirs)) else f"clips that theirs could read: {theirs['clips']}"
@@ -50,8 +52,8 @@ def attempt(measure_one, *arguments, **options):
         return error
 
 
-def stage_01(csv, folder, limit):
-    flags = ["--limit", limit] if limit else []
+def stage_01(csv, folder, per_generator):
+    flags = ["--limit", per_generator] if per_generator else []
     command = [sys.executable, ROOT / "01_extract_features.py", "--videos", csv, "--features", folder, *flags]
     return read_counts(*command_measured(command)[1:]) | {"disk": megabytes(folder)}
 
@@ -76,7 +78,7 @@ def write_csv(corpus, path):
     return {}
 
 
-def through_jpg(csv, folder, limit):
+def through_jpg(csv, folder, per_generator):
     import cv2
 
     from common import load_generators
@@ -85,7 +87,7 @@ def through_jpg(csv, folder, limit):
     from videos import list_videos, make_windows
 
     encoder, started, clips = build_encoder("dct"), time.time(), 0
-    for number, row in enumerate(list_videos(csv, load_generators(), limit)[0]):
+    for number, row in enumerate(list_videos(csv, load_generators(), per_generator)[0]):
         frames = Path(folder) / "jpg" / str(number)
         frames.mkdir(parents=True)
         command = ["ffmpeg", "-v", "error", "-i", row["file"], "-vf", "fps=8", "-q:v", "2", f"{frames}/%05d.jpg"]
