@@ -1,6 +1,6 @@
 """Ratios in one run: what this repository takes beside what a user would use instead, on this machine.
 
-    make bench                                             all of them, about an hour and a half on two cores
+    make bench                                             all of them, 65 minutes on two cores
     .venv-bench/bin/python benchmarks/bench.py --list
     .venv-bench/bin/python benchmarks/bench.py decode mining
     .venv-bench/bin/python benchmarks/bench.py --resume    only what results/benchmarks.json lacks
