@@ -343,7 +343,7 @@ def semi_hard_negative(same, distances):
         further = ops.minimum(place + (1 << bit), size)
         passed = ops.take_along_axis(ranked, further - 1, axis=1) <= distances
         place = ops.where(passed, further, place)  # so many negatives are not farther than p
-    return ops.take_along_axis(ranked, place, axis=1)
+    return ops.take_along_axis(ranked, ops.minimum(place, size - 1), axis=1)  # p may be at an infinite distance
 
 
 def triplet_terms(labels, embeddings, margin, semi_hard=False, positives="all"):

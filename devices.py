@@ -220,7 +220,7 @@ def fuse_attention(model, implementation="cudnn"):
 
     Keras does so itself where it can, but JAX (0.11) differentiates that kernel for even numbers of tokens alone, and
     there are 27 x 27. So they get one more, which is not attended to. Where the kernel does not fit (another device,
-    heads of odd or large widths, float32, dropout on the scores) nothing changes.
+    heads of a width above 128 or no multiple of 8, float32, dropout on the scores) nothing changes.
     """
     if BACKEND != "jax":
         return

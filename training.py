@@ -351,6 +351,8 @@ def fit(model, videos: Videos, level, args, recipe, windows=Windows):
 
     Writes <level>_history.csv, TensorBoard logs and, when done, <level>_last.keras.
     """
+    if args.data_service and (processes()[1] > 1 or replicas() > 1):
+        raise ValueError(f"--data-service feeds one device, and there are {described()}; leave it out")
     train, val = windows(videos.train), windows(videos.val)
     labels = np.array([row["label"] for row in videos.train])[train.video]
     model.optimizer.build(model.trainable_variables)
@@ -375,8 +377,6 @@ def fit(model, videos: Videos, level, args, recipe, windows=Windows):
     verbose = (1 if sys.stdout.isatty() else 2) if writes() else 0
     options = dict(epochs=args.epochs, initial_epoch=start, shuffle=False, callbacks=callbacks, verbose=verbose)
     try:
-        if args.data_service and (processes()[1] > 1 or replicas() > 1):
-            raise ValueError(f"--data-service feeds one device, and there are {described()}; leave it out")
         if args.data_service and start < args.epochs:  # Keras takes no generator without a batch
             folder = Path(args.run) / f"{level}_service"
             with ServiceBatches(batches, args.data_service, folder, args.epochs) as service:

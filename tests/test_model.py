@@ -220,3 +220,9 @@ def test_hardest_and_random_positives_are_not_one_per_anchor():
                 else min(mates, key=lambda j, a=a: (j - a) % 24)
             )
             assert p == wanted
+
+
+def test_embeddings_that_overflow_end_in_an_error_of_the_search():
+    """Training then stops by its own check of the loss."""
+    labels, embeddings = np.array([0, 0, 1, 1]), np.float32([[3e38], [-3e38], [1], [2]])
+    assert np.array(semi_hard_negative_loss(labels, embeddings)).shape == ()
