@@ -28,10 +28,18 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common import HERE, load_generators, positive, run_script
-from encoders import encode_videos
-from extraction import add_encoder_arguments, encoder_of, make_recipe, open_features, print_videos, relabel
-from features import INDEX_SECONDS, add_to_index, features_file, forget_renamed, read_index, set_splits, write_features
-from videos import TooShortError, header_seconds, list_videos, reason
+from tokens.dataset import (
+    INDEX_SECONDS,
+    add_to_index,
+    features_file,
+    forget_renamed,
+    read_index,
+    set_splits,
+    write_features,
+)
+from tokens.encoders import encode_videos
+from tokens.extraction import add_encoder_arguments, encoder_of, make_recipe, open_features, print_videos, relabel
+from tokens.videos import TooShortError, header_seconds, list_videos, reason
 
 
 def get_args(argv=None):

@@ -19,12 +19,9 @@ import argparse
 import time
 
 from common import keras, run_script
-from devices import use_devices, writes
-from evaluation import draw_figures, evaluate, print_results
-from features import Windows, read_index
-from selection import choose_videos
-from streaming import open_stream, parse_stream_arguments
-from training import (
+from tokens.dataset import Windows, read_index
+from tokens.split import choose_videos
+from training.callbacks import (
     add_training_arguments,
     at_once,
     finished_metrics,
@@ -34,6 +31,9 @@ from training import (
     new_model,
     save_run,
 )
+from training.devices import use_devices, writes
+from training.evaluation import draw_figures, evaluate, print_results
+from training.streaming import open_stream, parse_stream_arguments
 
 
 def get_args(argv=None):

@@ -20,11 +20,9 @@ import time
 from pathlib import Path
 
 from common import keras, mean_over_pairs, ops, run_script, triplet_terms
-from devices import global_batch, use_devices, writes
-from evaluation import draw_figures, evaluate, print_results
-from features import read_index
-from selection import choose_videos
-from training import (
+from tokens.dataset import read_index
+from tokens.split import choose_videos
+from training.callbacks import (
     add_training_arguments,
     at_once,
     file_digest,
@@ -36,6 +34,8 @@ from training import (
     new_model,
     save_run,
 )
+from training.devices import global_batch, use_devices, writes
+from training.evaluation import draw_figures, evaluate, print_results
 
 
 def get_args(argv=None):

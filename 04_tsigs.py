@@ -25,10 +25,11 @@ import numpy as np
 from tqdm import tqdm
 
 from common import LEVELS, build_saga, git_commit, keras, positive, run_script
-from evaluation import plt, save_figure, title
-from features import Windows, read_index, replace_whole, write_json
-from selection import features_recipe
-from signatures import (
+from tokens.dataset import Windows, read_index, replace_whole, write_json
+from tokens.split import features_recipe
+from training.callbacks import file_digest, finished_metrics, index_digest, versions
+from training.evaluation import plt, save_figure, title
+from training.signatures import (
     ROLES,
     choose_rows,
     drop_short,
@@ -39,7 +40,6 @@ from signatures import (
     name_strata,
     run_files,
 )
-from training import file_digest, finished_metrics, index_digest, versions
 
 
 def get_args(argv=None):

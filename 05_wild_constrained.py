@@ -28,10 +28,10 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from common import HERE, git_commit, not_negative, positive, run_script
-from features import replace_whole, write_json
-from ranking import METHODS, draw_curves, draw_scores, measure, print_report
-from training import finished_metrics, fold, names, versions
-from wild import deal, linear, load_classifier, prepare, read_images, refuse_other_features, resolve_roles, score
+from tokens.dataset import replace_whole, write_json
+from tokens.ranking import METHODS, draw_curves, draw_scores, measure, print_report
+from tokens.wild import deal, linear, load_classifier, prepare, read_images, refuse_other_features, resolve_roles, score
+from training.callbacks import finished_metrics, fold, names, versions
 
 KNOWN, UNSEEN = "Real,SVD,Lavie", "Gen2,Pika,Sora"
 WILD = "ZeroScope,I2VGen-XL,VideoCrafter,DynamiCrafter,SD,SEINE,Latte,OpenSora,ModelScope,MorphStudio,MoonValley,Show_1"

@@ -27,14 +27,14 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from calibration import calibrate, print_calibration, spread_evenly
 from common import positive, run_script
-from encoders import DTYPES, encode_frames
-from page import answered, open_csv, open_html, open_json, text_report
-from report import file_name, make_report
-from runs import Run, export_run, load_encoder, load_run, window_outputs
-from unknown import SCORES
-from videos import STILL_SUFFIXES, VIDEO_SUFFIXES, TooShortError, Video, equalize, is_shown, suffix_of
+from report.answer import file_name, make_report
+from report.calibrate import calibrate, print_calibration, spread_evenly
+from report.run import Run, export_run, load_encoder, load_run, window_outputs
+from report.scores import SCORES
+from report.text import answered, open_csv, open_html, open_json, text_report
+from tokens.encoders import DTYPES, encode_frames
+from tokens.videos import STILL_SUFFIXES, VIDEO_SUFFIXES, TooShortError, Video, equalize, is_shown, suffix_of
 
 STRIP = 8  # frames shown of a file
 FILES_TOGETHER = 64  # that are decoded ahead of each other and share batches

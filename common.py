@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from features import Windows
+from tokens.dataset import Windows
 
 if "KERAS_BACKEND" not in os.environ and not find_spec("tensorflow"):
     os.environ["KERAS_BACKEND"] = "jax"

@@ -18,15 +18,15 @@ import argparse
 import time
 from pathlib import Path
 
-import comparisons
-import open_set
-from baselines import linear_probe
 from common import positive, run_script
-from corpora import ENCODERS, SIMULATED
-from evaluation import score
-from paper import ENTRIES, paper_entry
-from readme import write_readme
-from stages import SMALL_DATA, SMALL_MINING, stage, train
+from experiments import comparisons
+from experiments import unseen as open_set
+from experiments.datasets import ENCODERS, SIMULATED
+from experiments.probes import linear_probe
+from experiments.readme import write_readme
+from experiments.registry import ENTRIES, paper_entry
+from experiments.stages import SMALL_DATA, SMALL_MINING, stage, train
+from training.evaluation import score
 
 # ---------------------------------------------------------------- the demo
 

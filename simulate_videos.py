@@ -37,7 +37,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from features import read_json, write_json
+from tokens.dataset import read_json, write_json
 
 FRAMES, FPS, SIZE = 48, 24, 128
 X264 = {"crf": "18", "preset": "veryfast", "threads": "1"}  # with one thread the bytes never vary

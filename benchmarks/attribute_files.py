@@ -75,8 +75,8 @@ def write_clip(path, seconds, fps=24):
 def write_run(folder):
     """Five random transformers of the paper's size on tokens of the random encoder in folder/preset."""
     from common import LEVELS, build_saga, class_names
-    from encoders import build_encoder
-    from features import write_json
+    from tokens.dataset import write_json
+    from tokens.encoders import build_encoder
 
     encoder = build_encoder(str(folder / "preset"))
     features = {"encoder": encoder.name, "tokens": encoder.tokens, "dim": encoder.dim, "frames": 8, "fps": 8, "pool": 1}
@@ -92,7 +92,7 @@ def write_run(folder):
 def warm(folder, dtype):
     """Seconds of attribute() by length in a process that has loaded everything."""
     from attribute_video import attribute
-    from runs import load_encoder, load_run
+    from report.run import load_encoder, load_run
 
     run = load_run(folder / "run", None if dtype == "float32" else dtype)
     encoder = load_encoder(run.features, dtype=dtype)

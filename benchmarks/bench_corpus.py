@@ -72,7 +72,7 @@ def megabytes(folder):
 
 
 def write_csv(corpus, path):
-    from corpora import corpus_csv
+    from experiments.datasets import corpus_csv
 
     corpus_csv(corpus, Path(path))
     return {}
@@ -82,9 +82,9 @@ def through_jpg(csv, folder, per_generator):
     import cv2
 
     from common import load_generators
-    from encoders import build_encoder
-    from features import write_features
-    from videos import list_videos, make_windows
+    from tokens.dataset import write_features
+    from tokens.encoders import build_encoder
+    from tokens.videos import list_videos, make_windows
 
     encoder, started, clips = build_encoder("dct"), time.time(), 0
     for number, row in enumerate(list_videos(csv, load_generators(), per_generator)[0]):

@@ -90,7 +90,7 @@ def measured(read, repeats, out):
 
 
 def ours(clip, repeats, out):
-    from videos import sample_frames
+    from tokens.videos import sample_frames
 
     return measured(lambda: [frame for _, frame in sample_frames(clip, RATE)], repeats, out)
 

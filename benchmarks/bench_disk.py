@@ -44,7 +44,7 @@ def measure(sizes, rounds):
 
 
 def write_files(folder, sizes):
-    from features import write_features
+    from tokens.dataset import write_features
 
     random = np.random.default_rng(0)
     shape = tuple(sizes[key] for key in ("windows", "frames", "tokens", "dim"))
@@ -79,7 +79,7 @@ def measured(read_all, folder, sizes, cold):
 
 def ours(folder, sizes, cold):
     from common import WindowBatches, keras
-    from features import Windows
+    from tokens.dataset import Windows
 
     rows = [{"features": folder, "path": str(i), "windows": sizes["windows"]} for i in range(sizes["files"])]
     windows = Windows(rows, memory=0)

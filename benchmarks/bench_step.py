@@ -67,7 +67,7 @@ def data(sizes):
 
 def ours(dtype, dropout, sizes, xla, remat):
     from common import OUTPUTS, build_saga, keras
-    from memory import FrugalSAGA
+    from training.remat import FrugalSAGA
 
     keras.utils.set_random_seed(0)
     tokens, labels = data(sizes)

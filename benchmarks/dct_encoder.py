@@ -17,7 +17,7 @@ import numpy as np
 from scipy.fft import dctn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from encoders import build_encoder  # noqa: E402  (the repository's root is on the path first)
+from tokens.encoders import build_encoder  # noqa: E402  (the repository's root is on the path first)
 
 CLIPS, FRAMES, SIZE = 200, 16, 128
 

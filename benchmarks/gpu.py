@@ -90,8 +90,8 @@ def keras_model(what, dropout, more, sizes):
     import importlib
 
     from common import build_saga, keras
-    from devices import fuse_attention
-    from memory import FrugalSAGA
+    from training.devices import fuse_attention
+    from training.remat import FrugalSAGA
 
     keras.utils.clear_session()
     classes = 2 if what == "stage 1" else 20
@@ -137,7 +137,7 @@ def keras_encode(batch, siglip, size):
     import jax
 
     from common import keras, keras_hub
-    from pretrained import siglip_tokens
+    from tokens.pretrained import siglip_tokens
 
     keras.utils.clear_session()
     policy = keras.dtype_policies.get("bfloat16")

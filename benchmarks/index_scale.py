@@ -30,7 +30,7 @@ LINKS = 1000  # hard links to one file; some file systems allow few
 
 def write_folder(folder, videos):
     """A features folder of that many videos, its files linked to a few of one window (1, 8, 2, 12)."""
-    from features import INDEX_FIELDS, write_features, write_index, write_json
+    from tokens.dataset import INDEX_FIELDS, write_features, write_index, write_json
 
     random, rows = np.random.default_rng(0), []
     for i in range(videos):
@@ -65,10 +65,10 @@ def resident():
 def steps(folder):
     """Seconds and MB of each step, in this process."""
     from common import WindowBatches, load_generators
-    from features import Windows, add_to_index, read_index, set_splits
-    from selection import choose_videos
-    from training import add_training_arguments, index_digest
-    from videos import list_videos
+    from tokens.dataset import Windows, add_to_index, read_index, set_splits
+    from tokens.split import choose_videos
+    from tokens.videos import list_videos
+    from training.callbacks import add_training_arguments, index_digest
 
     extract = importlib.import_module("01_extract_features")
 
@@ -133,7 +133,7 @@ def main():
     if args.steps:
         print(json.dumps(steps(args.steps)))
         return
-    from features import write_json
+    from tokens.dataset import write_json
 
     results = {"cores": os.cpu_count(), "videos": {str(videos): measure(videos) for videos in args.videos}}
     write_json(ROOT / "results" / "index_scale.json", results)

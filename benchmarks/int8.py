@@ -18,10 +18,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import stages  # noqa: E402  (the repository's root is on the path first)
-from ablations import interval  # noqa: E402
-from baselines import linear_probe  # noqa: E402
-from evaluation import score  # noqa: E402
-from features import features_file, map_tokens, read_index, read_json, write_features, write_index, write_json  # noqa: E402
+
+from experiments.ablations import interval  # noqa: E402
+from experiments.probes import linear_probe  # noqa: E402
+from tokens.dataset import features_file, map_tokens, read_index, read_json, write_features, write_index, write_json  # noqa: E402
+from training.evaluation import score  # noqa: E402
 
 
 def rounded(tokens):

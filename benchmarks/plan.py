@@ -29,7 +29,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from features import Windows, features_file, read_batches, read_json, write_features, write_json  # noqa: E402
+from tokens.dataset import Windows, features_file, read_batches, read_json, write_features, write_json  # noqa: E402
 
 # Clips: Table S-1 of SAGA's supplement. Seconds: the lengths in the table of DeMamba's README
 # (github.com/chenhaoxing/DeMamba), the middle where it gives a range: Kinetics-400 5-10, Youku-mPLUG 10-120, SD 2-6,
@@ -171,7 +171,7 @@ def write_clip(path, seconds=3, fps=8):
 
 
 def decode_rate(encoder, folder, clips=24):
-    from videos import sample_frames
+    from tokens.videos import sample_frames
 
     write_clip(folder / "clip.mp4")
 
@@ -268,7 +268,7 @@ def measure(args, given):
         if wanted & {"decode", "encode"}:
             from siglip_full import write_preset
 
-            from encoders import build_encoder
+            from tokens.encoders import build_encoder
 
             write_preset(str(folder / "preset"))
             encoder = build_encoder(str(folder / "preset"), dtype=args.encoder_dtype)

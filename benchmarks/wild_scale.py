@@ -19,7 +19,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from wild import Images, Roles, prepare  # noqa: E402  (the repository's root is on the path first)
+from tokens.wild import Images, Roles, prepare  # noqa: E402  (the repository's root is on the path first)
 
 method = importlib.import_module("05_wild_constrained")
 WIDTH, LABELLED, L2, TAU = 768, 600, 0.01, 2.0

@@ -24,9 +24,9 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-import pretrained
 from common import keras, keras_hub
-from encoders import build_encoder
+from tokens import pretrained
+from tokens.encoders import build_encoder
 
 TOLERANCE = 1e-4
 WIDTH, BLOCKS, HEADS, MLP, PATCH, PROJECTION = 32, 3, 2, 128, 14, 24

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-import ablations
-import backoff
-import baselines
-import rivals
 from common import class_index, class_names, load_generators
-from evaluation import coarser
-from features import features_file, write_features
-from selection import Videos
+from experiments import ablations
+from experiments import back_off as backoff
+from experiments import compared as rivals
+from experiments import probes as baselines
+from tokens.dataset import features_file, write_features
+from tokens.split import Videos
+from training.evaluation import coarser
 
 GENERATORS = list(load_generators())
 

@@ -22,21 +22,21 @@ import numpy as np
 import pytest
 
 import attribute_video
-import corpora
-import held_out
-import report as reports
-import runs
-import selection
-import training
 from attribute_video import attribute
-from calibration import calibrate
 from common import HERE, LEVELS
-from evaluation import evaluate
-from features import read_index
-from page import answered, harmless, open_html, printable, text_report
-from stages import script, stage
+from experiments import datasets as corpora
+from experiments import report_accuracy as held_out
+from experiments.stages import script, stage
+from report import answer as reports
+from report import run as runs
+from report.calibrate import calibrate
+from report.text import answered, harmless, open_html, printable, text_report
+from tokens import split as selection
+from tokens.dataset import read_index
+from training import callbacks as training
+from training.evaluation import evaluate
 
-SCHEMA = jsonschema.Draft202012Validator(json.loads((HERE / "report.schema.json").read_text()))
+SCHEMA = jsonschema.Draft202012Validator(json.loads((HERE / "report" / "report.schema.json").read_text()))
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 CLIPS = {"Real": 12, "SVD": 8, "Pika": 8, "ModelScope": 8, "WildScrape": 6}
 

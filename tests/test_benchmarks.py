@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from common import HERE
-from features import read_json
+from tokens.dataset import read_json
 
 sys.path.insert(0, str(HERE / "benchmarks"))
 import bench  # noqa: E402  (the folder of benchmarks is on the path first)

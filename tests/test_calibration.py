@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from calibration import (
+from report.calibrate import (
     BINS,
     agreement,
     fit_temperature,
@@ -15,7 +15,7 @@ from calibration import (
     temper,
     temperature_interval,
 )
-from evaluation import softmax
+from training.evaluation import softmax
 
 
 def drawn(random, count, classes=4, temperature=1.0, scale=2.0):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from test_extract import write_clip
 
-import comparisons
-import corpora
 import reproduce
-from evaluation import wilson_interval
-from features import write_features, write_index, write_json
+from experiments import comparisons
+from experiments import datasets as corpora
+from tokens.dataset import write_features, write_index, write_json
+from training.evaluation import wilson_interval
 
 
 def write_corpus(folder, clips):

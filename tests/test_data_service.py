@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import data_service
 from common import HERE, OUTPUTS, WindowBatches
-from data_service import ServiceBatches
-from features import Windows, features_file, read_json, write_features, write_index, write_json
+from tokens.dataset import Windows, features_file, read_json, write_features, write_index, write_json
+from training import service as data_service
+from training.service import ServiceBatches
 
 stage_one = importlib.import_module("02_pretrain_binary")
 SECONDS = 60  # that a process may take to end
@@ -147,7 +147,7 @@ def test_run_whose_evaluation_was_interrupted_cannot_go_on(service, features, mo
         stage_one.main(flags)
     monkeypatch.setattr(stage_one, "evaluate", evaluate)
     with monkeypatch.context() as other:
-        other.setattr("training.even", lambda *_: 15)
+        other.setattr("training.callbacks.even", lambda *_: 15)
         with pytest.raises(ValueError, match="begun with 16 windows a batch, one device would take 15.*--overwrite"):
             stage_one.main(flags)
     assert stage_one.main(flags)["videos"] == 20

@@ -5,13 +5,12 @@ import pytest
 import scipy.fft
 from test_extract import numbered, write_clip
 
-import detectors
-import stages
 from common import keras, ops
-from detectors import DETECTORS, FrequencyDecomposition, FrequencyStatistics, NeighbouringPixels
-from evaluation import score_names
-from features import read_json
-from selection import Videos
+from experiments import detectors, stages
+from experiments.detectors import DETECTORS, FrequencyDecomposition, FrequencyStatistics, NeighbouringPixels
+from tokens.dataset import read_json
+from tokens.split import Videos
+from training.evaluation import score_names
 
 RANDOM = np.random.default_rng(0)
 

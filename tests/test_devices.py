@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-import devices
-import features
 from common import HERE, OUTPUTS, SAGA, build_saga, keras
-from memory import FrugalSAGA
+from tokens import dataset as features
+from training import devices
+from training.remat import FrugalSAGA
 
 LOSSES = {
     "ce": ["--loss", "ce"],

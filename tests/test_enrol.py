@@ -11,14 +11,14 @@ import pytest
 from sklearn.covariance import LedoitWolf
 from test_tsigs import untrained_run
 
-import corpora
-import enrol
-import open_set
 import reproduce
-import training
-import unknown
 from common import HERE, load_generators
-from features import features_file, read_index, write_features, write_index, write_json
+from experiments import datasets as corpora
+from experiments import unseen as open_set
+from report import enrol
+from report import scores as unknown
+from tokens.dataset import features_file, read_index, write_features, write_index, write_json
+from training import callbacks as training
 
 stage_two = importlib.import_module("03_attribute")
 RECIPE = {"encoder": "invented", "frames": 8, "tokens": 2, "dim": 12, "simulated": True}

@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 import scipy.fft
 
-import videos
 from common import load_generators
-from encoders import GRID, SCALE, SHIFT, build_encoder, encode_videos
-from features import assign_splits, group_hash, read_index, read_json, replace_whole, write_index
-from videos import Video, equalize, list_videos, sample_frames
+from tokens import videos
+from tokens.dataset import assign_splits, group_hash, read_index, read_json, replace_whole, write_index
+from tokens.encoders import GRID, SCALE, SHIFT, build_encoder, encode_videos
+from tokens.videos import Video, equalize, list_videos, sample_frames
 
 extract_features = importlib.import_module("01_extract_features")
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
@@ -258,7 +258,7 @@ def test_dct_tokens_equal_a_loop_over_blocks(shape):
 def test_dct_in_strips_equals_dct_at_once(monkeypatch):
     frame = np.random.default_rng(0).integers(0, 256, (152, 96, 3), np.uint8)
     whole = build_encoder("dct").prepare(frame)
-    monkeypatch.setattr("encoders.STRIP_PIXELS", 2000)
+    monkeypatch.setattr("tokens.encoders.STRIP_PIXELS", 2000)
     np.testing.assert_allclose(build_encoder("dct").prepare(frame), whole, atol=2e-3)
 
 
@@ -328,7 +328,7 @@ def test_a_video_that_fails_half_way_leaves_the_others_whole(tmp_path):
 
 
 def test_long_videos_are_gathered_on_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr("encoders.LARGE", 10)
+    monkeypatch.setattr("tokens.encoders.LARGE", 10)
     path = write_clip(tmp_path / "long.mp4", 20, 8)
     [(_, video)] = encode_videos([path], NumberEncoder(), spill=tmp_path)
     assert isinstance(video.tokens, np.memmap) and video.tokens.ravel()[:20].tolist() == list(range(20))
@@ -593,7 +593,7 @@ def test_two_workers_on_one_shard_lose_rows(clips, tmp_path):
 ADDER = """
 import sys
 from pathlib import Path
-from features import INDEX_FIELDS, add_to_index
+from tokens.dataset import INDEX_FIELDS, add_to_index
 for i in range(40):
     row = dict.fromkeys(INDEX_FIELDS, "") | {"path": f"{sys.argv[2]}/{i:02}", "windows": 1}
     add_to_index(Path(sys.argv[1]), [row])

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from presets import tiny_presets
 
-import pretrained
 import simulate_videos
-import training
 from common import HERE, OUTPUTS, build_saga, hard_negative_loss, keras, ops, semi_hard_negative_loss
-from features import features_file, map_tokens, read_index, read_json
+from tokens import pretrained
+from tokens.dataset import features_file, map_tokens, read_index, read_json
+from training import callbacks as training
 
 ENCODERS = ("dct", "mobilenet", "siglip", "dinov2", "clip")
 LOSSES = ("hard negatives", "semi-hard negatives", "cross-entropy")

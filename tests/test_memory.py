@@ -10,9 +10,9 @@ import types
 import numpy as np
 import pytest
 
-import devices
 from common import HERE, OUTPUTS, build_saga, keras
-from memory import FrugalSAGA
+from training import devices
+from training.remat import FrugalSAGA
 
 SIZES = dict(frames=4, tokens=9, dim=24, heads=2, temporal_blocks=2)
 FRUGAL = [dict(remat=True), dict(accumulate=3)]  # both together: tests/test_devices.py

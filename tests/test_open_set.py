@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-import open_set
 from common import build_saga, load_generators
-from evaluation import softmax
-from features import write_json
-from unknown import SCORES, LeftOut
+from experiments import unseen as open_set
+from report.scores import SCORES, LeftOut
+from tokens.dataset import write_json
+from training.evaluation import softmax
 
 
 def test_a_perfect_and_a_useless_score_look_alike():

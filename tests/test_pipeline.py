@@ -14,13 +14,13 @@ import sys
 import numpy as np
 import pytest
 
-import readme
-from baselines import linear_probe
 from common import HERE, LEVELS
-from evaluation import score
-from features import read_index, write_index
-from selection import choose_videos
-from stages import SMALL_DATA
+from experiments import readme
+from experiments.probes import linear_probe
+from experiments.stages import SMALL_DATA
+from tokens.dataset import read_index, write_index
+from tokens.split import choose_videos
+from training.evaluation import score
 
 COMMANDS = [
     command

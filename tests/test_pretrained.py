@@ -16,11 +16,11 @@ from PIL import Image
 from presets import BLOCKS, HEADS, WIDTH, tiny_presets
 from test_extract import CORPUS, write_clip
 
-import pretrained
 from common import HERE, keras, keras_hub
-from encoders import build_encoder
-from features import read_json
-from videos import sample_frames
+from tokens import pretrained
+from tokens.dataset import read_json
+from tokens.encoders import build_encoder
+from tokens.videos import sample_frames
 
 extract_features = importlib.import_module("01_extract_features")
 WEIGHTS = Path(__file__).parents[2] / "shared" / "weights" / "mobilenet_v1_1.0_imagenet_to_pw12.weights.h5"

@@ -11,11 +11,11 @@ import pytest
 from presets import tiny_presets
 from test_extract import write_clip
 
-import streaming
 from attribute_video import attribute
-from encoders import build_encoder
-from features import Windows, differing, read_batches, read_index, read_json
-from selection import usable
+from tokens.dataset import Windows, differing, read_batches, read_index, read_json
+from tokens.encoders import build_encoder
+from tokens.split import usable
+from training import streaming
 
 extract_features = importlib.import_module("01_extract_features")
 stage_one = importlib.import_module("02_pretrain_binary")
@@ -129,7 +129,7 @@ def test_second_run_trains_or_counts_again(clips, streamed, monkeypatch, capsys)
 
 def test_resumed_stream_differs_from_an_uninterrupted_one(clips, streamed, tmp_path, monkeypatch):
     command = ["--videos", str(clips), "--pool", "2", "--run", str(tmp_path), *SMALL]
-    validation, calls = importlib.import_module("training").validation, []
+    validation, calls = importlib.import_module("training.callbacks").validation, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -137,10 +137,10 @@ def test_resumed_stream_differs_from_an_uninterrupted_one(clips, streamed, tmp_p
             raise KeyboardInterrupt
         return validation(*arguments)
 
-    monkeypatch.setattr("training.validation", interrupted)
+    monkeypatch.setattr("training.callbacks.validation", interrupted)
     with pytest.raises(KeyboardInterrupt):
         stage_one.main(command)
-    monkeypatch.setattr("training.validation", validation)
+    monkeypatch.setattr("training.callbacks.validation", validation)
     metrics = stage_one.main(command)
     assert {key: metrics[key] for key in metrics if key != "recipe"} == {
         key: streamed[1][key] for key in metrics if key != "recipe"

@@ -12,21 +12,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import ablations
-import corpora
-import figures
-import open_set
-import paper
-import readme
 import reproduce
-import rivals
-import stages
-import tables
-import unknown
 from common import HERE, LEVELS, class_index, class_names, load_generators
-from evaluation import score_names
-from features import features_file, write_features, write_index, write_json
-from training import CollapseError
+from experiments import ablations, figures, readme, stages, tables
+from experiments import compared as rivals
+from experiments import datasets as corpora
+from experiments import registry as paper
+from experiments import unseen as open_set
+from report import scores as unknown
+from tokens.dataset import features_file, write_features, write_index, write_json
+from training.callbacks import CollapseError
+from training.evaluation import score_names
 
 GENERATORS = tuple(load_generators())
 CLIPS = 12  # of each generator

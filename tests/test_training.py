@@ -11,11 +11,20 @@ import keras
 import numpy as np
 import pytest
 
-import selection
-import training
 from common import LEVELS, WindowBatches, class_index, class_names, load_generators, resolve_generator
-from evaluation import score
-from features import Windows, all_finite, features_file, map_tokens, read_index, write_features, write_index, write_json
+from tokens import split as selection
+from tokens.dataset import (
+    Windows,
+    all_finite,
+    features_file,
+    map_tokens,
+    read_index,
+    write_features,
+    write_index,
+    write_json,
+)
+from training import callbacks as training
+from training.evaluation import score
 
 stage_one = importlib.import_module("02_pretrain_binary")
 stage_two = importlib.import_module("03_attribute")

@@ -9,12 +9,12 @@ import time
 import numpy as np
 import pytest
 
-import selection
-import signatures
-import training
 from common import keras
-from evaluation import evaluate
-from features import Windows, features_file, read_index, write_features, write_index, write_json
+from tokens import split as selection
+from tokens.dataset import Windows, features_file, read_index, write_features, write_index, write_json
+from training import callbacks as training
+from training import signatures
+from training.evaluation import evaluate
 
 stage_two = importlib.import_module("03_attribute")
 stage = importlib.import_module("04_tsigs")

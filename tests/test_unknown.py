@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from scipy.spatial import distance
 from sklearn.covariance import LedoitWolf
 
-import unknown
+from report import scores as unknown
 
 FITS = {
     "nearest class mean": unknown.fit_nearest_class_mean,

@@ -11,9 +11,8 @@ import pytest
 from scipy.optimize import minimize
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-import ranking
-import wild
-from features import features_file, write_features, write_index, write_json
+from tokens import ranking, wild
+from tokens.dataset import features_file, write_features, write_index, write_json
 
 stage = importlib.import_module("05_wild_constrained")
 RECIPE = {"encoder": "invented", "frames": 8, "tokens": 2, "dim": 6, "simulated": True}

@@ -14,14 +14,13 @@ from PIL import Image
 from scipy.special import expit
 from test_wild import invented, problem, write_clips
 
-import corpora
-import paper
-import ranking
 import reproduce
-import wild
-import wild_entries
-import wild_rivals
 from common import HERE
+from experiments import datasets as corpora
+from experiments import registry as paper
+from experiments import wild as wild_entries
+from experiments import wild_compared as wild_rivals
+from tokens import ranking, wild
 
 method = importlib.import_module("05_wild_constrained")
 CONDITIONS = [f"wild-{what}" for what in wild_entries.CONDITIONS]

@@ -1,0 +1,290 @@
+"""What SAGA's second stage depends on at GEN-L: mining, batches, depth, schedule (Sec. 3.2, S-2) and labels (Fig. S-1).
+Under which conditions does hard negative mining (HNM) beat cross-entropy (CE) alone, and why?
+
+reads   a features folder (corpora.py); trains what is not up to date (stages.py)
+writes  results/ablation-<what>.json, .md: accuracies, embeddings and cost under each condition; results/ablation.json,
+        .md: HNM less CE under all of them; results/figure-s1.json, .md, .png
+
+A condition is a row of ABLATIONS: which settings are trained, and what it changes in them.
+"""
+
+import csv
+
+import numpy as np
+from scipy.stats import t
+
+from common import LEVELS
+from experiments.stages import TWO_FEW, fold_videos, markdown
+from experiments.tables import (
+    OVERALL,
+    arm_results,
+    arm_runs,
+    caption,
+    described,
+    mean_std,
+    overall_cells,
+    parameters,
+    scored,
+)
+from tokens.dataset import read_json
+from training.evaluation import plt, save_figure
+
+CE = "2-stage few CE"
+
+# ---------------------------------------------------------------- the conditions
+
+
+def alone(*flags):
+    """HNM with these flags; its CE is the plain one."""
+    return {TWO_FEW: {"last": flags}}
+
+
+def alike(**change):
+    """CE and HNM, changed in the same way."""
+    return {CE: change, TWO_FEW: change}
+
+
+PLAIN = {"CE alone": {CE: {}}}
+MARGINS = {"margin 0.2": "0.2", "margin 0.5": "0.5", "margin 1": "1", "margin 2": "2", "margin 5": "5"}
+SCALES = {"normalised": "--normalize", "raw": "--no-normalize"}
+MINING = {"margin 0.2": "--margin 0.2", "margin 1": "--margin 1", "margin 1, lambda 0.5": "--margin 1 --ce-weight 0.5"}
+ABLATIONS = {  # what: condition: setting: what the condition changes in it
+    "margin": PLAIN
+    | {name: alone("--margin", margin) for name, margin in MARGINS.items()}
+    | {"margin 1 subtracted, as Eq. (5) prints it": alone("--margin", "-1")},
+    "positives": PLAIN | {f"{kind} positives": alone("--positives", kind) for kind in ("all", "hardest", "random")},
+    "normalize": PLAIN
+    | {f"{scale}, {name}": alone(flag, *own.split()) for scale, flag in SCALES.items() for name, own in MINING.items()},
+    "batching": {f"{kind} batches": alike(last=("--batching", kind)) for kind in ("natural", "pk")},
+    "depth": {f"{blocks} temporal blocks": alike(only=("--temporal-blocks", blocks)) for blocks in ("2", "5", "12")},
+    "dtype": {name: alike(only=("--dtype", name)) for name in ("float32", "mixed_bfloat16")},
+    "schedule": {
+        f"rate {rate}, {longer} x the steps": alike(last=("--learning-rate", rate), longer=longer)
+        for rate in ("3e-5", "3e-4")
+        for longer in (1, 4)
+    },
+}
+
+# ---------------------------------------------------------------- one ablation
+
+
+def measure_ablation(args, data, what):
+    """Per condition and setting its accuracies, and of every run what its embeddings, losses and cost are."""
+    conditions = {
+        condition: {arm: trained(args, data, arm, change) for arm, change in settings.items()}
+        for condition, settings in ABLATIONS[what].items()
+    }
+    return described(data, what=what, conditions=conditions)
+
+
+def trained(args, data, arm, change):
+    runs = arm_runs(args, data, arm, "gen", **change)
+    return scored(runs, "gen") | {"runs": [run_facts(run) for own in runs for run in own if run]}
+
+
+def run_facts(run):
+    """Of a run's test embeddings: mean squared length, the share of it that is spread, and the share of same-class
+    pairs that are farther apart than the nearest clip of another class (hard pairs, whatever the scale). The losses of
+    its last epoch, its parameters and seconds.
+    """
+    with np.load(run / "gen_embeddings.npz", allow_pickle=False) as arrays:
+        test = arrays["split"] == "test"
+        embedding, names = np.float64(arrays["embedding"][test]), arrays["class"][test]
+    squares = np.square(embedding).sum(axis=1)
+    distances = squares[:, None] + squares[None] - 2 * embedding @ embedding.T
+    same = names[:, None] == names[None]
+    nearest = np.where(same, np.inf, distances).min(axis=1, keepdims=True)
+    pairs = same & ~np.eye(len(names), dtype=bool)
+    with open(run / "gen_history.csv", newline="", encoding="utf-8") as file:
+        last = list(csv.DictReader(file))[-1]
+    recipe = read_json(run / "gen.json", ("recipe",))["recipe"]
+    return {
+        "square_length": float(squares.mean()),
+        "spread": float(embedding.var(axis=0).sum() / squares.mean()),
+        "hard_pairs": float((distances >= nearest)[pairs].mean()),
+        "cross_entropy": float(last.get("logits_loss", last["loss"])),
+        "mined_loss": float(last["embedding_loss"]) if "embedding_loss" in last else None,
+        "parameters": parameters(run),
+        "seconds": recipe["seconds"],
+    }
+
+
+FACTS = {
+    "square_length": "squared length",
+    "spread": "share of it that varies",
+    "hard_pairs": "hard pairs",
+    "cross_entropy": "final cross-entropy",
+    "mined_loss": "final mined loss",
+    "seconds": "seconds a run",
+}
+
+
+def fact_cells(result):
+    cells = []
+    for key in FACTS:
+        values = [run[key] for run in result["runs"] if run[key] is not None]
+        cells.append(f"{np.mean(values):.3g}" if values else "-")
+    return cells
+
+
+def short(arm):
+    return arm.rsplit(" ", 1)[1]
+
+
+def render_ablation(results):
+    rows = []
+    for condition, settings in results["conditions"].items():
+        for arm, result in settings.items():
+            count = f"{result['runs'][0]['parameters'] / 1e6:.2f}M" if result["runs"] else "-"
+            rows.append([condition, short(arm), *overall_cells(result), *fact_cells(result), count])
+    header = ["condition", "loss", *OVERALL, *FACTS.values(), "parameters"]
+    what = f"Ablation of {results['what']} at GEN-L, two stages, few labels"
+    return [caption(results, what), "", *markdown(header, rows), "", MEANING]
+
+
+MEANING = (
+    "Squared length and hard pairs are of test embeddings; hard pairs: the share of same-class pairs farther apart than"
+    " the nearest clip of another class. Losses are those of the last epoch; seconds are of stage 2 and its evaluation,"
+    " one core, beside another run."
+)
+
+# ---------------------------------------------------------------- when does mining win?
+
+
+def measure_conditions(args, data):
+    """HNM less CE by seed under every condition of the method (a dtype is none), with what may explain it."""
+    rows = []
+    for what in filter(lambda what: what != "dtype", ABLATIONS):
+        conditions = measure_ablation(args, data, what)["conditions"]
+        plain = conditions.get("CE alone", {}).get(CE)
+        for condition, settings in conditions.items():
+            if TWO_FEW in settings:
+                rows.append(
+                    {"what": what, "condition": condition} | compared(settings.get(CE, plain), settings[TWO_FEW])
+                )
+    return described(data, rows=rows)
+
+
+def compared(plain, mined):
+    """Differences in [-1, 1] over the seeds that both have, and means over runs of what mining changes."""
+    theirs = {seed["seed"]: seed for seed in plain["seeds"]}
+    pairs = [(seed, theirs[seed["seed"]]) for seed in mined["seeds"] if seed["seed"] in theirs]
+    row = {key: [ours[key] - other[key] for ours, other in pairs] for key in ("micro", "macro")}
+    row["collapsed"] = mined["collapsed"]
+    row["ce_macro"] = [seed["macro"] for seed in plain["seeds"]]
+    for name, result in (("ce", plain), ("hnm", mined)):
+        for key in ("hard_pairs", "spread", "cross_entropy", "mined_loss"):
+            row[f"{name}_{key}"] = [run[key] for run in result["runs"] if run[key] is not None]
+    return row
+
+
+def render_conditions(results):
+    rows = []
+    for row in results["rows"]:
+        seeds = len(row["macro"])
+        ahead = f"{sum(value > 0 for value in row['macro'])} of {seeds}"
+        cells = [mean_std(row["ce_macro"]), signed(row["macro"]), signed(row["micro"]), ahead, verdict(row)]
+        for key in ("hard_pairs", "spread"):
+            cells.append(" / ".join(plain_mean(row[f"{name}_{key}"]) for name in ("ce", "hnm")))
+        rows.append([row["what"], row["condition"], *cells, plain_mean(row["hnm_mined_loss"])])
+    header = ["ablation", "condition", "CE macro", "HNM less CE, macro", "micro", "HNM ahead", "verdict"]
+    header += ["hard pairs CE / HNM", "share that varies CE / HNM", "final mined loss"]
+    what = "When does hard negative mining beat cross-entropy? GEN-L, two stages, few labels, pairs of the same seed"
+    return [caption(results, what, " Points of per cent."), "", *markdown(header, rows), "", VERDICT]
+
+
+VERDICT = (
+    "Brackets: 95% t interval of the mean over seeds. Verdict: ahead or behind where it leaves out 0, else open;"
+    " collapsed: mining ended at one point for a seed or more. With three seeds, chance alone puts HNM ahead in all of"
+    " them in one row of eight."
+)
+
+
+def interval(values):
+    """The 95% t interval of the mean of values over seeds; None of fewer than two."""
+    if len(values) < 2:
+        return None
+    half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return np.mean(values) - half, np.mean(values) + half
+
+
+def verdict(row):
+    if row["collapsed"]:
+        return f"collapsed ({row['collapsed']})"
+    low, high = interval(row["macro"]) or (-1, 1)
+    return "ahead" if low > 0 else "behind" if high < 0 else "open"
+
+
+def signed(values):
+    """Mean and interval of differences in [-1, 1], in points."""
+    if not values:
+        return "-"
+    ends = interval(values)
+    return f"{100 * np.mean(values):+.1f}" + (f" ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})" if ends else "")
+
+
+def plain_mean(values):
+    return f"{np.mean(values):.2f}" if values else "-"
+
+
+# ---------------------------------------------------------------- Fig. S-1: accuracy against labels
+
+COUNTS = (5, 50, 150, 500)  # of labels per class, beside few and all
+
+
+def measure_labels(args, data):
+    """The paper's setting at every level by labels per class; a count that fewer than two classes have is left out."""
+    curves = {}
+    for level in LEVELS:
+        there = np.bincount([row["label"] for row in fold_videos(args, data, level, "all", 0, data.folds[0]).train])
+        counts = sorted({data.few, *COUNTS})
+        counts = [count for count in counts if np.sum(there > count) >= 2]
+        curves[level] = []
+        for count in (*counts, "all"):
+            labels = {data.few: "few"}.get(count, count)
+            arm = f"1-stage {labels}" if level == "bin" else f"2-stage {labels} CE+HNM"
+            used = int(there.sum()) if count == "all" else int(np.minimum(there, count).sum())
+            point = {"labels": count, "videos": used, "share": used / int(there.sum())}
+            curves[level].append(point | arm_results(args, data, arm, level))
+    return described(data, curves=curves)
+
+
+def render_labels(results):
+    rows = []
+    for level, curve in results["curves"].items():
+        for point in curve:
+            used = f"{point['videos']} ({100 * point['share']:.0f}%)"
+            rows.append([f"{level.upper()}-L", f"{point['labels']}", used, *overall_cells(point)])
+    header = ["level", "labels per class", "labelled videos (share)", *OVERALL]
+    what = "Accuracy against labels, stage 1 itself at BIN-L, else two stages with CE+HNM"
+    return [caption(results, what), "", *markdown(header, rows), "", LABELS]
+
+
+LABELS = (
+    "All points train for the same number of steps, at most 60 epochs, and `all` for twice as many. The paper's figure"
+    " has no numbers."
+)
+
+
+def draw_labels(args, data, results, path):
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
+    for axis, key, chance in zip(axes, ("micro", "macro"), ("majority", "uniform"), strict=True):
+        for i, (level, curve) in enumerate(results["curves"].items()):
+            found = [point for point in curve if point["seeds"]]
+            values = [[100 * seed[key] for seed in point["seeds"]] for point in found]
+            videos = [point["videos"] for point in found]
+            axis.errorbar(
+                videos,
+                [np.mean(own) for own in values],
+                [np.std(own) for own in values],
+                None,
+                f"o-C{i}",
+                label=f"{level.upper()}-L",
+                capsize=2,
+            )
+            if found:
+                axis.axhline(100 * found[0]["seeds"][0][chance], color=f"C{i}", ls=":")
+        axis.set(xscale="log", xlabel="labelled videos", title=f"{data.name}, {key}; dotted: chance", ylim=(0, 100))
+    axes[0].set(ylabel="accuracy, per cent")
+    axes[0].legend(loc="lower right")
+    save_figure(figure, path)

@@ -1,0 +1,221 @@
+"""SAGA's Sec. 1 says: where the precise generator is in doubt, coarser levels may still be right. Are they?
+
+reads   runs of the five levels (stages.py)
+writes  results/back-off.json, .md: accuracy of every level on the clips that GEN-L is least sure of, accuracy against
+        coverage, and a policy that answers at the finest level it is sure of; results/back-off.png: the curves
+
+A level's answer is its own model's, or GEN-L's probabilities summed along the generator table. The confidence in an
+answer is its probability; coverage is the share of clips, the surest first (selective classification, El-Yaniv & Wiener
+2010).
+"""
+
+import numpy as np
+
+from common import LEVELS
+from experiments.stages import ONE_ALL, STAGE_ONE, TWO_FEW, markdown, train_arm
+from experiments.tables import caption, described, mean_std
+from tokens.dataset import read_json
+from training.evaluation import at_level, coarser, plt, save_figure
+
+ARMS = (TWO_FEW, ONE_ALL)
+FINEST_FIRST = tuple(reversed(LEVELS))  # gen, team, sd, task, bin
+COVERAGES = (0.25, 0.5, 0.75, 1.0)
+WANTED = 0.9  # accuracy on val above which the policy answers at a level
+
+
+# ---------------------------------------------------------------- answers
+
+
+def answers(run, level, split):
+    """What a run says of a split's videos: probabilities (V, C), classes, generator (V,), video (V,)."""
+    classes = read_json(run / f"{level}.json", ("classes",))["classes"]
+    with np.load(run / f"{level}_embeddings.npz", allow_pickle=False) as arrays:
+        chosen = arrays["split"] == split
+        return arrays["probabilities"][chosen], classes, arrays["generator"][chosen], arrays["video"][chosen]
+
+
+def judged(probabilities, classes, generators, level):
+    """Of each video at a level: how sure the answer is (V,), whether it is right (V,), and the true class (V,), which
+    is empty where the level is not defined.
+    """
+    truth = at_level(generators, level)
+    return probabilities.max(axis=1), np.array(classes)[probabilities.argmax(axis=1)] == truth, truth
+
+
+def seed_runs(args, data, arm, seed):
+    """{level: run folders by fold} of one seed; None where mining collapsed."""
+    runs = {level: train_arm(args, data, STAGE_ONE if level == "bin" else arm, level, seed) for level in LEVELS}
+    return None if any(None in own for own in runs.values()) else runs
+
+
+def seed_answers(runs):
+    """{"own" or "summed": {level: judged}} over the test videos of GEN-L, folds pooled."""
+    own = {}
+    for level in FINEST_FIRST:
+        own[level] = pooled(own_model(*pair, level) for pair in zip(runs["gen"], runs[level], strict=True))
+    return {"own": own, "summed": summed(runs, "test")}
+
+
+def summed(runs, split):
+    """{level: judged} of GEN-L's probabilities summed along the generator table, folds pooled."""
+    found = {level: [] for level in FINEST_FIRST}
+    for run in runs["gen"]:
+        probabilities, classes, generators, _ = answers(run, "gen", split)
+        for level in FINEST_FIRST:
+            found[level].append(judged(*coarser(probabilities, classes, level), generators, level))
+    return {level: pooled(parts) for level, parts in found.items()}
+
+
+def own_model(gen_run, run, level):
+    """judged of a level's own model for GEN-L's test videos; those that it does not know have no true class."""
+    _, _, generators, videos = answers(gen_run, "gen", "test")
+    probabilities, classes, _, own = answers(run, level, "test")
+    place = {video: i for i, video in enumerate(own.tolist())}
+    there = np.array([place.get(video, -1) for video in videos.tolist()])
+    sure, right, truth = judged(probabilities[there], classes, generators, level)
+    return sure, right, np.where(there < 0, "", truth)
+
+
+def pooled(parts):
+    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+
+
+# ---------------------------------------------------------------- measures
+
+
+def coverage_curve(sure, right):
+    """Accuracy (V,) over the 1, 2, ..., V surest of V videos; ties in the order given."""
+    order = np.argsort(-sure, kind="stable")
+    return np.cumsum(right[order]) / np.arange(1, len(right) + 1)
+
+
+def accuracies(seed):
+    """Of one seed {how: {level: accuracy at COVERAGES, on GEN-L's surer and less sure half, and chance there}}."""
+    gen_sure = seed["summed"]["gen"][0]
+    unsure = gen_sure < np.median(gen_sure)
+    found = {}
+    for how, levels in seed.items():
+        found[how] = {}
+        for level, (sure, right, truth) in levels.items():
+            there = truth != ""
+            curve = coverage_curve(sure[there], right[there])
+            row = {"videos": int(there.sum()), "majority": majority(truth[there])}
+            row["coverage"] = [float(curve[max(int(np.ceil(share * len(curve))), 1) - 1]) for share in COVERAGES]
+            for name, half in (("unsure", there & unsure), ("surer", there & ~unsure)):
+                row[name] = float(right[half].mean()) if half.any() else None
+                row[f"{name}_videos"], row[f"{name}_majority"] = int(half.sum()), majority(truth[half])
+            found[how][level] = row
+    return found
+
+
+def majority(truth):
+    """The share of the commonest name; None without any."""
+    return float(np.unique(truth, return_counts=True)[1].max() / len(truth)) if len(truth) else None
+
+
+def thresholds(val, wanted=WANTED):
+    """{level: the least confidence from which on at least `wanted` of the answers on val are right}; infinite where no
+    confidence is enough. An answer at a level that is not defined for the video is wrong.
+    """
+    found = {}
+    for level, (sure, right, _) in val.items():
+        curve, ordered = coverage_curve(sure, right), np.sort(sure)[::-1]
+        enough = np.flatnonzero(curve >= wanted)
+        found[level] = float(ordered[enough[-1]]) if len(enough) else np.inf
+    return found
+
+
+def policy(test, limits):
+    """Each test video is answered at the finest level that is sure enough, or not at all: {level: [videos, right]}."""
+    open_ = np.ones(len(test["gen"][0]), bool)
+    found = {}
+    for level in FINEST_FIRST:
+        sure, right, _ = test[level]
+        chosen = open_ & (sure >= limits[level])
+        found[level] = [int(chosen.sum()), int(right[chosen].sum())]
+        open_ &= ~chosen
+    return found | {"none": [int(open_.sum()), 0]}
+
+
+def measure_back_off(args, data):
+    arms = {}
+    for arm in ARMS:
+        seeds = [runs for seed in range(args.seeds) if (runs := seed_runs(args, data, arm, seed))]
+        arms[arm] = {"seeds": [accuracies(seed_answers(runs)) for runs in seeds], "collapsed": args.seeds - len(seeds)}
+        chosen = [(summed(runs, "test"), summed(runs, "val")) for runs in seeds]
+        # Folds have no val to choose confidences on.
+        arms[arm]["policy"] = [policy(test, thresholds(val)) for test, val in chosen if len(val["gen"][0])]
+    return described(data, arms=arms)
+
+
+# ---------------------------------------------------------------- table and figure
+
+HOW = {"own": "its own model", "summed": "GEN-L summed"}
+
+
+def render_back_off(results):
+    lines = [caption(results, "Coarser levels where GEN-L is unsure"), ""]
+    rows, coverage = [], []
+    for arm, result in results["arms"].items():
+        for level in FINEST_FIRST:
+            for how, name in HOW.items():
+                seeds = [seed[how][level] for seed in result["seeds"]]
+                if level == "gen" and how == "own" or not seeds:
+                    continue
+                label = [arm, f"{level.upper()}-L", name]
+                cells = [mean_std([seed[key] for seed in seeds]) for key in ("unsure", "unsure_majority")]
+                cells += [mean_std([seed[key] for seed in seeds]) for key in ("surer", "surer_majority")]
+                rows.append([*label, *cells, f"{seeds[0]['unsure_videos']} / {seeds[0]['surer_videos']}"])
+                points = [mean_std([seed["coverage"][i] for seed in seeds]) for i in range(len(COVERAGES))]
+                coverage.append([*label, *points, mean_std([seeds[0]["majority"]]), f"{seeds[0]['videos']}"])
+    header = ["runs", "level", "answered by", "accuracy, GEN-L's less sure half", "chance there"]
+    header += ["accuracy, surer half", "chance there", "clips less sure / surer"]
+    lines += [
+        *markdown(header, rows),
+        "",
+        "Accuracy on the surest share of clips, by the answer's own confidence:",
+        "",
+    ]
+    header = ["runs", "level", "answered by", *(f"{share:.0%} of clips" for share in COVERAGES), "chance", "clips"]
+    lines += [*markdown(header, coverage), ""]
+    return lines + render_policy(results)
+
+
+def render_policy(results):
+    """A row per level of what the policy answers, clips and right ones summed over seeds."""
+    rows = []
+    for arm, result in results["arms"].items():
+        seeds = result["policy"]
+        total = sum(count for seed in seeds for count, _ in seed.values())
+        for level in (*FINEST_FIRST, "none") if seeds else ():
+            count, right = (sum(seed[level][i] for seed in seeds) for i in (0, 1))
+            accuracy = f"{100 * right / count:.1f}" if count and level != "none" else "-"
+            name = f"{level.upper()}-L" if level != "none" else "not answered"
+            rows.append([arm, name, f"{100 * count / total:.1f}", accuracy, f"{count} of {total}"])
+    if not rows:
+        return []
+    what = (
+        f"The finest level whose summed probability is sure enough, which is where {WANTED:.0%} of val's answers were"
+        " right; an answer where the level is not defined is wrong; clips of all seeds:"
+    )
+    return [what, "", *markdown(["runs", "answered at", "share of clips", "accuracy", "clips"], rows)]
+
+
+def draw_back_off(args, data, results, path):
+    """Accuracy against coverage of every level, seed 0."""
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
+    runs = seed_runs(args, data, TWO_FEW, 0)
+    seed = seed_answers(runs) if runs else {}
+    for axis, how in zip(axes, seed, strict=False):
+        for i, level in enumerate(FINEST_FIRST):
+            sure, right, truth = seed[how][level]
+            there = truth != ""
+            curve = coverage_curve(sure[there], right[there])
+            axis.plot(np.arange(1, len(curve) + 1) / len(curve), 100 * curve, f"C{i}", label=f"{level.upper()}-L")
+            axis.axhline(100 * majority(truth[there]), color=f"C{i}", ls=":", lw=0.8)
+        axis.set(xlabel="coverage: share of clips, the surest first", title=f"answered by {HOW[how]}")
+    axes[0].set(ylabel="accuracy, per cent", ylim=(0, 102))
+    if seed:
+        axes[1].legend(loc="lower left")
+    figure.suptitle(f"{TWO_FEW}, {data.name}, seed 0; dotted: the largest class")
+    save_figure(figure, path)

@@ -1,0 +1,185 @@
+"""Table S-2: SAGA beside NPR, F3Net and TALL (detectors.py), and beside what the paper leaves out (baselines.py): a
+linear probe, class means and retrieval on the same frozen tokens, and a probe that sees metadata alone.
+
+reads   a features folder and, for the detectors, its clips (corpora.py); trains what is not up to date
+writes  results/table-s2.json, .md: accuracies by method, level and seed, parameters, steps, seconds
+
+All are tested on the same videos and trained on the same, by seed and fold. Where all labels are given, probes and
+detectors train on val too, by which SAGA chooses its best epoch. Detectors hold all frames in memory.
+"""
+
+import hashlib
+import itertools
+import time
+from pathlib import Path
+
+import numpy as np
+
+from experiments.detectors import DETECTORS, detect
+from experiments.probes import PROBES
+from experiments.stages import TWO_FEW, fold_videos, markdown
+from experiments.tables import arm_runs, caption, described, mean_std, overall_cells, paper_values, parameters, scored
+from report.scores import name_by_mahalanobis
+from tokens.dataset import read_index, read_json
+from training.evaluation import at_level, coarser, macro_interval, score_names
+
+RIVAL_LEVELS = ("task", "sd", "team", "gen")
+ALL_CE = "1-stage all CE"  # as the detectors are trained
+PROBE_LABELS = ("few", "all")
+
+
+def measure_rivals(args, data):
+    """By method and level its accuracies by seed; parameters and seconds of a fit at GEN-L, where detectors train."""
+    check_clips(data)
+    own = {level: arm_runs(args, data, TWO_FEW, level) for level in RIVAL_LEVELS}
+    levels = {level: scored(runs, level) for level, runs in own.items()}
+    methods = {f"SAGA, {TWO_FEW}": {"trained": "few", "levels": levels} | cost(args, data, own["gen"], "few")}
+    runs = arm_runs(args, data, ALL_CE, "gen")
+    spent = {"trained": "all"} | cost(args, data, runs, "all")
+    for how, named in {"summed": tested_by_lineage, "class means": tested_by_means}.items():
+        methods[f"SAGA, {ALL_CE}, {how}"] = spent | {"levels": by_level(runs, named)}
+    for name, probe in PROBES.items():
+        for labels in PROBE_LABELS:
+            methods[f"{name}, {labels}"] = {"trained": labels} | probe_results(args, data, probe, labels)
+    for name in DETECTORS if data.videos is not None else ():
+        methods[name] = {"trained": "all"} | detector_results(args, data, name)
+    return described(data, methods=methods)
+
+
+def check_clips(data):
+    """Raise ValueError, before anything is trained, when a clip that detectors will want is not there."""
+    for row in read_index(data.features) if data.videos is not None else ():
+        if row["windows"] and not row["error"] and not (data.videos / row["source"]).is_file():
+            raise ValueError(f"{data.videos / row['source']} is missing; name the folder of the clips with --videos")
+
+
+def tested_by_lineage(run, level):
+    """`tested` at a coarser level of a run at GEN-L, whose probabilities are summed along the generator table."""
+    classes = read_json(Path(run) / "gen.json", ("classes",))["classes"]
+    with np.load(Path(run) / "gen_embeddings.npz", allow_pickle=False) as arrays:
+        test = arrays["split"] == "test"
+        probabilities, truth = arrays["probabilities"][test], at_level(arrays["class"][test], level)
+    sums, names = coarser(probabilities, classes, level)
+    return truth[truth != ""], np.array(names)[sums[truth != ""].argmax(axis=1)]
+
+
+def tested_by_means(run, level):
+    """`tested` of a run at GEN-L whose clips are named by the class mean that is nearest in the embedding."""
+    with np.load(run / "gen_embeddings.npz", allow_pickle=False) as arrays:
+        train, test = arrays["split"] == "train", arrays["split"] == "test"
+        names = name_by_mahalanobis(np.float64(arrays["embedding"][train]), arrays["class"][train])
+        truth = at_level(arrays["class"][test], level)
+        called = at_level(names(np.float64(arrays["embedding"][test])), level)
+    return truth[truth != ""], called[truth != ""]
+
+
+def by_level(runs, named):
+    """`scored` at every level of runs at GEN-L."""
+    return {level: scored(runs, level, named) for level in RIVAL_LEVELS}
+
+
+def cost(args, data, runs, labels):
+    """Parameters, steps and seconds of runs at GEN-L, a list of folds per seed; those of stage 1 are added."""
+    found = {"parameters": None, "seconds": []}
+    if not args.full:
+        found["steps"] = data.steps[labels]
+    for run in [run for own in runs for run in own if run]:
+        recipe = read_json(run / "gen.json", ("recipe",))["recipe"]
+        start = recipe["arguments"]["init"]
+        earlier = 0 if start == "scratch" else read_json(Path(start).with_name("bin.json"))["recipe"]["seconds"]
+        found["seconds"].append(recipe["seconds"] + earlier)
+        found["parameters"] = parameters(run)
+    return found
+
+
+def probe_results(args, data, probe, labels):
+    levels, seconds = {level: {"seeds": [], "collapsed": 0} for level in RIVAL_LEVELS}, []
+    for level, seed in itertools.product(RIVAL_LEVELS, range(args.seeds)):
+        truth, called = [], []
+        for fold in data.folds:
+            videos, started = fold_videos(args, data, level, labels, seed, fold), time.perf_counter()
+            called += [videos.classes[i] for i in probe(videos, seed).argmax(axis=1)]
+            seconds += [time.perf_counter() - started] if level == "gen" else []
+            truth += [videos.classes[row["label"]] for row in videos.test]
+        levels[level]["seeds"].append({"seed": seed} | score_names(truth, called))
+    return {"parameters": None, "seconds": seconds, "levels": levels}
+
+
+def detector_results(args, data, name):
+    """A detector at GEN-L, and at the coarser levels its probabilities summed along the generator table."""
+    equalized, runs = read_json(data.features / "recipe.json").get("equalize"), []
+    for seed in range(args.seeds):
+        runs.append([])
+        for fold in data.folds:
+            videos = fold_videos(args, data, "gen", "all", seed, fold)
+            run = pixel_folder(args, data, name) / "-".join([f"seed{seed}", *([f"fold{fold[0]}"] if fold else [])])
+            steps = 10 * len(videos.train + videos.val) // 32 if args.full else data.steps["pixels"]
+            runs[-1].append(detect(name, videos, data.videos, run, seed, equalized, steps, args.full))
+    found = [read_json(run / "gen.json") for own in runs for run in own]
+    facts = {"parameters": found[0]["parameters"], "seconds": [run["seconds"] for run in found]}
+    facts["steps"] = found[0]["steps"]
+    return facts | {"levels": by_level(runs, tested_by_lineage)}
+
+
+def pixel_folder(args, data, name):
+    """Runs on pixels do not depend on the encoder, so features of the same clips share them."""
+    rows = [{key: row[key] for key in ("path", "generator", "group", "split")} for row in read_index(data.features)]
+    equalized = read_json(data.features / "recipe.json").get("equalize")
+    key = f"{data.videos} {rows} {equalized} {data.steps} {args.full} {args.limit} {len(data.folds)}"
+    key = hashlib.sha256(key.encode()).hexdigest()[:8]
+    return Path(args.run or "runs/paper") / "pixels" / f"{name}-{key}"
+
+
+def render_rivals(results):
+    rows = []
+    theirs = {level: paper_values("S-2 SOTA", f"{level.upper()}-L") for level in RIVAL_LEVELS}
+    for method, result in results["methods"].items():
+        cells = []
+        for level in RIVAL_LEVELS:
+            seeds = result["levels"][level]["seeds"]
+            cells.append(" / ".join(mean_std([seed[key] for seed in seeds]) for key in ("micro", "macro")))
+        interval = overall_cells(result["levels"]["gen"])[0].split("(")[-1].rstrip(")")
+        count = f"{result['parameters'] / 1e6:.2f}M" if result["parameters"] else "-"
+        seconds = f"{np.mean(result['seconds']):.0f}" if result["seconds"] else "-"
+        paper = theirs["task"].get("SAGA" if method == f"SAGA, {TWO_FEW}" else method)
+        printed = " / ".join(f"{theirs[level][method.split(',')[0]]:.2f}" for level in RIVAL_LEVELS) if paper else ""
+        steps = f"{result['steps']}" if "steps" in result else "-"
+        rows.append([method, result["trained"], *cells, interval, count, steps, seconds, printed])
+    first = {level: own["seeds"][0] for level, own in results["methods"]["metadata only, all"]["levels"].items()}
+    chance = [f"{100 * own['majority']:.1f} / {100 * own['uniform']:.1f}" for own in first.values()]
+    rows.append(["chance", "", *chance, "", "", "", "", ""])
+    clips = [f"{level.upper()}-L {own['videos']}" for level, own in first.items()]
+    header = ["method", "labels", *(f"{level.upper()}-L micro / macro" for level in RIVAL_LEVELS)]
+    header += [
+        "95% of GEN-L micro",
+        "parameters",
+        "steps of 32",
+        "seconds a fit",
+        "the paper's TASK / SD / TEAM / GEN-L",
+    ]
+    lines = [caption(results, "Detectors and probes beside SAGA"), "", *markdown(header, rows), ""]
+    detectors = PIXELS if set(DETECTORS) & set(results["methods"]) else NO_PIXELS
+    return [*lines, f"Test clips: {', '.join(clips)}. {metadata_line(results)} {detectors} {RIVALS}"]
+
+
+PIXELS = (
+    "NPR, F3Net and TALL are trained at GEN-L on pixels, small ones on 128 px; as with `summed`, coarser levels are"
+    " GEN-L's probabilities summed over generators."
+)
+NO_PIXELS = "NPR, F3Net and TALL see pixels: name the folder of the clips with --videos."
+RIVALS = (
+    "With all labels, probes and detectors train on val too. Class means: the nearest class mean (Mahalanobis) names"
+    " the clip, whatever the classes' frequencies; in SAGA's embedding at GEN-L. All others are trained at each level."
+    " Seconds: one core, beside another run. The paper's numbers are on GenVideo."
+)
+
+
+def metadata_line(results):
+    """Whether size, rate, length and container alone tell the classes, at GEN-L in macro accuracy."""
+    seeds = results["methods"]["metadata only, all"]["levels"]["gen"]["seeds"]
+    macro, chance = np.mean([seed["macro"] for seed in seeds]), seeds[0]["uniform"]
+    right, count = ([seed["per_class"][name][i] for seed in seeds for name in seed["per_class"]] for i in (1, 0))
+    low, high = macro_interval(np.array(right), np.array(count))
+    told = "is at chance" if low <= chance <= high else "tells the classes, so pixels may not be what others see"
+    numbers = f"macro {100 * macro:.1f} (95% {100 * low:.1f}-{100 * high:.1f}), chance {100 * chance:.1f}"
+    return f"Metadata alone {told}: {numbers}."

@@ -1,0 +1,126 @@
+"""The data sets that experiments run on: simulated clips, a folder of real clips, or a features folder of one's own.
+
+reads   data/zoo (made when missing), a corpus with clips.csv (path,label,repo,notes), or --features
+writes  features/, by stage 01
+
+    data = choose_data(args)        name, features folder and folds by reproduce.py's --data, --encoder, --features
+"""
+
+import csv
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.stages import stage
+from tokens.dataset import read_index, read_json
+from tokens.split import features_recipe
+from training.callbacks import index_digest
+
+ENCODERS = {  # four tokens a frame each
+    "dct": "--pool 2",
+    "mobilenet": "--encoder mobilenet --layer conv_pw_5 --pool 14",
+}
+VARIANTS = {"as they are": "", "equalized": "--equalize"}
+FOLDS = 5  # of a corpus
+# Labels per class where the paper has 500; steps of training with few labels, with all, of detectors on pixels.
+ZOO = {"few": 15, "steps": {"few": 200, "all": 400, "pixels": 300}}
+EASY = {"few": 15, "steps": {"few": 200, "all": 400, "pixels": 1000}}  # do detectors learn where there is much to see?
+SIMULATED = {"zoo": (1, ZOO), "easy": (2, EASY)}  # strength of the marks
+REAL = {"few": 5, "steps": {"few": 100, "all": 200, "pixels": 200}}
+
+
+class Data(NamedTuple):
+    """What an experiment of the papers runs on. One fold stands for the split that the index records."""
+
+    name: str  # in tables, and of the folder in results/
+    features: Path
+    folds: tuple[str | None, ...]  # values of --fold
+    few: int  # labels per class where the paper has 500
+    steps: dict  # of training with few labels, with all, of detectors on pixels
+    digest: str  # of index and recipe: other features are other runs
+    videos: Path | None  # the folder that the index's sources are in; None: not known
+
+    @property
+    def simulated(self):
+        return bool(read_json(self.features / "recipe.json").get("simulated"))
+
+
+def choose_data(args) -> list[Data]:
+    """The data sets of --features, or the one of --data, whose features are extracted when they are missing."""
+    if args.features:
+        return [describe(args, Path(own).name, Path(own), args.folds, ZOO, args.videos) for own in args.features]
+    flags, name = ENCODERS[args.encoder], f"{args.data}-{args.encoder}"
+    if args.data in SIMULATED:
+        (strength, size), videos = SIMULATED[args.data], f"data/{args.data}"
+        stage("simulate_videos", "--out", videos, "--strength", strength)
+        folder = extract(args, videos, Path(f"features/{args.data}"), limited(args, flags))
+        return [describe(args, name, folder, args.folds, size, videos)]
+    folder = extract_corpus(args, f"{flags} {VARIANTS['equalized'] if args.data == 'equalized' else ''}")
+    return [describe(args, name, folder, args.folds or FOLDS, REAL, "")]
+
+
+def describe(args, name, folder, folds, size, videos):
+    index = read_index(folder)
+    recipe = {key: value for key, value in features_recipe(folder).items() if key not in ("versions", "git")}
+    digest = index_digest(index) + str(sorted(recipe.items()))
+    folds = tuple(f"{k}/{folds}" for k in range(1, folds + 1)) if folds else (None,)
+    few = args.few or (500 if args.full else size["few"])
+    return Data(name, folder, folds, few, size["steps"], digest, None if videos is None else Path(videos))
+
+
+def limited(args, flags):
+    return f"{flags} --limit {args.limit}" if args.limit else flags
+
+
+# ---------------------------------------------------------------- features by stage 01
+
+
+def corpus_csv(corpus, path):
+    """Write the CSV that 01 reads: path, generator, group.
+
+    Clips of one source repository are one group where their label has several repositories, and so are clips noted
+    to share a first frame or content; every other clip stands alone.
+    """
+    with open(Path(corpus) / "clips.csv", newline="", encoding="utf-8") as file:
+        clips = list(csv.DictReader(file))
+    if missing := {"path", "label", "repo", "notes"} - set(clips[0] if clips else ()):
+        raise ValueError(f"{corpus}/clips.csv: missing column(s) {', '.join(sorted(missing))}")
+    repositories, group = {}, {clip["path"]: clip["path"] for clip in clips}
+    for clip in clips:
+        repositories.setdefault(clip["label"], set()).add(clip["repo"])
+    joined = [(clip["path"], clip["repo"]) for clip in clips if len(repositories[clip["label"]]) > 1]
+    for clip in clips:
+        if shared := re.search(r"shares first frame/content with (\S+)", clip["notes"]):
+            joined.append((clip["path"], f"{clip['label']}/{shared[1]}"))
+    for one, other in joined:
+        old, new = group[one], group.setdefault(other, other)
+        group = {name: new if whose == old else whose for name, whose in group.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "generator", "group"])
+        for clip in clips:
+            place = (Path(corpus) / "clips" / clip["path"]).resolve()
+            writer.writerow([place, clip["label"], group[clip["path"]]])
+
+
+def extract_corpus(args, flags):
+    """Features of the corpus by stage 01, in a folder named after its flags."""
+    if not (Path(args.corpus) / "clips.csv").exists():
+        raise ValueError(f"{args.corpus}/clips.csv is missing; name the folder of real clips with --corpus")
+    videos = Path("features/corpus.csv")
+    corpus_csv(args.corpus, videos)
+    return extract(args, videos, videos.with_suffix(""), limited(args, flags))
+
+
+def extract_zoo(args, flags):
+    """Features of 30 simulated clips per generator."""
+    stage("simulate_videos")
+    return extract(args, "data/zoo", Path("features/zoo"), f"{flags} --limit {args.limit or 30}")
+
+
+def extract(args, videos, features, flags):
+    folder = features.with_name("-".join([features.name, *re.findall(r"\w+", flags)]))
+    weights = ["--encoder-weights", args.encoder_weights] if "mobilenet" in flags and args.encoder_weights else []
+    stage("01_extract_features", "--videos", videos, "--features", folder, *flags.split(), *weights)
+    return folder

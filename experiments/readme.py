@@ -1,0 +1,71 @@
+"""The tables of README.md and docs/, made from results/: between `<!-- results/NAME.md -->` and `<!-- end -->` stands
+that file.
+
+reads   results/**/*.json of the papers' tables and figures
+writes  the .md beside each; results/summary.md, the five levels on every data set beside the paper; README.md, docs/
+"""
+
+import re
+
+from common import HERE
+from experiments.registry import ENTRIES
+from experiments.stages import markdown
+from experiments.tables import LEVEL_ARMS, mean_std, paper_setting, paper_values
+from tokens.dataset import read_json
+from training.evaluation import PAPER_TABLES
+
+SUMMARY = {"zoo": "", "real clips, dct": "equalized-dct", "real clips, mobilenet": "equalized-mobilenet"}
+
+
+def write_readme(root=HERE):
+    """Render all results anew and fill README.md and docs/ with them."""
+    for path in sorted((root / "results").rglob("*.json")):
+        if path.stem in ENTRIES:
+            lines = ENTRIES[path.stem].render(read_json(path))
+            path.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    summary = summarize(root / "results")
+    (root / "results" / "summary.md").write_text("\n".join(summary) + "\n", encoding="utf-8")
+    for page in pages(root):
+        page.write_text(fill(page.read_text(encoding="utf-8"), root), encoding="utf-8")
+
+
+def pages(root=HERE):
+    """README.md and what it leads on to."""
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+
+
+def fill(text, root):
+    """The text with every marked place holding its file's lines as they are now."""
+
+    def table(match):
+        return f"<!-- {match[1]} -->\n{(root / match[1]).read_text(encoding='utf-8')}<!-- end -->"
+
+    return re.sub(r"<!-- (results/\S+) -->\n.*?<!-- end -->", table, text, flags=re.S)
+
+
+def summarize(folder) -> list[str]:
+    """A row per level and setting: micro / macro on each data set of SUMMARY, and the paper's Overall."""
+    rows = []
+    for level, table in PAPER_TABLES.items():
+        number = table.split()[0]
+        paths = [folder / place / f"table-{number}.json" for place in SUMMARY.values()]
+        found = [read_json(path)["arms"] if path.exists() else {} for path in paths]
+        for arm in LEVEL_ARMS[level]:
+            cells = [" / ".join(mean_std(values) for values in scores(arms.get(arm))) for arms in found]
+            theirs = paper_values(table, paper_setting(arm, level))["Overall"]
+            rows.append([f"{level.upper()}-L", arm, *cells, f"{theirs:.2f}"])
+        rows.append([f"{level.upper()}-L", "chance", *(chance(arms) for arms in found), ""])
+    return markdown(["level", "setting", *SUMMARY, "the paper's Overall"], rows)
+
+
+def scores(result):
+    """Micro and macro accuracies by seed."""
+    seeds = result["seeds"] if result else []
+    return [seed["micro"] for seed in seeds], [seed["macro"] for seed in seeds]
+
+
+def chance(arms):
+    for result in arms.values():
+        for seed in result["seeds"]:
+            return f"{100 * seed['majority']:.1f} / {100 * seed['uniform']:.1f}"
+    return "-"

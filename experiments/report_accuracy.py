@@ -1,0 +1,197 @@
+"""The report of attribute_video.py on files that a run was not trained on, and on files of generators left out of it.
+
+reads   a features folder and the videos that it is of (corpora.py); trains five levels (stages.py)
+writes  runs/report/<data>-seed<N>, calibrated; results/report.json and .md
+
+An entry of paper.py. Of the zoo six generators are left out; of real clips those outside the table are. Real clips are
+too few for one split, so each of five grouped folds is test once, and the next one val.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from attribute_video import attribute
+from common import LEVELS, level_name
+from experiments.stages import STAGE_ONE, markdown, train_arm
+from experiments.tables import caption, described, mean_std
+from experiments.unseen import names_outside, new_generators
+from report.calibrate import calibrate
+from report.run import load_encoder, load_run
+from tokens.dataset import read_index, write_index
+from tokens.split import fold_splits
+from training.callbacks import index_digest
+from training.evaluation import at_level, score_names
+
+ARM = "1-stage all CE"
+FILES = (".keras", ".json", "_embeddings.npz")
+RELIABILITY = {"nll": "NLL", "brier": "Brier", "ece": "ECE"}
+
+
+def measure_report(args, data):
+    """By seed: accuracy of the reports by level, reliability on test, and whose clips were called unknown."""
+    if data.videos is None:
+        raise ValueError("report looks at the clips themselves; name the folder that --features were made of: --videos")
+    new, only = new_generators(data) if data.simulated else (names_outside(data), ())
+    seeds = []
+    for seed in range(args.seeds):
+        parts = []
+        for part in fold_data(data, seed) if len(data.folds) > 1 else [data]:
+            run = assemble(args, part, seed, only)
+            calibration = calibrate(run, part.features, seed=seed)
+            parts.append(answer(run, part, new, calibration, args.encoder_weights))
+        seeds.append(pool(parts, new))
+    return described(data, seeds=seeds, left_out=new)
+
+
+def fold_data(data, seed):
+    """The data once per fold, as a folder of links whose index says test on that fold and val on the next."""
+    rows, folds = read_index(data.features), len(data.folds)
+    parts = [fold_splits([row for row in rows if not row["error"]], k + 1, folds, seed) for k in range(folds)]
+    tests = [{row["path"] for row in part if row["split"] == "test"} for part in parts]
+    for k, test in enumerate(tests):
+        folder = data.features.with_name(f"{data.features.name}-seed{seed}-fold{k + 1}")
+        folder.mkdir(parents=True, exist_ok=True)
+        for own in data.features.iterdir():
+            if not own.name.startswith("index-") and not (folder / own.name).exists():
+                (folder / own.name).symlink_to(own.resolve())
+        val = tests[(k + 1) % folds]
+        split = {path: "val" for path in val} | {path: "test" for path in test}
+        own = [row | {"split": split.get(row["path"], "train")} for row in rows]
+        write_index(folder / "index-1-of-1.csv", own)
+        yield data._replace(features=folder, folds=(None,), digest=data.digest + index_digest(own))
+
+
+def assemble(args, data, seed, only):
+    """One run folder of the five levels."""
+    run = Path(args.run or "runs/report") / f"{data.features.name}-seed{seed}"
+    run.mkdir(parents=True, exist_ok=True)
+    for level in LEVELS:
+        (trained,) = train_arm(args, data, STAGE_ONE if level == "bin" else ARM, level, seed, only)
+        for ending in FILES:
+            shutil.copyfile(trained / f"{level}{ending}", run / f"{level}{ending}")
+    return run
+
+
+def answer(run_folder, data, new, calibration, weights):
+    """What the files of test and of left-out generators are called, with their truth, and how sure the run is."""
+    run = load_run(run_folder)
+    with np.load(run_folder / f"{run.finest}_embeddings.npz", allow_pickle=False) as arrays:
+        test = set(arrays["video"][arrays["split"] == "test"].tolist())
+    rows = [row for row in read_index(data.features) if row["path"] in test or row["generator"] in new]
+    encoder = load_encoder(run.features, weights=weights if run.features["encoder"] == "mobilenet" else None)
+    reports = attribute([data.videos / row["source"] for row in rows], run, encoder)
+    if failed := [report["file"] for report in reports if report["error"] is not None]:
+        raise ValueError(f"{len(failed)} files cannot be read, such as {failed[0]}; were they there when 01 ran?")
+    generators, levels = np.array([row["generator"] for row in rows]), {}
+    seen = ~np.isin(generators, new)
+    for level in run.models:
+        truth = at_level(generators, level)
+        chosen = np.flatnonzero(seen & (truth != ""))
+        own = [reports[i]["levels"][level] for i in chosen]
+        levels[level] = {"truth": truth[chosen].tolist(), "own": [report["best"] for report in own]}
+        if level != "gen":
+            levels[level]["summed"] = [report["by_generator"]["best"] for report in own]
+        levels[level] |= calibration["levels"][level]
+    judged = np.array([bool(report["unknown"] and report["unknown"]["unknown"]) for report in reports])
+    called = {"known": judged[seen].tolist()} | {name: judged[generators == name].tolist() for name in new}
+    few = sum(bool(report["evidence"]["reasons"]) for report in reports)
+    return {
+        "levels": levels,
+        "called": called,
+        "unknown": calibration["unknown"],
+        "files": len(rows),
+        "too_little": few,
+    }
+
+
+def pool(parts, new):
+    """The folds of a seed together: answers pooled, calibration by fold."""
+    levels = {}
+    for level in parts[0]["levels"]:
+        own = [part["levels"][level] for part in parts]
+        truth = sum((part["truth"] for part in own), [])
+        levels[level] = score_names(truth, sum((part["own"] for part in own), []))
+        if level != "gen":
+            levels[level]["summed"] = score_names(truth, sum((part["summed"] for part in own), []))
+            levels[level]["agreement"] = [part["agreement"] for part in own]
+        kept = ("temperature", "val_videos", "before", "after")
+        levels[level]["calibration"] = [{key: part[key] for key in kept} for part in own]
+    called = {name: sum((part["called"][name] for part in parts), []) for name in ("known", *new)}
+    kept = ("score", "rate", "val_clips", "auroc")
+    return {
+        "levels": levels,
+        "called_unknown": {name: [len(own), sum(own)] for name, own in called.items()},
+        "unknown": [{key: part["unknown"][key] for key in kept} for part in parts],
+        "files": sum(part["files"] for part in parts),
+        "too_little": sum(part["too_little"] for part in parts),
+    }
+
+
+# ---------------------------------------------------------------- the tables
+
+
+def render_report(results):
+    seeds = results["seeds"]
+    files = f"{seeds[0]['files']} files answered, {seeds[0]['too_little']} with too little evidence (seed 0)."
+    lines = [caption(results, f"The report on held-out files ({ARM})", f" {files}"), ""]
+    lines += ["Micro / macro accuracy in per cent of each level's own model and of GEN-L's probabilities summed:", ""]
+    rows = []
+    for level, first in seeds[0]["levels"].items():
+        own = [seed["levels"][level] for seed in seeds]
+        cells = [both(own), both([row["summed"] for row in own]) if level != "gen" else "-"]
+        chance = f"{100 * first['majority']:.1f} / {100 * first['uniform']:.1f}"
+        rows.append([level_name(level), *cells, chance, f"{first['videos']}", differing_cell(own)])
+    header = ["level", "its own model", "GEN-L summed", "chance", "files", "where they differ, right: own / summed"]
+    lines += [*markdown(header, rows), "", *render_calibration(seeds), "", *render_unknown(seeds, results["left_out"])]
+    return lines
+
+
+def both(rows):
+    return " / ".join(mean_std([row[key] for row in rows]) for key in ("micro", "macro"))
+
+
+def differing_cell(own):
+    found = [one for row in own for one in row.get("agreement", ()) if one]
+    if not found:
+        return "-"
+    return f"{sum(one['own_right'] for one in found)} / {sum(one['generator_right'] for one in found)}"
+
+
+def render_calibration(seeds):
+    """Reliability on test before and after the temperature of val, means over seeds and folds."""
+    rows = []
+    for level in seeds[0]["levels"]:
+        found = [one for seed in seeds for one in seed["levels"][level]["calibration"]]
+        cells = [f"{np.mean([one['temperature'] for one in found]):.2f}"]
+        for key in RELIABILITY:
+            values = [np.mean([one[when][key]["value"] for one in found]) for when in ("before", "after")]
+            better = sum(one["after"][key]["value"] < one["before"][key]["value"] for one in found)
+            cells.append(f"{values[0]:.3f} -> {values[1]:.3f} ({better} of {len(found)} better)")
+        cells.append(f"{np.mean([one['after']['ece']['perfect'] for one in found]):.3f}")
+        rows.append([level_name(level), *cells, f"{found[0]['val_videos']}"])
+    header = ["level", "temperature", *RELIABILITY.values(), "ECE if calibrated", "val files"]
+    return ["Calibration by temperature, chosen on val, measured on test:", "", *markdown(header, rows)]
+
+
+def render_unknown(seeds, left_out):
+    first = seeds[0]["unknown"][0]
+    what = (
+        f"Called unknown, in per cent of files; threshold for {first['rate']:.0%} of val by the score {first['score']}:"
+    )
+    rows = []
+    for name in ("known", *left_out):
+        shares = [seed["called_unknown"][name] for seed in seeds]
+        cells = [mean_std([unknown / files for files, unknown in shares]), f"{shares[0][0]}"]
+        rows.append([name if name != "known" else "known (false rejections)", *cells])
+    lines = [
+        what,
+        "",
+        *markdown(["generator", "called unknown", "files"], rows),
+        "",
+        "AUROC of all scores, chance 0.50:",
+    ]
+    found = [one["auroc"] for seed in seeds for one in seed["unknown"]]
+    rows = [[name, f"{np.mean([one[name]['value'] for one in found]):.2f}"] for name in found[0]]
+    return [*lines, "", *markdown(["score", "AUROC, mean over seeds and folds"], rows)]

@@ -1,0 +1,351 @@
+"""Open question 1 of SAGA: are generators that a model never saw known as new, do they land on their kin, and are they
+found once a few of their clips are enrolled?
+
+reads   30 simulated clips per generator; or a corpus, or features of one's own, with generators outside the table
+writes  runs/unseen/; results/unseen-scores.*, AUROC and FPR by score and generator; results/unseen-landing.*, how
+        often a left-out generator is called by its SD version or team, beside the other left-out ones (zoo alone)
+
+`unseen_generators` is an entry of reproduce.py and takes its arguments; the scores are those of unknown.py. The last
+section is an entry as figures.py has them: results by the number of clips that are given of a new generator.
+"""
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from common import keras, level_value, load_generators
+from experiments.comparisons import TRAINING
+from experiments.datasets import choose_data, extract_zoo
+from experiments.figures import tsig_runs
+from experiments.probes import mean_tokens
+from experiments.stages import TWO_FEW, markdown, stage, train_arm, write_results
+from experiments.tables import caption, described, generators_of, mean_std
+from report.scores import (
+    NAMINGS,
+    SCORES,
+    Clips,
+    LeftOut,
+    auroc,
+    combine,
+    fit_scores,
+    fpr_at_tpr,
+    group_bootstrap,
+    head_logits,
+    lands_on,
+)
+from tokens.dataset import read_index, read_json
+from tokens.split import usable
+from training.evaluation import plt, save_figure, score_names
+
+LEFT_OUT = ("DynamiCrafter", "ModelScope", "Latte", "HotShot", "Pika", "Sora")
+KIN_LEVELS = ("sd", "team")
+
+
+def unseen_generators(args):
+    """Which scores tell generators never trained on from seen ones at GEN-L, and where they land at SD-L and TEAM-L:
+    six of the zoo's left out, 30 clips per class, two minutes a seed; of other data the generators outside the table,
+    scores alone."""
+    if args.data != "zoo" or args.features:
+        return outside_the_table(args)
+    features, known = extract_zoo(args, "--pool 2"), load_generators()
+    trained = ",".join(name for name in known if name not in (*LEFT_OUT, "Real"))
+    scores, landed, models = [], [], []
+    for seed in range(args.seeds):
+        run = Path(args.run or "runs/unseen") / features.name / f"seed{seed}"
+        place = ["--features", features, "--run", run, "--seed", seed]
+        for level in ("gen", *KIN_LEVELS):
+            flags = ["--level", level, "--init", "scratch", "--loss", "ce", "--train-generators", trained]
+            metrics = stage("03_attribute", *place, *TRAINING.split(), *flags)
+            kept = ("level", "videos", "accuracy", "macro_accuracy", "majority", "uniform")
+            models.append({"seed": seed} | {key: metrics[key] for key in kept})
+        flags = ["--splits", "train,test,unseen", "--strata", "none", "--no-controls", "--repeats", 1]
+        stage("04_tsigs", *place, *flags)
+        scores.append(scores_of(run, LEFT_OUT))
+        landed += [row | {"seed": seed} for level in KIN_LEVELS for row in landing(run, level, known)]
+    rows = [score_row(name, [seed[name] for seed in scores]) for name in scores[0]]
+    write_results(args, "unseen-scores", {"models": models, "scores": rows}, score_table(rows))
+    write_results(args, "unseen-landing", landed, landing_table(landed))
+    return {"models": models, "scores": rows, "landing": landed}
+
+
+def outside_the_table(args):
+    """Scores of the paper's own setting at GEN-L, on clips of generators outside the table; folds count as seeds."""
+    (data,) = choose_data(args)
+    outside, scores = names_outside(data), []
+    for seed in range(args.seeds):
+        if tsig_runs(args, data, TWO_FEW, "gen", seed):
+            scores += [scores_of(run, outside) for run in train_arm(args, data, TWO_FEW, "gen", seed)]
+    if not scores:
+        raise ValueError(f"{data.features}: mining collapsed for all seeds, so there is nothing to score")
+    rows = [score_row(name, [fold[name] for fold in scores]) for name in scores[0]]
+    results = described(data, scores=rows)
+    what = "Generators outside the table told from seen ones by a model of GEN-L (two stages, few labels, CE+HNM)"
+    lines = [caption(results, what, " AUROC (95%), mean over folds and seeds; chance 0.50, FPR 0.95."), ""]
+    write_results(args, "unseen-scores", results, lines + score_table(rows), data)
+    return results
+
+
+def names_outside(data):
+    """The generators of some features that are outside the table, and so never trained on: two or more."""
+    outside = sorted({row["generator"] for row in read_index(data.features)} - set(load_generators()))
+    if len(outside) < 2:
+        raise ValueError(f"{data.features} has clips of {len(outside)} generators outside the table; it takes two")
+    return outside
+
+
+def scores_of(run, left_out_names):
+    """{score: {generator left out: LeftOut of that score}} of a run at GEN-L with its T-Sigs."""
+    with np.load(run / "gen_embeddings.npz") as arrays, np.load(run / "gen_tsigs.npz") as signatures:
+        number = {video: i for i, video in enumerate(arrays["video"].tolist())}
+        place = [number[video] for video in signatures["video"].tolist()]  # clips with a window without padding
+        found = {key: arrays[key][place] for key in ("embedding", "probabilities", "generator", "class", "split")}
+        found |= {key: signatures[key] for key in ("maps", "group")}
+    head = keras.saving.load_model(run / "gen.keras", compile=False).classifier
+    found["logits"] = head_logits(found["embedding"], *head.get_weights())
+
+    def clips(chosen):
+        arrays = {key: found[key][chosen] for key in ("embedding", "probabilities", "logits", "maps")}
+        return Clips(**arrays, label=found["class"][chosen])
+
+    score = fit_scores(clips(found["split"] == "train"))
+    test = found["split"] == "test"
+    seen, left_out = score(clips(test)), {}
+    for name in left_out_names:
+        own = (found["split"] == "unseen") & (found["generator"] == name)
+        unseen = score(clips(own))
+        sides = (np.stack([side[key] for key in SCORES], axis=1) for side in (seen, unseen))
+        left_out[name] = LeftOut(*sides, found["group"][test], found["group"][own])
+    single = {
+        key: {name: one._replace(seen=one.seen[:, i], unseen=one.unseen[:, i]) for name, one in left_out.items()}
+        for i, key in enumerate(SCORES)
+    }
+    return single | {"all, combined": combine(left_out)}
+
+
+def score_row(name, seeds):
+    """AUROC, its 95% interval and FPR at 95% TPR of one score by generator, each the mean over seeds."""
+    row = {"score": name, "seeds": len(seeds), "generators": {}}
+    for generator, first in seeds[0].items():
+        pairs = [(seed[generator].seen, seed[generator].unseen) for seed in seeds]
+        intervals = [group_bootstrap(*seed[generator], repeats=300)["auroc"] for seed in seeds]
+        row["generators"][generator] = {
+            "seen": len(first.seen),
+            "unseen": len(first.unseen),
+            "auroc": float(np.mean([auroc(*pair) for pair in pairs])),
+            "fpr_at_tpr": float(np.mean([fpr_at_tpr(*pair) for pair in pairs])),
+            "interval": np.mean(intervals, axis=0).tolist(),
+        }
+    return row
+
+
+def score_table(rows):
+    cells = []
+    for row in rows:
+        entries = row["generators"].values()
+        means = [f"{np.mean([entry[key] for entry in entries]):.2f}" for key in ("auroc", "fpr_at_tpr")]
+        each = [f"{entry['auroc']:.2f} ({entry['interval'][0]:.2f}-{entry['interval'][1]:.2f})" for entry in entries]
+        cells.append([row["score"], *means, *each])
+    return markdown(["score", "mean AUROC", "mean FPR at 95% TPR", *rows[0]["generators"]], cells)
+
+
+def landing(run, level, known):
+    """Where left-out generators land whose SD version or team others have that were trained on."""
+    classes, rows = read_json(run / f"{level}.json")["classes"], []
+    with np.load(run / f"{level}_embeddings.npz") as arrays:
+        unseen = arrays["split"] == "unseen"
+        generators, probabilities = arrays["generator"][unseen], arrays["probabilities"][unseen]
+    kind = {name: level_value(level, known[name]) for name in LEFT_OUT}
+    for name in LEFT_OUT:
+        if kind[name] in classes:
+            others = np.isin(generators, [other for other in LEFT_OUT if kind[other] != kind[name]])
+            found = lands_on(probabilities[generators == name], probabilities[others], classes, kind[name])
+            rows.append({"level": level, "generator": name, "kin": kind[name]} | found)
+    return rows
+
+
+def landing_table(landed):
+    """A row per level and generator; shares by seed, of which results/unseen-landing.json has the intervals."""
+    by_generator = {}
+    for row in landed:
+        by_generator.setdefault((row["level"], row["generator"]), []).append(row)
+    cells = []
+    for (level, name), rows in by_generator.items():
+        share, chance = (", ".join(f"{row[key]:.2f}" for row in rows) for key in ("share", "chance"))
+        counts = [f"{rows[0][key]}" for key in ("share_videos", "chance_videos")]
+        cells.append([f"{level.upper()}-L", name, rows[0]["kin"], counts[0], share, counts[1], chance])
+    header = [
+        "level",
+        "left out",
+        "its kin",
+        "its clips",
+        "called its kin by seed",
+        "others' clips",
+        "called so by seed",
+    ]
+    return markdown(header, cells)
+
+
+# ---------------------------------------------------------------- enrolling: new generators by a few of their clips
+
+ENROL_ARMS = (TWO_FEW, "1-stage all CE")
+CLIPS = (1, 2, 5, 10, 20, 50)  # given of a new generator, as far as it has them outside the test split
+DRAWS = 10  # of those clips, per seed
+BY_GENERATOR = 10  # clips given, of the table by generator
+JOINING = {"one": "one new generator joins", "all": "all new generators join at once"}
+
+
+def measure_enrol(args, data):
+    """Per way to train, space, naming and number of clips given: how many held-out clips of new generators are found,
+    and the macro accuracy of the known ones' test clips before and after, by seed, each the mean over DRAWS.
+    """
+    if len(data.folds) > 1:
+        raise ValueError("enrolling needs the recorded split; leave out --folds and --data")
+    new, only = new_generators(data)
+    rows = usable(read_index(data.features), data.features)
+    tokens = dict(zip((row["path"] for row in rows), mean_tokens(rows), strict=True))
+    held_out = {row["path"] for row in rows if row["split"] == "test"}
+    found, collapsed, clips = {}, {}, {}
+    for arm in ENROL_ARMS:
+        runs = [train_arm(args, data, arm, "gen", seed, only)[0] for seed in range(args.seeds)]
+        collapsed[arm] = runs.count(None)
+        for seed, run in enumerate(runs):
+            if run:
+                names, roles, spaces = enrolling_clips(run, tokens, held_out)
+                for key, entry in enrol_all(names, roles, spaces, new, seed).items():
+                    found.setdefault((arm, *key), []).append({"seed": seed} | entry)
+                known = {"classes": np.unique(names[roles == "train"]).size, "known": (roles == "test").sum()}
+                clips = {key: int(value) for key, value in known.items()}
+                clips |= {"new": {name: int(((roles == "held out") & (names == name)).sum()) for name in new}}
+    keys = ("arm", "space", "naming", "joining", "given")
+    table = [dict(zip(keys, key, strict=True)) | {"seeds": seeds} for key, seeds in found.items()]
+    return described(data, clips=clips, collapsed=collapsed, rows=table)
+
+
+def new_generators(data):
+    """Who is left out of training, and the flags for it: those of LEFT_OUT, else the generators outside the table."""
+    new = generators_of(data, lambda generator: generator.name in LEFT_OUT)
+    trained = generators_of(data, lambda generator: generator.name not in LEFT_OUT)
+    if not trained:
+        raise ValueError(f"{data.features} has clips of no generator to train on; it takes one beside {', '.join(new)}")
+    only = ("--train-generators", ",".join(trained)) if new else ()
+    splits = {}
+    for row in read_index(data.features):
+        splits.setdefault(row["generator"], set()).add("given" if row["split"] != "test" else "held out")
+    return [name for name in new or names_outside(data) if len(splits[name]) == 2], only
+
+
+def enrolling_clips(run, tokens, held_out):
+    """Of a run's clips the generator (V,), the role (V,): train, val, test, and of new generators given or held out,
+    and what a naming may look at, {space: (V, D)}.
+    """
+    with np.load(run / "gen_embeddings.npz", allow_pickle=False) as arrays:
+        embedding, names, split, videos = (arrays[key] for key in ("embedding", "generator", "split", "video"))
+    videos = videos.tolist()
+    new = np.where([video in held_out for video in videos], "held out", "given")
+    spaces = {"SAGA": np.float64(embedding), "mean token": np.stack([tokens[video] for video in videos])}
+    return names, np.where(split == "unseen", new, split), spaces
+
+
+def enrol_all(names, roles, spaces, new, seed):
+    """{(space, naming, joining, given): {"before", "kept", "found": {generator: share}}}, means over DRAWS."""
+    results = {}
+    for space, naming in product(spaces, NAMINGS):
+        clips = (spaces[space], names, roles, NAMINGS[naming])
+        before, _ = enrol(*clips, [])
+        for joining, given in product(JOINING, CLIPS):
+            draws = []
+            for group, draw in product([[name] for name in new] if joining == "one" else [new], range(DRAWS)):
+                draws.append(enrol(*clips, group, given, np.random.default_rng((seed, draw))))
+            shares = {name: float(np.mean([found[name] for _, found in draws if name in found])) for name in new}
+            entry = {"before": before, "kept": float(np.mean([kept for kept, _ in draws])), "found": shares}
+            results[space, naming, joining, given] = entry
+    return results
+
+
+def enrol(vectors, names, roles, naming, joining, given=0, random=None):
+    """The macro accuracy of the known test clips, and the share of each joining generator's held-out clips found, once
+    that many of its other clips, drawn at random, are enrolled. Vectors (V, D), names (V,), roles (V,).
+    """
+    pools = [np.flatnonzero((roles == "given") & (names == name)) for name in joining]
+    place = np.concatenate([np.flatnonzero(roles == "train"), *(random.permutation(pool)[:given] for pool in pools)])
+    call, test = naming(vectors[place], names[place]), roles == "test"
+    found = {name: np.mean(call(vectors[(roles == "held out") & (names == name)]) == name) for name in joining}
+    return score_names(names[test], call(vectors[test]))["macro"], found
+
+
+def row_key(row):
+    return row["arm"], row["space"], row["naming"]
+
+
+def by_seed(row, key):
+    """A row's values by seed; those of found are means over generators."""
+    return [np.mean(list(seed[key].values())) if key == "found" else seed[key] for seed in row["seeds"]]
+
+
+def seeds_cell(results, row):
+    collapsed = results["collapsed"][row["arm"]]
+    return f"{len(row['seeds'])}" + (f" ({collapsed} collapsed)" if collapsed else "")
+
+
+def enrol_chance(results, joining):
+    clips = results["clips"]
+    return 1 / (clips["classes"] + (1 if joining == "one" else len(clips["new"])))
+
+
+def render_enrol(results):
+    if not results["rows"]:
+        return [caption(results, "New generators enrolled", " Mining collapsed for all seeds.")]
+    clips = results["clips"]
+    what = f"{len(clips['new'])} new generators enrolled by n clips (or all they have) into {clips['classes']} classes"
+    lines = [caption(results, f"{what}, without training")]
+    lines += ["", f"{sum(clips['new'].values())} held-out clips of new generators, {clips['known']} of known ones."]
+    keys = list(dict.fromkeys(map(row_key, results["rows"])))
+    for joining, what in JOINING.items():
+        chance = f"chance {100 * enrol_chance(results, joining):.1f}"
+        lines += ["", f"Where {what}; found: called by their name, {chance}; known: macro accuracy:", ""]
+        cells = []
+        for key in keys:
+            rows = {row["given"]: row for row in results["rows"] if row_key(row) == key and row["joining"] == joining}
+            found = [mean_std(by_seed(rows[given], "found")) for given in CLIPS]
+            known = [mean_std(by_seed(rows[CLIPS[0]], "before")), mean_std(by_seed(rows[CLIPS[-1]], "kept"))]
+            cells.append([*key, *found, *known, seeds_cell(results, rows[CLIPS[0]])])
+        header = ["setting", "space", "nearest by", *(f"found, n = {given}" for given in CLIPS)]
+        lines += markdown([*header, "known before", f"known after, n = {CLIPS[-1]}", "seeds"], cells)
+    lines += ["", f"Found by generator, one joins, SAGA, n = {BY_GENERATOR}:", ""]
+    cells = []
+    for row in results["rows"]:
+        if (row["space"], row["joining"], row["given"]) == ("SAGA", "one", BY_GENERATOR):
+            each = [mean_std([seed["found"][name] for seed in row["seeds"]]) for name in clips["new"]]
+            cells.append([row["arm"], row["naming"], *each])
+    counts = [f"{name} ({count})" for name, count in clips["new"].items()]
+    return [*lines, *markdown(["setting", "nearest by", *counts], cells)]
+
+
+def draw_enrol(args, data, results, path):
+    """Accuracy against clips given, where one new generator joins: found above, known ones below, a column per arm."""
+    arms = list(dict.fromkeys(row["arm"] for row in results["rows"])) or ENROL_ARMS
+    figure, axes = plt.subplots(2, len(arms), figsize=(5.5 * len(arms), 8), squeeze=False, layout="constrained")
+    colours, styles = {"SAGA": "C0", "mean token": "C1"}, dict(zip(NAMINGS, ("-o", "--s", ":^"), strict=True))
+    chance = 100 * enrol_chance(results, "one") if results["rows"] else 0
+    for column, arm in zip(axes.T, arms, strict=True):
+        for axis, key in zip(column, ("found", "kept"), strict=True):
+            for space, naming in product(colours, styles):
+                way = (arm, space, naming)
+                rows = [row for row in results["rows"] if row_key(row) == way and row["joining"] == "one"]
+                values = [100 * np.array(by_seed(row, key)) for row in rows]
+                means = [own.mean() for own in values]
+                deviations = [own.std(ddof=1) if len(own) > 1 else 0 for own in values]
+                line = dict(color=colours[space], markersize=4, capsize=2, lw=1.2, label=f"{space}, {naming}")
+                axis.errorbar([row["given"] for row in rows], means, deviations, fmt=styles[naming], **line)
+            axis.axhline(chance, color="k", ls=":", label="chance")
+            axis.set_xscale("log")
+            axis.set_xticks(CLIPS, CLIPS)
+            axis.minorticks_off()
+            axis.set(ylim=(0, 100), xlabel="clips given of the new generator")
+        column[0].set(title=arm, ylabel="new generator found, per cent")
+        column[1].set(ylabel="known ones: macro accuracy, per cent")
+    axes[0, 0].legend(fontsize=8)
+    what = f"GEN-L, one new generator enrolled without training, {data.name}"
+    figure.suptitle(f"{what}{', simulated' * results['about']['simulated']}; bars: standard deviation over seeds")
+    save_figure(figure, path)

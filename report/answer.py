@@ -1,0 +1,262 @@
+"""What is said of a file: answers at every level, evidence, unknown generators, explanation, warnings, as one dict.
+
+    report = make_report(path, file, run)       as report.schema.json describes it
+
+`file` is what attribute_video.py gathered of it: info, windows, and the outputs of all levels' models by window.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from common import level_name
+from report.calibrate import clip_values, nearest, sum_lineage, temper
+from report.run import LIMITS, MEASURED
+from report.scores import Clips
+from tokens.videos import reason
+from training.evaluation import softmax
+
+VERSION = 1  # of report.schema.json
+UNKNOWN, TOO_LITTLE = "unknown generator", "too little evidence"
+BLANK, FROZEN = 2.0, 0.1  # grey levels: deviation within a frame, change between frames; 328 real clips have 12.9, 0.27
+NEAREST = 5  # training clips named
+SAME = 0.05  # of the usual distance to the nearest training clip: a file this near is taken for that clip
+FEW = 500  # clips of a class: the paper's few labels
+
+
+def make_report(path, file, run):
+    report = {"version": VERSION, "file": file_name(path), "error": None}
+    if file.error is None and not file.outputs:
+        file.error = ValueError("no frame could be decoded")
+    if file.error is not None:
+        return report | {"error": reason(file.error)}
+    whole = np.array([window["frames"] == run.features["frames"] for window in file.windows])
+    seconds = [[sample[0] for sample in window["seen"]] for window in file.windows]
+    outputs = {
+        level: {key: np.stack([window[level][key] for window in file.outputs]) for key in file.outputs[0][level]}
+        for level in run.models
+    }
+    clip = clip_values(outputs[run.finest], whole)
+    evidence = weigh_evidence(file.windows, whole, run)
+    unknown = judge_unknown(clip, whole, run)
+    levels = {level: answer_level(level, outputs[level], seconds, run) for level in run.models}
+    add_generator_sums(levels, run)
+    for level, own in levels.items():
+        if evidence["reasons"]:
+            own["answer"] = TOO_LITTLE
+        elif unknown and unknown["unknown"] and level == run.finest != "bin":
+            own["answer"] = UNKNOWN
+    report |= {"media": file.info, "evidence": evidence, "levels": levels, "unknown": unknown}
+    report["explanation"] = explain(clip, outputs[run.finest], file.windows, levels[run.finest], run)
+    report["nearest"] = nearest_clips(outputs[run.finest]["embedding"], seconds, run)
+    report["warnings"] = [*file_warnings(file, run), *met_before(report["nearest"]), *run_warnings(run)]
+    return report | {"limits": list(LIMITS), "run": describe_run(run)}
+
+
+def file_name(path):
+    """A path as text that can be written anywhere; bytes that are not UTF-8 are replaced."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def weigh_evidence(windows, whole, run):
+    """Deviation and change in grey levels, and why they, or the length, are too little to go by."""
+    contrast, change = (max(sample[i] for window in windows for sample in window["seen"]) for i in (1, 2))
+    reasons = []
+    if not whole.any():
+        seconds = run.features["frames"] / run.features["fps"]
+        reasons.append(f"shorter than the {seconds:g} s of a window")
+    elif change < FROZEN:
+        reasons.append("frozen: the frames hardly change")
+    if contrast < BLANK:
+        reasons.append("blank: the frames have hardly any contrast")
+    return {"contrast": round(contrast, 3), "change": round(change, 3), "reasons": reasons}
+
+
+def judge_unknown(clip, whole, run):
+    """The novelty of a clip beside its threshold; None where the run has none or no window is without padding."""
+    if run.novelty is None or not whole.any():
+        return None
+    own = run.calibration["unknown"]
+    value = float(run.novelty(Clips(**{key: values[None] for key, values in clip.items()}))[0])
+    judged = {"score": own["score"], "value": round(value, 6), "threshold": own["threshold"], "rate": own["rate"]}
+    return judged | {"unknown": value > own["threshold"], "test": own["test"], "auroc": own["auroc"].get(own["score"])}
+
+
+def answer_level(level, outputs, seconds, run):
+    """The best class, all classes' probabilities, and the windows' votes."""
+    classes = run.models[level].config["class_names"]
+    temperature = run.calibration["levels"][level]["temperature"] if run.calibration else None
+    by_window = softmax(outputs["logits"])  # (S, C)
+    probabilities = temper(by_window.mean(axis=0), temperature or 1)
+    order = np.argsort(-probabilities, kind="stable")
+    tempered, votes = temper(by_window, temperature or 1), by_window.argmax(axis=1)
+    windows = [
+        {"start": own[0], "end": own[-1], "class": classes[vote], "probability": rounded(row[vote])}
+        for own, vote, row in zip(seconds, votes, tempered, strict=True)
+    ]
+    metrics = run.metrics[level]
+    best = classes[order[0]]
+    return {
+        "answer": best,
+        "best": best,
+        "calibrated": temperature is not None,
+        "probabilities": {classes[i]: rounded(probabilities[i]) for i in order},
+        "votes": {name: int(np.sum(votes == i)) for i, name in enumerate(classes) if (votes == i).any()},
+        "windows": windows,
+        "by_generator": None,
+        "measured": {key: metrics[key] for key in MEASURED},
+    }
+
+
+def rounded(value):
+    return round(float(value), 6)
+
+
+def add_generator_sums(levels, run):
+    """What GEN-L's probabilities, summed along the generator table, say at every other level of a calibrated run."""
+    if not run.calibration or not run.calibration["lineage"]:
+        return
+    generators = levels["gen"]["probabilities"]
+    for level in [level for level in levels if level != "gen"]:
+        values = np.array(list(generators.values()))
+        sums, left = sum_lineage(values, list(generators), run.calibration["lineage"], level)
+        sums = dict(sorted(sums.items(), key=lambda item: -item[1]))
+        best, found = next(iter(sums)), run.calibration["levels"][level]["agreement"]
+        levels[level]["by_generator"] = {
+            "best": best,
+            "probabilities": {name: rounded(value) for name, value in sums.items()},
+            "not_defined": rounded(left),
+            "agrees": best == levels[level]["best"] if sums[best] >= left else None,
+            "measured": found,
+        }
+
+
+def explain(clip, outputs, windows, level, run):
+    """The clip's attention map beside those of the best two classes, and how much each frame is attended to."""
+    frames = run.features["frames"]
+    weight = outputs["attention"].mean(axis=1) * frames  # (S, L): over attending frames; 1 is an even share
+    strip = []
+    for own, window in zip(weight, windows, strict=True):
+        for value, (seconds, _, _, picture) in zip(own, window["seen"], strict=False):
+            strip.append({"seconds": seconds, "attention": rounded(value)} | ({"image": picture} if picture else {}))
+    whole = bool(np.isfinite(clip["maps"]).all())
+    found = {"level": run.finest, "frames": strip, "map": as_lists(clip["maps"]) if whole else None, "signatures": []}
+    if whole and run.clips:
+        known = dict(zip(run.clips["signature_classes"].tolist(), run.clips["signatures"], strict=True))
+        for name in [name for name in level["probabilities"] if name in known][:2]:
+            distance = float(np.sqrt(np.mean(np.square(clip["maps"] - known[name])))) * frames
+            found["signatures"].append({"class": name, "distance": rounded(distance), "map": as_lists(known[name])})
+    return found
+
+
+def met_before(nearest):
+    """Whether the file looks like a training clip itself."""
+    if nearest and nearest["clips"][0]["distance"] < SAME * nearest["usual"]["median"]:
+        same = nearest["clips"][0]["video"]
+        yield f"This file is, or is nearly, a training clip: {same}. The answer was learnt from it."
+
+
+def as_lists(values):
+    return np.round(np.float64(values), 6).tolist()
+
+
+def nearest_clips(embedding, seconds, run):
+    """The training clips with the nearest windows in the embedding of the finest level."""
+    if not run.clips:
+        return None
+    found = [
+        {
+            "video": str(run.clips["video"][clip]),
+            "class": str(run.clips["label"][clip]),
+            "seconds": rounded(run.clips["window_time"][place]),
+            "own_seconds": seconds[own][0],
+            "distance": rounded(distance),
+        }
+        for distance, clip, place, own in nearest(embedding, run.clips, NEAREST)
+    ]
+    return {"clips": found, "usual": run.calibration["nearest"]}
+
+
+# ---------------------------------------------------------------- warnings in plain words
+
+
+def file_warnings(file, run):
+    """What about this file lies outside what the run was trained on, or was not looked at."""
+    info, warnings = file.info, []
+    sampled = sum(len(window["seen"]) for window in file.windows)
+    if sampled < info["samples"] and not run.features["equalize"]:
+        warnings.append(f"The file is damaged: it was read up to {file.windows[-1]['seen'][-1][0]:.1f} s.")
+    if len(file.windows) < info["windows"]:
+        warnings.append(f"{len(file.windows)} of its {info['windows']} windows were looked at.")
+    if not run.calibration or run.features["equalize"]:
+        return warnings
+    seen = run.calibration["trained_on"]
+    width, height = map(int, info["size"].split("x"))
+    outside = []
+    for what, value, shown in (("width", width, f"{width} px wide"), ("height", height, f"{height} px high")):
+        low, high = seen[what]
+        if not low <= value <= high:
+            outside.append(f"it is {shown} (training clips: {low:g} to {high:g})")
+    low, high = seen["fps"]
+    if info["fps"] and not 0.99 * low <= info["fps"] <= 1.01 * high:
+        outside.append(f"it has {info['fps']:g} frames a second ({low:g} to {high:g})")
+    for what in ("container", "codec"):
+        if seen[what] and info[what] not in seen[what]:
+            outside.append(f"its {what} is {info[what]} ({', '.join(seen[what])})")
+    if outside:
+        warnings.append(f"The file is unlike the training clips: {'; '.join(outside)}. The answer may come from that.")
+    return warnings
+
+
+def run_warnings(run):
+    """What about the run makes its answers weak."""
+    warnings = []
+    if run.features.get("simulated"):
+        warnings.append("This run was trained on simulated clips. What it says of real files means nothing.")
+    if not run.calibration:
+        warnings.append(
+            "This run is not calibrated: its probabilities are the model's own, nothing is called unknown, and no"
+            " training clips are named. Run attribute_video.py --calibrate."
+        )
+        return warnings
+    seen = run.calibration["trained_on"]
+    if seen["fewest"] < FEW:
+        warnings.append(
+            f"This run was trained on few clips: {seen['videos']}, of which {seen['fewest']} of {seen['fewest_class']}."
+            f" The paper has {FEW} labels per class after a start on millions."
+        )
+    if untested := [level for level, own in run.calibration["levels"].items() if own["temperature"] is None]:
+        warnings.append(f"No val clips, so the probabilities are not calibrated at {names_of(untested)}.")
+    calibrated = {level: own for level, own in run.calibration["levels"].items() if own["temperature"] is not None}
+    if worse := [
+        name for name, own in calibrated.items() if own["after"]["ece"]["value"] > own["before"]["ece"]["value"]
+    ]:
+        warnings.append(f"Measured on test, calibrating made the probabilities less reliable at {names_of(worse)}.")
+    if weak := [level for level, own in run.metrics.items() if not clear_of_chance(own)]:
+        warnings.append(f"On its own test clips this run is not clear of chance at {names_of(weak)}.")
+    if run.novelty is None:
+        own = run.calibration["unknown"]
+        warnings.append(
+            f"Too few val clips ({own['val_clips']}) to call a generator unknown at a rate of {own['rate']:g}."
+        )
+    return warnings
+
+
+def clear_of_chance(metrics):
+    """Whether micro or macro accuracy has its 95% interval above its chance level."""
+    micro, macro = metrics["accuracy_interval"][0], metrics["macro_interval"][0]
+    return micro > metrics["majority"] or macro > metrics["uniform"]
+
+
+def names_of(levels):
+    return ", ".join(map(level_name, levels))
+
+
+def describe_run(run):
+    kept = ("encoder", "layer", "tokens", "dim", "frames", "fps", "pool", "equalize", "simulated")
+    recipe = run.metrics[run.finest]["recipe"]
+    described = {"name": run.name, "levels": list(run.models), "calibrated": run.calibration is not None}
+    described["data"] = Path(recipe.get("arguments", {}).get("features", "unknown")).name
+    described["features"] = {key: run.features[key] for key in kept if key in run.features}
+    return described | {"trained_on": run.calibration["trained_on"] if run.calibration else None}

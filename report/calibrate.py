@@ -1,0 +1,433 @@
+"""How sure a trained run may be, measured on clips that it was not trained on: temperatures, which of two levels to
+trust, and when a generator is unknown.
+
+reads   runs/<run>/<level>.keras, <level>.json, <level>_embeddings.npz (02, 03) and the features that they are of (01)
+writes  runs/<run>/calibration.json  by level temperature (val), reliability and agreement (test); threshold of unknown
+                                     (val), its rates (test, unseen); what the training clips were like
+        runs/<run>/calibration.npz   training clips at the finest level: embedding (V, D), probabilities, logits (V, C),
+                                     maps (V, L, L), label, video (V,); windows of theirs: window_embedding (W, D),
+                                     window_clip, window_time (W,); signatures (C, L, L) and signature_classes (C,)
+
+`calibrate` is attribute_video.py's --calibrate. The first section is functions of arrays: V clips, C classes.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.spatial.distance import cdist
+from scipy.stats import binomtest
+from tqdm import tqdm
+
+from common import LEVELS, git_commit, level_name, level_value, load_generators
+from report.run import CALIBRATION, CLIPS, fingerprint, load_run, window_outputs
+from report.scores import Clips, auroc, fit_scores, group_bootstrap
+from tokens.dataset import Windows, differing, features_file, read_arrays, read_index, replace_whole, write_json
+from tokens.split import features_recipe, first_per, usable
+from training.callbacks import index_digest, versions
+from training.evaluation import softmax, wilson_interval
+from training.signatures import fully_valid, stage_of
+
+# ---------------------------------------------------------------- probabilities that mean what they say
+
+
+def temper(probabilities, temperature):
+    """Probabilities (..., C) at a temperature: p^(1/T), normalised; above 1 less sure, the order kept."""
+    powers = np.maximum(np.float64(probabilities), 1e-12) ** (1 / temperature)
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+PRIOR = np.log(2)  # standard deviation of log T before any clip is seen
+
+
+def fit_temperature(probabilities, labels) -> float:
+    """The likeliest temperature of probabilities (V, C) with labels (V,); a clip's p is the mean over its windows.
+
+    Temperature scaling (Guo et al. 2017) of the logits log p, with a normal prior on log T around T = 1. Without it T
+    would go to 0 wherever all of a few val clips are called right.
+    """
+
+    def loss(log_temperature):
+        likelihood = negative_log_likelihood(temper(probabilities, np.exp(log_temperature)), labels)
+        return likelihood.sum() + (log_temperature / PRIOR) ** 2 / 2
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-4, 4), method="bounded").x))
+
+
+def temperature_interval(probabilities, labels, groups, repeats=100, seed=0):
+    """95% percentiles of the temperature when groups (V,) are drawn with replacement."""
+    drawn = (np.repeat(np.arange(len(labels)), times) for times in resampled(groups, repeats, seed))
+    return np.percentile([fit_temperature(probabilities[own], labels[own]) for own in drawn], (2.5, 97.5)).tolist()
+
+
+def negative_log_likelihood(probabilities, labels):
+    """-log p (V,) of each clip's own class, in nats."""
+    return -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12))
+
+
+BINS = 15  # of confidence, of equal width, as in Guo et al. 2017
+
+
+def reliability(probabilities, labels, groups, repeats=1000, seed=0) -> dict:
+    """{"nll", "brier", "ece"}: {"value", "interval"} of probabilities (V, C) on labels (V,).
+
+    Mean -log p; mean squared distance from the one-hot label, in [0, 2] (Brier 1950); expected calibration error of
+    the largest probability in BINS (Guo et al. 2017). The last is above 0 for few clips however good the model:
+    "perfect" is its mean where these probabilities are true. Intervals are 95% percentiles of a bootstrap of groups
+    (V,), less its bias; None with a single group.
+    """
+    sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    place = np.minimum((sure * BINS).astype(int), BINS - 1)
+    gap = np.zeros((len(labels), BINS))
+    gap[np.arange(len(labels)), place] = sure - right
+    squares = np.square(probabilities - np.eye(probabilities.shape[1])[labels]).sum(axis=1)
+    columns = np.column_stack([negative_log_likelihood(probabilities, labels), squares, gap])
+
+    def measures(times):  # (..., V): how often each clip counts
+        means = times @ columns / times.sum(axis=-1, keepdims=True)
+        return np.stack([means[..., 0], means[..., 1], np.abs(means[..., 2:]).sum(axis=-1)], axis=-1)
+
+    values, drawn = measures(np.ones(len(labels))), measures(resampled(groups, repeats, seed))
+    drawn = np.maximum(drawn - drawn.mean(axis=0) + values, 0)
+    low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
+    several = len(set(groups)) > 1
+    found = {
+        name: {"value": float(values[i]), "interval": [float(low[i]), float(high[i])] if several else None}
+        for i, name in enumerate(("nll", "brier", "ece"))
+    }
+    luck = np.random.default_rng(seed).random((repeats, len(labels))) < sure
+    in_bin = np.eye(BINS)[place]  # (V, BINS)
+    found["ece"]["perfect"] = float(np.abs((sure - luck) @ in_bin).sum(axis=1).mean() / len(labels))
+    return found
+
+
+def resampled(groups, repeats, seed):
+    """How often each clip counts (repeats, V) when its whole group is drawn with replacement."""
+    names, member = np.unique(groups, return_inverse=True)
+    random = np.random.default_rng(seed)
+    return random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=repeats)[:, member]
+
+
+# ---------------------------------------------------------------- levels beside the generator's sums
+
+
+def sum_lineage(probabilities, classes, lineage, level):
+    """The generator's probabilities (..., C) summed along the table: ({class of the level: (...,)}, what is left).
+
+    `lineage` is {generator: {level: its class or None}}; what is left belongs to generators that are Unknown or Mixed.
+    """
+    sums, left = {}, np.zeros(probabilities.shape[:-1])
+    for i, generator in enumerate(classes):
+        if own := lineage[generator][level]:
+            sums[own] = sums.get(own, 0) + probabilities[..., i]
+        else:
+            left = left + probabilities[..., i]
+    return sums, left
+
+
+def agreement(own, summed, truth) -> dict:
+    """Which answer was right where a level's own model and the generator's sums differ, names (V,) each, and which to
+    trust: "own" or "generator" when a sign test at 5% tells them apart, else None.
+    """
+    differ = own != summed
+    own_right, summed_right = (int(np.sum(differ & (answer == truth))) for answer in (own, summed))
+    decided = own_right + summed_right
+    apart = decided and binomtest(own_right, decided).pvalue < 0.05
+    trust = ("own" if own_right > summed_right else "generator") if apart else None
+    counts = {"clips": len(truth), "differ": int(differ.sum()), "own_right": own_right, "generator_right": summed_right}
+    return counts | {"trust": trust}
+
+
+# ---------------------------------------------------------------- unknown generators
+
+
+def rejection_threshold(scores, rate):
+    """The score (higher is likelier unknown) above which at most `rate` of known clips lie, from those of val (V,).
+
+    The ceil((V + 1) (1 - rate))-th smallest: a new known clip is above it with probability `rate` at most (split
+    conformal prediction, Vovk et al. 2005). None where V is too small to say so.
+    """
+    place = int(np.ceil((len(scores) + 1) * (1 - rate) - 1e-9))
+    return float(np.sort(scores)[place - 1]) if place <= len(scores) else None
+
+
+# ---------------------------------------------------------------- one pass over the clips of the finest level
+
+WINDOWS = 16  # of a training clip, at most, that a new clip is compared with
+TOGETHER = 256  # clips whose windows are in memory at a time
+
+
+def clip_values(outputs, whole) -> dict:
+    """A clip's values from those of its windows: the means, and of maps that of windows (S,) without padding."""
+    maps = outputs["attention"][whole]
+    return {
+        "embedding": outputs["embedding"].mean(axis=0),
+        "logits": np.float64(outputs["logits"]).mean(axis=0),
+        "probabilities": softmax(outputs["logits"]).mean(axis=0),
+        "maps": maps.mean(axis=0) if len(maps) else np.full(outputs["attention"].shape[1:], np.nan, "float32"),
+    }
+
+
+def measure_clips(model, rows, batch, what):
+    """Arrays over clips, {"embedding", "logits", "probabilities", "maps"}, and over windows of theirs."""
+    clips, windows = [], {"window_embedding": [], "window_clip": [], "window_time": []}
+    with tqdm(total=len(rows), desc=what, unit="clip", dynamic_ncols=True) as bar:
+        for start in range(0, len(rows), TOGETHER):
+            part = rows[start : start + TOGETHER]
+            tokens = Windows(part)
+            outputs = window_outputs(model, tokens, batch)
+            for i, row in enumerate(part):
+                own = {key: values[tokens.video == i] for key, values in outputs.items()}
+                clips.append(clip_values(own, fully_valid(row)))
+                some = spread_evenly(row["windows"], WINDOWS)
+                with np.load(features_file(row["features"], row["path"]), allow_pickle=False) as arrays:
+                    windows["window_time"] += [*arrays["times"][some, 0]]
+                windows["window_embedding"] += [*own["embedding"][some].astype("float16")]
+                windows["window_clip"] += [start + i] * len(some)
+            bar.update(len(part))
+    found = {key: np.stack([clip[key] for clip in clips]) for key in clips[0]}
+    return found, {key: np.array(values) for key, values in windows.items()}
+
+
+def spread_evenly(count, most):
+    """At most `most` of the numbers 0 to count - 1: the middles of as many equal parts."""
+    most = min(count, most or count)
+    return (2 * np.arange(most) + 1) * count // (2 * most)
+
+
+def nearest(embedding, clips, count):
+    """The `count` training clips nearest to windows' embeddings (S, D), each by its nearest pair of windows:
+    (distance, number of the clip, number of its window, number of the window given), the nearest first.
+    """
+    distances = np.full(len(clips["window_clip"]), np.inf)
+    given = np.zeros(len(distances), int)
+    for i, own in enumerate(embedding):
+        here = cdist(own[None], clips["window_embedding"])[0]
+        given[here < distances] = i
+        distances = np.minimum(distances, here)
+    found = {}
+    for place in np.argsort(distances):
+        found.setdefault(int(clips["window_clip"][place]), (float(distances[place]), int(place), int(given[place])))
+        if len(found) == count:
+            break
+    return [(distance, clip, place, own) for clip, (distance, place, own) in found.items()]
+
+
+# ---------------------------------------------------------------- a run
+
+
+ROLE_KEYS = ("video", "generator", "group", "class", "split", "probabilities")
+
+
+def calibrate(run, features, rate=0.05, score="Mahalanobis", limit=200, seed=0) -> dict:
+    """Write calibration.json and calibration.npz of a run folder; returns the former.
+
+    `features` is the folder that the run was trained on. At most `limit` clips of each generator and split are looked
+    at again at the finest level. Raises ValueError when a level, its embeddings or their features are missing or do
+    not go together.
+    """
+    folder = Path(run)
+    if not folder.is_dir():
+        raise ValueError(f"{run}: calibrating wants the folder that 02 and 03 wrote")
+    run = load_run(folder, calibrated=False)
+    if keys := differing(features_recipe(features), run.features):
+        raise ValueError(f"{folder} was trained on other features than {features} ({', '.join(keys)})")
+    arrays, index = {level: read_roles(folder, level) for level in run.models}, read_index(features)
+    result = {"version": 1, "models": {level: fingerprint(folder / f"{level}.keras") for level in run.models}}
+    result |= calibrate_levels(run, arrays)
+    rows = rows_of(arrays[run.finest], index, features, limit, seed)
+    if not rows["train"] or not rows["val"] + rows["test"]:
+        raise ValueError(f"{folder}: no clip of training, or none of val and test, is in {run.finest}_embeddings.npz")
+    result["trained_on"] = describe_training(arrays[run.finest], rows["train"], run)
+    model, batch = run.models[run.finest], run.batch()
+    measured = {role: measure_clips(model, rows[role], batch, role) for role in rows if rows[role]}
+    clips = {role: clips_of(values, rows[role]) for role, (values, _) in measured.items()}
+    result["unknown"] = measure_unknown(clips, rows, score, rate) | {"level": run.finest}
+    (train, windows), (names, signatures) = measured["train"], class_signatures(clips["train"])
+    saved = train | windows | {"label": clips["train"].label, "video": np.array([row["path"] for row in rows["train"]])}
+    saved |= {"signature_classes": names, "signatures": signatures}
+    held_out = "val" if "val" in measured else "test"
+    result["nearest"] = {"split": held_out, "median": median_nearest(measured[held_out][1], saved)}
+    given = {"run": str(folder), "features": str(features), "rate": rate, "score": score, "limit": limit, "seed": seed}
+    recipe = {"arguments": given, "index_sha256": index_digest(index), "versions": versions(), "git": git_commit()}
+    replace_whole(folder / CLIPS, lambda file: np.savez(file, **saved, recipe=json.dumps(recipe)), suffix=".npz")
+    write_json(folder / CALIBRATION, result | {"recipe": recipe})
+    return result
+
+
+def read_roles(folder, level):
+    """The arrays ROLE_KEYS over a level's clips."""
+    path, again = folder / f"{level}_embeddings.npz", f"run {stage_of(level)} again"
+    if not path.exists():
+        raise ValueError(f"{path} is missing; {again}")
+    return read_arrays(path, ROLE_KEYS, again)
+
+
+def calibrate_levels(run, arrays):
+    """What calibrate_level and level_agreement give, by level, and the lineage of a run that has GEN-L."""
+    levels = {level: calibrate_level(arrays[level], model) for level, model in run.models.items()}
+    if "gen" not in levels:
+        return {"levels": levels, "lineage": None}
+    table = load_generators(run.metrics["gen"]["recipe"]["arguments"]["generators"])
+    lineage = {name: lineage_of(name, table) for name in run.models["gen"].config["class_names"]}
+    temperature = levels["gen"]["temperature"] or 1
+    for level in levels.keys() - {"gen"}:
+        levels[level]["agreement"] = level_agreement(run, arrays, level, lineage, temperature)
+    return {"levels": levels, "lineage": lineage}
+
+
+def calibrate_level(arrays, model):
+    """Temperature by val, and reliability on test before and after it; temperature None without val."""
+    classes = model.config["class_names"]
+    places = {name: i for i, name in enumerate(classes)}
+
+    def part(split):
+        chosen = arrays["split"] == split
+        labels = np.array([places[name] for name in arrays["class"][chosen]], int)
+        return np.float64(arrays["probabilities"][chosen]), labels, arrays["group"][chosen]
+
+    val, test = part("val"), part("test")
+    temperature = fit_temperature(*val[:2]) if len(val[1]) else None
+    result = {"temperature": temperature, "temperature_interval": temperature_interval(*val) if len(val[1]) else None}
+    result |= {"val_videos": len(val[1]), "test_videos": len(test[1])}
+    after = temper(test[0], temperature) if temperature else test[0]
+    return result | {"before": reliability(*test), "after": reliability(after, *test[1:])}
+
+
+def lineage_of(generator, table):
+    """{level: the generator's class there, or None where Unknown or Mixed}."""
+    if generator not in table:
+        raise ValueError(f"{generator} is a class of gen.keras but not in the generator table that it was trained with")
+    found = {"bin": "Real" if generator == "Real" else "Fake", "gen": generator}
+    found |= {level: level_value(level, table[generator]) for level in LEVELS[1:-1]}
+    return {level: None if found[level] in ("Unknown", "Mixed") else found[level] for level in LEVELS}
+
+
+def level_agreement(run, arrays, level, lineage, temperature):
+    """agreement() on the level's test videos that GEN-L's test has as well, where not most of GEN-L's probability, at
+    its temperature, is left.
+    """
+    own, generator = arrays[level], arrays["gen"]
+    number = {video: i for i, video in enumerate(generator["video"].tolist()) if generator["split"][i] == "test"}
+    both = [i for i, video in enumerate(own["video"].tolist()) if own["split"][i] == "test" and video in number]
+    if not both:
+        return None
+    classes = run.models[level].config["class_names"]
+    tempered = temper(generator["probabilities"][[number[own["video"][i]] for i in both]], temperature)
+    sums, left = sum_lineage(tempered, run.models["gen"].config["class_names"], lineage, level)
+    names, values = np.array(list(sums)), np.stack(list(sums.values()))  # (K,), (K, V)
+    defined = values.max(axis=0) >= left
+    called = np.array(classes)[own["probabilities"][both].argmax(axis=1)]
+    return agreement(called[defined], names[values.argmax(axis=0)][defined], own["class"][both][defined])
+
+
+def rows_of(arrays, index, features, limit, seed):
+    """Index rows by role, each with "class", at most `limit` of a generator and split."""
+    known = {row["path"]: row for row in usable(index, features)}
+    listed = zip(*(arrays[key].tolist() for key in ("video", "class", "split")), strict=True)
+    rows = {"train": [], "val": [], "test": [], "unseen": []}
+    for video, name, split in listed:
+        if video not in known:
+            raise ValueError(f"{features} lacks {video}, which the run was made with; give the run's own --features")
+        rows[split].append(known[video] | {"class": name})
+    return {role: first_per(own, ("generator",), limit, seed) for role, own in rows.items()}
+
+
+def describe_training(arrays, rows, run):
+    """How many clips trained the finest level, and the ranges of size, rate, length and the containers, codecs seen."""
+    names, counts = np.unique(arrays["class"][arrays["split"] == "train"], return_counts=True)
+    seen = {"videos": int(counts.sum()), "fewest": int(counts.min()), "fewest_class": str(names[counts.argmin()])}
+    seen |= {"simulated": bool(run.features.get("simulated")), "equalized": run.features["equalize"]}
+    sizes = np.array([[int(side) for side in row["size"].split("x")] for row in rows])
+    ranges = {"width": sizes[:, 0], "height": sizes[:, 1]}
+    ranges |= {key: np.array([float(row[key]) for row in rows]) for key in ("fps", "length")}
+    seen |= {key: [float(values.min()), float(values.max())] for key, values in ranges.items()}
+    return seen | {key: sorted({row[key] for row in rows} - {""}) for key in ("container", "codec")}
+
+
+def clips_of(values, rows):
+    return Clips(**values, label=np.array([row["class"] for row in rows]))
+
+
+def measure_unknown(clips, rows, score, rate):
+    """The threshold of a score by val, what it rejects of test and of unseen generators, and the AUROC of all scores.
+
+    Of all roles only clips that have a window without padding.
+    """
+    whole = {role: np.isfinite(own.maps).all(axis=(1, 2)) for role, own in clips.items()}
+    clips = {role: Clips(*(field[whole[role]] for field in own)) for role, own in clips.items() if whole[role].any()}
+    rows = {role: np.array(rows[role], object)[whole[role]] for role in clips}
+    result = {"score": score, "rate": rate, "threshold": None, "val_clips": len(rows.get("val", ()))}
+    result |= {"test": None, "unseen": {}, "auroc": {}}
+    if "train" not in clips:
+        return result
+    measure = fit_scores(clips["train"])
+    found = {role: measure(clips[role]) for role in clips if role != "train"}
+    threshold = rejection_threshold(found["val"][score], rate) if "val" in found else None
+    if threshold is None:
+        return result
+    result["threshold"] = threshold
+    if "test" in found:
+        result["test"] = rejected(found["test"][score], threshold)
+    if "unseen" in found:
+        generators = np.array([row["generator"] for row in rows["unseen"]])
+        for name in np.unique(generators):
+            result["unseen"][str(name)] = rejected(found["unseen"][score][generators == name], threshold)
+    if "test" in found and "unseen" in found:
+        groups = [[row["group"] for row in rows[role]] for role in ("test", "unseen")]
+        for name in found["test"]:
+            sides = found["test"][name], found["unseen"][name]
+            interval = group_bootstrap(*sides, *groups, repeats=300)["auroc"]
+            result["auroc"][name] = {"value": auroc(*sides), "interval": interval}
+    return result
+
+
+def rejected(scores, threshold):
+    count = int(np.sum(scores > threshold))
+    return {"clips": len(scores), "rejected": count, "interval": wilson_interval(count, len(scores))}
+
+
+def class_signatures(train):
+    """Classes (C,) with a training clip that has a map, and the mean maps (C, L, L) of those clips."""
+    whole = np.isfinite(train.maps).all(axis=(1, 2))
+    names, maps = np.unique(train.label[whole]), train.maps[whole]
+    means = [maps[train.label[whole] == name].mean(axis=0) for name in names]
+    return names, np.array(means).reshape(-1, *maps.shape[1:])
+
+
+def median_nearest(windows, saved):
+    """The median over clips of the distance to the nearest training clip."""
+    clips = np.unique(windows["window_clip"])
+    return float(
+        np.median([nearest(windows["window_embedding"][windows["window_clip"] == i], saved, 1)[0][0] for i in clips])
+    )
+
+
+def print_calibration(result):
+    """What was found, by level and of unknown generators, as text."""
+    print("measured on test, before -> after the temperature of val (95% interval):")
+    for level, own in result["levels"].items():
+        if own["temperature"] is None:
+            print(f"{level_name(level)}: no val videos, so no temperature")
+            continue
+        low, high = own["temperature_interval"]
+        cells = [
+            f"{key} {own['before'][key]['value']:.3f} -> {own['after'][key]['value']:.3f}" for key in own["before"]
+        ]
+        cells.append(f"ece of as many calibrated clips {own['after']['ece']['perfect']:.3f}")
+        videos = f"{own['val_videos']} val, {own['test_videos']} test videos"
+        temperature = f"temperature {own['temperature']:.2f} ({low:.2f} to {high:.2f})"
+        print(f"{level_name(level)}: {', '.join([temperature, *cells])}; {videos}")
+    unknown = result["unknown"]
+    if unknown["threshold"] is None:
+        print(
+            f"unknown generators: no threshold, {unknown['val_clips']} val clips are too few for {unknown['rate']:.0%}"
+        )
+        return
+    cells = [f"{name} {own['rejected']} of {own['clips']}" for name, own in unknown["unseen"].items()]
+    if test := unknown["test"]:
+        cells = [f"known {test['rejected']} of {test['clips']}", *cells]
+    print(f"called unknown ({unknown['score']} above {unknown['threshold']:.4g}): {', '.join(cells)}")
+    for name, own in unknown["auroc"].items():
+        print(f"AUROC of {name}: {own['value']:.2f} (chance 0.50)")
