@@ -12,34 +12,44 @@ writes  <features>/<Generator>/<path>.npz   tokens (S, L, T, D) float16, times (
     python 01_extract_features.py --encoder siglip --encoder-dtype bfloat16 --videos data/zoo --features features/siglip
 
 The simulated zoo takes about 20 seconds and 110 MB on two cores with `dct`. A second run does only what is missing.
-Many machines: `--shard I/N` on each, two on one part do no harm; `--shard 1/N --check` prints the parts to do again.
+Many machines: `--shard I/N` on each, one machine a part.
 """
 
 import argparse
 import errno
 import math
+import os
 import shutil
-import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
+import av
+import cv2
 from tqdm import tqdm
 
-from common import HERE, load_generators, positive, run_script
+from basics.artifacts import differing, read_json, versions, write_json
+from basics.running import InputError, git_commit, positive, run_script
 from tokens.dataset import (
-    INDEX_SECONDS,
     add_to_index,
     features_file,
     forget_renamed,
+    index_files,
     read_index,
-    set_splits,
     write_features,
 )
-from tokens.encoders import encode_videos
-from tokens.extraction import add_encoder_arguments, encoder_of, make_recipe, open_features, print_videos, relabel
-from tokens.videos import TooShortError, header_seconds, list_videos, reason
+from tokens.encoders import DTYPES, encode_videos
+from tokens.generators import TABLE, load_generators
+from tokens.listing import describe, list_videos
+from tokens.pretrained import ENCODERS, build_encoder
+from tokens.split import set_splits
+from tokens.videos import header_seconds, reason
+from tokens.writing import TooShortError
+
+INDEX_SECONDS = 30  # while it is being made, an index on disk is at most this old
+NOT_COMPARED = ("simulated", "preset")  # all else in a recipe decides about the tokens
 
 
 def get_args(argv=None):
@@ -47,12 +57,16 @@ def get_args(argv=None):
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
+    # what is read and written
     add("--videos", default="data/zoo", help="folder of videos, or a CSV: path,generator[,group,stratum,split]")
     add("--features", default="features/zoo", help="folder to write")
-    add_encoder_arguments(parser)
+    add("--generators", default=str(TABLE), help="the generator table")
     add("--limit", type=positive, help="at most this many videos per generator: a small run")
     add("--shard", type=shard, default=(1, 1), metavar="I/N", help="do the I-th of N equal parts, 1/N to N/N")
-    add("--check", action="store_true", help="extract nothing; print which of the N parts lack videos, as 3,17")
+    add("--overwrite", action="store_true", help="extract anew what is there")
+    # frames
+    add("--fps", type=frame_rate, default=8, help="frames sampled per second")
+    add("--frames", type=positive, default=8, help="frames per window (L)")
     add(
         "--equalize",
         type=even_size,
@@ -61,10 +75,22 @@ def get_args(argv=None):
         metavar="SIZE",
         help="first make every clip one H.264 clip of SIZE x SIZE, --frames frames at --fps; 128 without SIZE",
     )
+    # encoder
+    add("--encoder", default="dct", help=f"{', '.join(ENCODERS)}, or a KerasHub preset of the last three")
+    add("--layer", help="clip: projection (768-d) or pooled (1024-d); mobilenet: conv_pw_1 to conv_pw_13")
+    add("--encoder-weights", metavar="FILE", help="mobilenet: weights for a machine that cannot download them")
+    add("--encoder-dtype", choices=DTYPES, help="of a pretrained encoder; without it float32")
+    add("--pool", type=int, default=1, help="average the token grid over POOL x POOL neighbours")
+    # speed
     add("--batch-size", type=positive, default=64, help="frames per call of the encoder")
-    add("--generators", default=HERE / "generators.csv", help="the generator table")
-    add("--overwrite", action="store_true", help="extract anew what is there")
+    add("--threads", type=positive, default=os.cpu_count(), help="videos decoded at once")
     return parser.parse_args(argv)
+
+
+def frame_rate(text):
+    if not 0 < (number := float(text)) <= 1000:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1000 frames per second")
+    return int(number) if number.is_integer() else number
 
 
 def even_size(text):
@@ -81,6 +107,60 @@ def shard(text):
     return int(part), int(parts)
 
 
+# ---------------------------------------------------------------- the folder's recipe and index
+
+
+def is_simulated(rows):
+    """Whether any video lies in a zoo of simulate_videos.py: a folder of generators' folders and a recipe."""
+    zoos = {Path(folder).parent / "recipe.json" for folder in {os.path.dirname(row["file"]) for row in rows}}
+    return any(recipe.is_file() and bool(read_json(recipe).get("simulated")) for recipe in zoos)
+
+
+def make_recipe(args, encoder, rows):
+    """How features are made: the encoder and its options, frames and windows."""
+    recipe = {"encoder": encoder.name, "tokens": encoder.tokens, "dim": encoder.dim, "frames": args.frames}
+    recipe |= {"fps": args.fps, "pool": args.pool, "equalize": args.equalize, "dtype": "float16"}
+    recipe |= encoder.recipe | {"simulated": is_simulated(rows)}
+    made_with = versions("keras", "keras-hub") | {"opencv": cv2.__version__, "av": av.__version__}
+    return recipe | {"versions": made_with, "git": git_commit()}
+
+
+def open_features(folder, recipe, overwrite):
+    """The index rows already in a features folder, by path; writes its recipe when it is new.
+
+    Raises InputError when the folder holds features made in another way, unless they are to be overwritten.
+    """
+    path = Path(folder) / "recipe.json"
+    old = read_json(path) if path.exists() else recipe
+    if keys := differing(old, recipe, NOT_COMPARED):
+        if not overwrite:
+            differences = ", ".join(f"{key} {old.get(key)} there, {recipe.get(key)} now" for key in keys)
+            raise InputError(
+                f"{folder} holds other features ({differences}); choose another --features, or --overwrite"
+            )
+        for index in index_files(folder):
+            index.unlink(missing_ok=True)  # its rows describe the other features
+    if keys or not path.exists():
+        write_json(path, recipe)  # makes the folder
+    return {row["path"]: row for row in read_index(folder)} if index_files(folder) else {}
+
+
+def print_videos(rows, ignored, table, videos):
+    groups, splits = {}, Counter(row["split"] for row in rows)
+    for row in rows:
+        groups.setdefault(row["generator"], set()).add(row["group"])
+    shares = ", ".join(f"{splits[split]} {split}" for split in ("train", "val", "test"))
+    print(f"{videos}: {len(rows)} videos of {len(groups)} generators ({shares})")
+    unseen = sorted(name for name in groups if name not in table)
+    single = sorted(name for name in groups if name in table and len(groups[name]) == 1)
+    if unseen:
+        print(f"outside the generator table, kept as unseen: {', '.join(unseen)}")
+    if single:
+        print(f"a single group, so train only and not evaluated: {', '.join(single)}")
+    if any(ignored.values()):
+        print(f"ignored: {describe(ignored)}")
+
+
 # ---------------------------------------------------------------- what there is to do
 
 
@@ -92,21 +172,15 @@ def is_done(row, old, features):
     return error.startswith(TooShortError.REASON) if error else features_file(features, row["path"]).is_file()
 
 
-def check_shards(rows, args):
-    """Print the numbers of the parts with videos that no worker has finished; {part: how many}. Reads no video."""
-    indexes = any(Path(args.features).glob("index-*-of-*.csv"))
-    old = {row["path"]: row for row in read_index(args.features)} if indexes else {}
-    done = [row["path"] in old and (old[row["path"]]["error"] or is_done(row, old, args.features)) for row in rows]
-    parts = args.shard[1]
-    counts = {part: sum(not one for one in done[part - 1 :: parts]) for part in range(1, parts + 1)}
-    for part, count in (found := {part: count for part, count in counts.items() if count}).items():
-        print(f"part {part}/{parts}: {count} of {len(rows[part - 1 :: parts])} videos are missing", file=sys.stderr)
-    print(",".join(map(str, found)))
-    return found
+def relabel(row, old):
+    """Complete a row with what the index says; True when a CSV has given it another group, stratum or split since."""
+    labels = {key: row[key] for key in ("group", "stratum", "split", "source")}
+    row |= old | labels
+    return any(old[key] != labels[key] for key in labels)
 
 
 def check_space(rows, args, recipe):
-    """Print what will be written, estimated from the headers of up to 64 videos; ValueError when it cannot fit."""
+    """Print what will be written, estimated from the headers of up to 64 videos; InputError when it cannot fit."""
 
     def windows_of(row):
         samples = args.frames if args.equalize else header_seconds(row["file"]) * args.fps
@@ -119,7 +193,7 @@ def check_space(rows, args, recipe):
     free = shutil.disk_usage(args.features).free
     print(f"to write: {len(rows)} videos, about {windows} windows, {size_text(needed)}; free: {size_text(free)}")
     if needed > free:
-        raise ValueError(
+        raise InputError(
             f"{args.features}: about {size_text(needed)} would be written and {size_text(free)} are free; "
             "try --pool, --limit, --shard on several disks, or another --features"
         )
@@ -154,11 +228,9 @@ def main(argv=None):
 
     # ---------------------------------------------------------------- load
     table = load_generators(args.generators)
-    if args.check:
-        return check_shards(list_videos(args.videos, table, args.limit)[0], args)
-    encoder = encoder_of(args)
+    encoder = build_encoder(args.encoder, args.pool, args.layer, args.encoder_weights, args.encoder_dtype)
     rows, ignored = list_videos(args.videos, table, args.limit)
-    recipe = make_recipe(args, encoder, rows, args.equalize)
+    recipe = make_recipe(args, encoder, rows)
     old = open_features(args.features, recipe, args.overwrite)
     forget_renamed(rows, old, args.features)
     set_splits(rows, {row["group"]: row["split"] for row in old.values()})
@@ -204,7 +276,7 @@ def main(argv=None):
         + (f", {short} too short to equalize" if short else "")
     )
     if failed > 0.1 * len(mine):
-        raise ValueError(f"{failed} of {len(mine)} videos could not be read; the column error of {index} says why")
+        raise InputError(f"{failed} of {len(mine)} videos could not be read; the column error of {index} says why")
     return counts
 
 

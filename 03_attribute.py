@@ -19,38 +19,64 @@ import argparse
 import time
 from pathlib import Path
 
-from common import keras, mean_over_pairs, ops, run_script, triplet_terms
-from tokens.dataset import read_index
+from basics.artifacts import file_digest, finished_metrics, make_recipe
+from basics.running import InputError, count_or_all, fold, fraction, names, not_negative, positive, run_script
+from common import LEVELS, SAGA, adamw, build_saga, keras, load_saga, mean_over_pairs, ops, triplet_terms
+from tokens.dataset import features_recipe, index_digest, read_index
+from tokens.generators import TABLE, load_generators
 from tokens.split import choose_videos
-from training.callbacks import (
-    add_training_arguments,
-    at_once,
-    file_digest,
-    finished_metrics,
-    fit,
-    load_saga,
-    make_optimizer,
-    make_recipe,
-    new_model,
-    save_run,
-)
-from training.devices import global_batch, use_devices, writes
-from training.evaluation import draw_figures, evaluate, print_results
+from training.callbacks import checkpoint_file, fit, save_run
+from training.devices import fuse_attention, global_batch, use_devices, writes
+from training.evaluation import evaluate, print_results
+from training.plots import draw_figures
+from training.remat import RematSAGA
+from training.service import service_address
+
+PATHS = ("features", "run", "generators", "test_features", "init")
+MACHINE = ("tpu", "data_service", "overwrite")
 
 
 def get_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    add_training_arguments(parser, labels_per_class=500)
     add = parser.add_argument
-    add("--level", choices=("task", "sd", "team", "gen"), default="gen", help="attribution level")
+    # what is read and written
+    add("--features", default="features/zoo", help="folder written by 01_extract_features.py")
+    add("--run", default="runs/zoo", help="folder for models, metrics and figures")
+    add("--generators", default=str(TABLE), help="the generator table")
+    add("--overwrite", action="store_true", help="train anew although the run folder holds other results")
+    # who trains and who is tested
+    add("--level", choices=LEVELS[1:], default="gen", help="attribution level")
     add("--init", help="stage 1's bin.keras, or scratch for one-stage training; default: RUN/bin.keras")
+    add("--train-generators", type=names, help="A,B,...: train on these and Real only, not on all of the table")
+    add("--test-generators", type=names, help="A,B,...: test on these and Real, not on those trained on")
+    add("--test-features", help="test on every video of this features folder, not on the test split")
+    add("--fold", type=fold, help="K/N: test on fold K of N grouped folds, train on the others; no val")
+    add("--labels-per-class", type=count_or_all, default=500, help="videos per class to train on, or all")
+    add("--limit", type=positive, help="at most this many videos per generator and split: a small run")
+    add("--best", choices=("val", "last"), default="val", help="keep the epoch best on val, or train on val as well")
+    # loss (Sec. 3.2)
     add("--loss", choices=("ce", "semi", "hnm"), default="hnm", help="cross-entropy alone, or with mined triplets")
     add("--ce-weight", type=unit, default=0.5, help="lambda: the weight of cross-entropy beside mining")
     add("--margin", type=float, default=1.0, help="alpha of Eq. (2); -1 is Eq. (4), (5) as printed")
     add("--positives", choices=("all", "hardest", "random"), default="all", help="positives per anchor")
     add("--normalize", action=argparse.BooleanOptionalAction, default=False, help="mine on L2-normalised embeddings")
+    # training; defaults are the paper's (Sec. S-2)
+    add("--epochs", type=positive, default=10, help="passes over the training windows")
+    add("--batch-size", type=positive, default=64, help="windows per step")
+    add("--batching", choices=("natural", "pk"), default="natural", help="shuffled, or dealt equally to the classes")
+    add("--learning-rate", type=not_negative, default=1e-5, help="AdamW's initial rate")
+    add("--decay-steps", type=not_negative, default=1000, help="steps in which the rate halves, smoothly; 0: constant")
+    add("--weight-decay", type=not_negative, default=0.004, help="AdamW's weight decay")
+    add("--dropout", type=fraction, default=0.1, help="dropout in every block")
+    add("--temporal-blocks", type=positive, default=5, help="temporal encoder blocks, 2 or more")
+    add("--seed", type=int, default=0, help="seed of weights, dropout, batches and the choice of labels")
+    # devices
+    add("--dtype", choices=("float32", "mixed_bfloat16"), default="float32", help="what the transformer computes in")
+    add("--tpu", action="store_true", help="train on a TPU; several GPUs need no flag")
+    add("--remat", action="store_true", help="compute the spatial block again going back, in less memory")
+    add("--data-service", type=service_address, help="grpc://HOST:PORT: a tf.data service reads (training/service.py)")
     return parser.parse_args(argv)
 
 
@@ -60,13 +86,13 @@ def unit(text):
     return number
 
 
-def stage_two_loss(args):
+def stage_two_loss(loss, ce_weight, margin, positives, normalize):
     """The losses by model output, their weights, and what is logged: lambda CE + (1 - lambda) mining (Sec. 3.2)."""
 
     def terms(labels, embedding):
         labels, embedding = global_batch(labels, embedding)
-        embedding = ops.normalize(embedding, axis=-1) if args.normalize else embedding
-        return triplet_terms(labels, embedding, args.margin, args.loss == "semi", args.positives)
+        embedding = ops.normalize(embedding, axis=-1) if normalize else embedding
+        return triplet_terms(labels, embedding, margin, loss == "semi", positives)
 
     def mining(labels, embedding):
         mean = mean_over_pairs(*terms(labels, embedding))
@@ -77,9 +103,9 @@ def stage_two_loss(args):
         return ops.sum(ops.cast(values > 0, "float32") * pairs)
 
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    if args.loss == "ce":
+    if loss == "ce":
         return {"logits": cross_entropy}, {"logits": 1.0}, {"logits": ["accuracy"]}
-    weights = {"logits": args.ce_weight, "embedding": 1 - args.ce_weight}
+    weights = {"logits": ce_weight, "embedding": 1 - ce_weight}
     logged = {"logits": ["accuracy"], "embedding": [mined_pairs]}
     return {"logits": cross_entropy, "embedding": mining}, weights, logged
 
@@ -88,10 +114,10 @@ def start_from(model, path):
     """Copy stage 1's transformer into the model; the classifier keeps its fresh weights."""
     stage_one = load_saga(path, "02_pretrain_binary.py")
     if (blocks := stage_one.config["temporal_blocks"]) != model.config["temporal_blocks"]:
-        raise ValueError(f"{path} has {blocks} temporal blocks; pass --temporal-blocks {blocks} or --init scratch")
+        raise InputError(f"{path} has {blocks} temporal blocks; pass --temporal-blocks {blocks} or --init scratch")
     for key in ("frames", "tokens", "dim", "heads"):
         if stage_one.config[key] != model.config[key]:
-            raise ValueError(
+            raise InputError(
                 f"{path} was trained on other features ({key} {stage_one.config[key]}, here {model.config[key]});"
                 " run 02 on these features or pass --init scratch"
             )
@@ -108,30 +134,73 @@ def main(argv=None):
 
     # ---------------------------------------------------------------- load
     if args.init != "scratch" and not Path(args.init).is_file():
-        raise ValueError(f"{args.init}: no stage-1 model; run 02 first or pass --init scratch")
-    rows = read_index(args.features)
-    recipe = make_recipe(args.level, args, rows, init_sha256=None if args.init == "scratch" else file_digest(args.init))
-    if done := finished_metrics(args.level, args, recipe):
+        raise InputError(f"{args.init}: no stage-1 model; run 02 first or pass --init scratch")
+    rows, features = read_index(args.features), features_recipe(args.features)
+    made_from = {"level": args.level, "features": features, "index_sha256": index_digest(rows)}
+    made_from |= {"table_sha256": file_digest(args.generators)}
+    if args.test_features:
+        made_from["test_index_sha256"] = index_digest(read_index(args.test_features))
+    made_from["init_sha256"] = None if args.init == "scratch" else file_digest(args.init)
+    recipe = make_recipe(vars(args), PATHS, MACHINE, ("keras",), **made_from)
+    unfinished = [checkpoint_file(args.run, args.level)]
+    if done := finished_metrics(Path(args.run) / f"{args.level}.json", recipe, args.overwrite, unfinished):
         return done
-    videos = choose_videos(rows, args.level, args)
+    videos = choose_videos(
+        rows,
+        args.level,
+        args.features,
+        load_generators(args.generators),
+        train_generators=args.train_generators,
+        test_generators=args.test_generators,
+        test_features=args.test_features,
+        fold=args.fold,
+        labels_per_class=args.labels_per_class,
+        limit=args.limit,
+        train_on_val=args.best == "last",
+        seed=args.seed,
+    )
 
     # ---------------------------------------------------------------- model
-    model = new_model(args, videos.classes)
+    keras.utils.set_random_seed(args.seed)
+    model = build_saga(
+        len(videos.classes),
+        *(features[key] for key in ("frames", "tokens", "dim")),
+        temporal_blocks=args.temporal_blocks,
+        dropout=args.dropout,
+        dtype=args.dtype,
+        kind=RematSAGA if args.remat else SAGA,
+        class_names=videos.classes,
+        features=features,
+    )
+    fuse_attention(model)
     if args.init != "scratch":
         start_from(model, args.init)
-    losses, weights, logged = stage_two_loss(args)
-    model.compile(make_optimizer(args), losses, loss_weights=weights, metrics=logged)
+    losses, weights, logged = stage_two_loss(args.loss, args.ce_weight, args.margin, args.positives, args.normalize)
+    optimizer = adamw(args.learning_rate, args.decay_steps, args.weight_decay)
+    model.compile(optimizer, losses, loss_weights=weights, metrics=logged)
 
     # ---------------------------------------------------------------- train
-    fit(model, videos, args.level, args, recipe)
+    fit(
+        model,
+        videos,
+        args.level,
+        args.run,
+        recipe,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        batching=args.batching,
+        labels_per_class=args.labels_per_class,
+        seed=args.seed,
+        service=args.data_service,
+    )
 
     # ---------------------------------------------------------------- evaluate
-    metrics, arrays = evaluate(model, videos, args.level, at_once(args))
+    metrics, arrays = evaluate(model, videos, args.level, args.batch_size)
     print_results(metrics)
 
     # ---------------------------------------------------------------- save
     if writes():
-        save_run(model, metrics, arrays, args, recipe, started)
+        save_run(model, metrics, arrays, args.run, recipe, time.time() - started)
         draw_figures(metrics, arrays, args.run)
     return metrics
 

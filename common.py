@@ -1,132 +1,25 @@
-"""What two or more stages share, in the order of a forward pass: generator table -> batches -> model -> losses.
+"""What the stages share of the papers, in the order of a forward pass: batches, model, losses.
 
-Every class saved in a `.keras` file lives here, so that any script can load it. Beside it: videos.py reads files,
-encoders.py makes tokens of frames, features.py keeps them on disk, selection.py, training.py and
-evaluation.py are stages 1 and 2, devices.py and memory.py what they compute on.
+Every class saved in a `.keras` file lives here, so that any script can load it. The generator table is in
+tokens/generators.py, its names can be imported from here too.
 """
 
-import csv
-import os
-import re
-import subprocess
-import sys
-import warnings
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from basics.backend import quiet_import
+from basics.running import InputError
 from tokens.dataset import Windows
+from tokens.generators import LEVELS, class_index, class_names, load_generators
 
-if "KERAS_BACKEND" not in os.environ and not find_spec("tensorflow"):
-    os.environ["KERAS_BACKEND"] = "jax"
+with quiet_import():
+    import keras
+    import keras_hub
+    from keras import ops
 
-# TensorFlow's C++ code writes start-up notes to file descriptor 2, whatever its log level; nobody needs them.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-stderr = os.dup(2)
-with open(os.devnull, "w") as devnull:
-    os.dup2(devnull.fileno(), 2)
-    try:
-        import keras
-        import keras_hub
-        from keras import ops
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-# One token per frame (clip's, or a grid pooled to one) attends to itself alone; Keras takes that for a mistake.
-warnings.filterwarnings("ignore", "You are using a softmax over axis")
-
-LEVELS = ("bin", "task", "sd", "team", "gen")
-HERE = Path(__file__).resolve().parent
-
-# ---------------------------------------------------------------- generator table (Table S-1)
-
-
-class Generator(NamedTuple):
-    name: str
-    aliases: tuple[str, ...]
-    task: str
-    sd_version: str
-    team: str
-
-
-def load_generators(path=HERE / "generators.csv") -> dict[str, Generator]:
-    """The generator table (Table S-1) by name, in the file's order.
-
-    Raises ValueError naming the file when a column is missing, a name or alias is taken twice, or Real is absent.
-    """
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    missing = {"name", "aliases", "task", "sd_version", "team"} - set(rows[0] if rows else ())
-    if missing:
-        raise ValueError(f"{path}: missing column(s) {', '.join(sorted(missing))}; see generators.csv")
-    table, taken = {}, {}
-    for row in rows:
-        aliases = tuple(filter(None, (row["aliases"] or "").split("|")))
-        generator = Generator(row["name"], aliases, row["task"], row["sd_version"], row["team"])
-        for spelling in {spelling_key(name) for name in (generator.name, *aliases)}:
-            if spelling in taken:
-                raise ValueError(f"{path}: {generator.name} and {taken[spelling]} share the name {spelling!r}")
-            taken[spelling] = generator.name
-        table[generator.name] = generator
-    if "Real" not in table:
-        raise ValueError(f"{path}: no row named Real")
-    return table
-
-
-def spelling_key(name: str) -> str:
-    """Folder names are compared without case, '-', '_' and spaces."""
-    return re.sub(r"[-_\s]", "", name).casefold()
-
-
-def resolve_generator(name: str, generators: dict[str, Generator]) -> str | None:
-    """The table's name for a folder name or alias; None when it is outside the table."""
-    wanted = spelling_key(name)
-    for generator in generators.values():
-        if wanted in map(spelling_key, (generator.name, *generator.aliases)):
-            return generator.name
-    return None
-
-
-def class_names(level: str, generators: dict[str, Generator] | None = None) -> tuple[str, ...]:
-    """The classes of a level: Real first, then in order of first appearance in the table; Unknown, Mixed left out."""
-    if level not in LEVELS:
-        raise ValueError(f"unknown level {level!r}; choose one of {', '.join(LEVELS)}")
-    if level == "bin":
-        return ("Real", "Fake")
-    generators = generators or load_generators()
-    names = ["Real", *(level_value(level, generator) for generator in generators.values())]
-    return tuple(name for name in dict.fromkeys(names) if name not in ("Unknown", "Mixed"))
-
-
-def class_index(level: str, generator: str, generators: dict[str, Generator] | None = None) -> int | None:
-    """The class of a generator at a level, or None: Unknown or Mixed there, or not in the table.
-
-    At bin every generator but Real is Fake (1, the positive class), in the table or not.
-    """
-    generators = generators or load_generators()
-    name = resolve_generator(generator, generators)
-    if level == "bin":
-        return int(name != "Real")
-    names = class_names(level, generators)
-    value = level_value(level, generators[name]) if name else None
-    return names.index(value) if value in names else None
-
-
-def level_name(level: str) -> str:
-    return f"{level.upper()}-L"
-
-
-def level_value(level: str, generator: Generator) -> str:
-    return {
-        "task": generator.task,
-        "sd": generator.sd_version,
-        "team": generator.team,
-        "gen": generator.name,
-    }[level]
-
+__all__ = ["LEVELS", "class_index", "class_names", "load_generators"]
 
 # ---------------------------------------------------------------- batches
 
@@ -280,15 +173,37 @@ def build_saga(
 
     model(tokens (B, L, T, D)) -> {"logits": (B, C), "embedding": (B, D), "attention": (B, H, L, L) after softmax}, in
     float32. Attention is that of the penultimate temporal block. `description` (class_names, features, recipe) is
-    kept in the model's config. `kind` is SAGA or a subclass. Raises ValueError for sizes that cannot work.
+    kept in the model's config. `kind` is SAGA or a subclass. Raises InputError for sizes that cannot work.
     """
     if temporal_blocks < 2:
-        raise ValueError(f"temporal_blocks is {temporal_blocks}; T-Sigs need a penultimate block, so at least 2")
+        raise InputError(f"temporal_blocks is {temporal_blocks}; T-Sigs need a penultimate block, so at least 2")
     if dim < heads:
-        raise ValueError(f"{heads} heads do not fit into tokens of width {dim}")
+        raise InputError(f"{heads} heads do not fit into tokens of width {dim}")
     model = kind(num_classes, frames, tokens, dim, heads, temporal_blocks, dropout, **description)
     model(np.zeros((1, frames, tokens, dim), "float32"))
     return model
+
+
+def load_saga(path, script) -> SAGA:
+    """A model of 02 or 03. Raises InputError when the file is not one, naming the script that writes it."""
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
+        why = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be read as a model ({why}); run {script} again") from error
+    if not isinstance(model, SAGA):
+        raise InputError(f"{path} is not a model of {script}")
+    return model
+
+
+# ---------------------------------------------------------------- optimizer (Sec. S-2)
+
+
+def adamw(learning_rate, decay_steps, weight_decay):
+    """AdamW whose rate halves every `decay_steps` steps, smoothly, which the paper does not say; 0: a constant rate."""
+    if decay_steps:
+        learning_rate = keras.optimizers.schedules.ExponentialDecay(learning_rate, decay_steps, 0.5)
+    return keras.optimizers.AdamW(learning_rate, weight_decay=weight_decay)
 
 
 # ---------------------------------------------------------------- losses (Sec. 3.2)
@@ -371,45 +286,3 @@ def hard_negative_loss(labels, embeddings, margin=1.0, positives="all"):
 def semi_hard_negative_loss(labels, embeddings, margin=1.0, positives="all"):
     """Semi-hard mining, Eq. (3) and (4): a pair without a semi-hard negative adds 0 and still counts."""
     return mean_over_pairs(*triplet_terms(labels, embeddings, margin, semi_hard=True, positives=positives))
-
-
-# ---------------------------------------------------------------- running a script
-
-
-def run_script(main, interrupted="the same command goes on (without --overwrite)"):
-    """Exit with status 0, or with 1 and one plain line on standard error where the work cannot be done."""
-    script = Path(sys.argv[0]).name
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"{script}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"{script}: interrupted; {interrupted}")
-
-
-def git_commit() -> str | None:
-    """The commit of this checkout, for recipes; None without git."""
-    try:
-        git = subprocess.run(["git", "-C", HERE, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return git.stdout.strip() or None
-
-
-def positive(text: str) -> int:
-    """An argument of 1 or more; argparse turns the ValueError into exit status 2."""
-    if (number := int(text)) < 1:
-        raise ValueError(text)
-    return number
-
-
-def not_negative(text: str) -> float:
-    if not 0 <= (number := float(text)) < float("inf"):
-        raise ValueError(text)
-    return number
-
-
-def share(text: str) -> float:
-    if not 0 <= (number := float(text)) < 1:
-        raise ValueError(text)
-    return number

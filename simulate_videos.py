@@ -37,7 +37,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from tokens.dataset import read_json, write_json
+from basics.artifacts import read_json, write_json
+from basics.running import InputError, run_script
+from tokens.generators import load_generators
+from tokens.writing import write_mp4
 
 FRAMES, FPS, SIZE = 48, 24, 128
 X264 = {"crf": "18", "preset": "veryfast", "threads": "1"}  # with one thread the bytes never vary
@@ -251,13 +254,7 @@ def render(clip_seed: int, mark: Mark, strength: float) -> np.ndarray:
 def encode(clip: np.ndarray) -> bytes:
     """Frames (L, H, W, 3) uint8 as an H.264 mp4 file."""
     file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=FPS, options=X264)
-        stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
-        for image in clip:
-            planes = cv2.cvtColor(image, cv2.COLOR_RGB2YUV_I420)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
-        container.mux(stream.encode())
+    write_mp4(file, (cv2.cvtColor(image, cv2.COLOR_RGB2YUV_I420) for image in clip), FPS, **X264)
     return file.getvalue()
 
 
@@ -310,10 +307,10 @@ def make_recipe(args, generators: dict) -> dict:
 
 
 def check_folder(out: Path, old: dict, recipe: dict, overwrite: bool):
-    """Raise ValueError when new clips would join clips made otherwise; when overwriting, delete the old zoo."""
+    """Raise InputError when new clips would join clips made otherwise; when overwriting, delete the old zoo."""
     clips = list(out.glob("*/[0-9]*.mp4"))
     if clips and not old.get("simulated"):
-        raise ValueError(f"{out} holds videos that this script did not make; choose another --out")
+        raise InputError(f"{out} holds videos that this script did not make; choose another --out")
     if overwrite:
         for clip in clips:
             clip.unlink()
@@ -324,7 +321,7 @@ def check_folder(out: Path, old: dict, recipe: dict, overwrite: bool):
             was, now = ({name: rows[name] for name in was if name in now} for rows in (was, now))
         if was != now:
             which = f"{key} {was}, not {now}" if key in ("seed", "strength") else f"other {key}"
-            raise ValueError(f"{out} was made with {which}; choose another --out, or replace it with --overwrite")
+            raise InputError(f"{out} was made with {which}; choose another --out, or replace it with --overwrite")
 
 
 def get_args(argv=None):
@@ -362,8 +359,6 @@ def list_clips(args, generators: dict) -> list[tuple]:
 
 def main(argv=None) -> dict:
     args = get_args(argv)
-    from common import load_generators  # here, because the rendering processes do without Keras
-
     generators = load_generators(args.generators)
     recipe_path, recipe = args.out / "recipe.json", make_recipe(args, generators)
     old = read_json(recipe_path) if recipe_path.exists() else {}
@@ -380,6 +375,4 @@ def main(argv=None) -> dict:
 
 
 if __name__ == "__main__":
-    from common import run_script
-
     run_script(main)

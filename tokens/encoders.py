@@ -1,11 +1,12 @@
 """The frozen encoders, and videos through them: decoded ahead on threads, encoded in batches across videos.
 
-    encoder = build_encoder("dct")
+    encoder = BlockDCT()
     for number, video in encode_videos(["a.mp4", "b.gif"], encoder): video.tokens     (S, L, T, D)
 
 An encoder is any object with `name`, `tokens` (T), `dim` (D), `recipe` (a dict: what else its tokens depend on),
 `prepare(frame)`, which makes an array of an RGB uint8 frame (H, W, 3) on the threads that decode, and `encode(list of
-prepared frames)` -> (N, T, D), in the main thread. The block DCT is here, the pretrained ones are in pretrained.py.
+prepared frames)` -> (N, T, D), in the main thread. The block DCT is here, the pretrained ones
+and the choice by name are in pretrained.py.
 """
 
 import functools
@@ -20,8 +21,12 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import scipy.fft
 
-from tokens.videos import Video, equalize, make_windows
+from basics.running import InputError
+from tokens.dataset import make_windows
+from tokens.videos import Video
+from tokens.writing import equalize
 
 # ---------------------------------------------------------------- block-DCT statistics
 
@@ -114,13 +119,6 @@ def pad_to_smallest(frame):
     return cv2.copyMakeBorder(frame, 0, below, 0, right, cv2.BORDER_REPLICATE) if below or right else frame
 
 
-def block_dct_matrix():
-    """The orthonormal 8 x 8 DCT-II of a block as one matrix (64, 64) on its row-major pixels."""
-    place, wave = np.arange(BLOCK), np.arange(BLOCK)[:, None]
-    cosine = np.cos(np.pi * (2 * place + 1) * wave / (2 * BLOCK)) * np.sqrt(np.where(wave, 2, 1) / BLOCK)
-    return np.kron(cosine, cosine).astype(np.float32)
-
-
 def band_matrix():
     """(64, 6): averages coefficients (u, v) of u + v = 1-2, 3-4, 5-6, 7-8, 9-10 and 11-14."""
     diagonal = np.add.outer(np.arange(BLOCK), np.arange(BLOCK)).ravel()
@@ -128,7 +126,9 @@ def band_matrix():
     return (member / member.sum(axis=0)).astype(np.float32)
 
 
-BLOCK_DCT, BANDS = block_dct_matrix(), band_matrix()
+COSINES = scipy.fft.dct(np.eye(BLOCK), norm="ortho", axis=0)
+BLOCK_DCT = np.kron(COSINES, COSINES).astype(np.float32)  # (64, 64), of a block's row-major pixels
+BANDS = band_matrix()
 
 
 def group_constants():
@@ -146,14 +146,14 @@ def group_constants():
 SHIFT, SCALE = group_constants()
 
 
-# ---------------------------------------------------------------- choosing an encoder
+# ---------------------------------------------------------------- fewer tokens
 
 
 def pooled_tokens(grid: int, pool: int) -> int:
     """Tokens left of a grid x grid after average pooling pool x pool."""
     if pool < 1 or grid % pool:
         divisors = ", ".join(str(k) for k in range(1, grid + 1) if grid % k == 0)
-        raise ValueError(f"--pool {pool} does not divide the {grid} x {grid} token grid; choose one of {divisors}")
+        raise InputError(f"--pool {pool} does not divide the {grid} x {grid} token grid; choose one of {divisors}")
     return (grid // pool) ** 2
 
 
@@ -166,33 +166,7 @@ def pool_tokens(tokens, pool: int):
     return grid.mean(axis=(2, 4)).reshape(count, -1, dim)
 
 
-ENCODERS = ("dct", "mobilenet", "siglip", "dinov2", "clip")
 DTYPES = ("float32", "bfloat16", "mixed_bfloat16", "float16", "mixed_float16")
-
-
-def build_encoder(name: str, pool: int = 1, layer=None, weights=None, dtype=None):
-    """The encoder called `name`, or of a KerasHub preset of SigLIP, DINOv2 or CLIP: its name, handle or folder.
-
-    `pool` averages its token grid pool x pool; `layer` chooses among the outputs of clip and mobilenet; `weights` is a
-    file for mobilenet; `dtype` (float32) is that of a pretrained model. Raises ValueError saying what to pass instead.
-    """
-    if weights and name != "mobilenet":
-        raise ValueError(f"--encoder-weights is for mobilenet; {name} takes a preset folder as --encoder")
-    if name == "dct":
-        if layer or dtype:
-            raise ValueError("--layer and --encoder-dtype are for pretrained encoders, not for dct")
-        return BlockDCT(pool)
-    import pretrained  # here, since it loads Keras
-
-    dtype = dtype or "float32"
-    if name == "mobilenet":
-        return pretrained.load_mobilenet(layer, weights, dtype, pool)
-    if name not in ENCODERS and not pretrained.is_preset(name):
-        raise ValueError(
-            f"unknown encoder {name!r}; choose one of {', '.join(ENCODERS)}, or a KerasHub preset of SigLIP, DINOv2 or"
-            " CLIP: its name, hf:// or kaggle:// handle, or a folder"
-        )
-    return pretrained.load_preset(name, layer, dtype, pool)
 
 
 # ---------------------------------------------------------------- videos through an encoder

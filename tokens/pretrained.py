@@ -1,12 +1,14 @@
-"""The pretrained frozen encoders: SigLIP, DINOv2 and CLIP from KerasHub presets, MobileNet from Keras Applications.
+"""The choice of an encoder by name, and the pretrained ones: SigLIP, DINOv2 and CLIP from KerasHub presets, MobileNet
+from Keras Applications.
 
+    encoder = build_encoder("dct", pool=2)                 block-DCT statistics, without Keras
     encoder = load_preset("siglip")                        729 x 1152 per frame (SAGA, Sec. S-2)
     encoder = load_preset("clip", layer="pooled")          1 x 1024; "projection" is the 1 x 768 image embedding
     encoder = load_preset("hf://keras/...", dtype="bfloat16")
     encoder = load_mobilenet(weights="mobilenet_1_0_224_tf_no_top.h5")
 
 Frames are prepared as each model was trained, with NumPy on the threads that decode: cropped or stretched, resized with
-antialiasing, shifted and scaled.
+antialiasing, shifted and scaled. Keras is imported where it is used, since 01 with `dct` does without.
 """
 
 import contextlib
@@ -18,13 +20,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import h5py
 import numpy as np
-from kagglehub.config import get_cache_folder
 from scipy.sparse import csr_array
 
-from common import keras, keras_hub, ops
-from tokens.encoders import pool_tokens, pooled_tokens
+from basics.backend import quiet_import
+from basics.running import InputError
+from tokens.encoders import BlockDCT, pool_tokens, pooled_tokens
+from tokens.writing import central_square
 
 # ---------------------------------------------------------------- frames as a model wants them
 
@@ -48,13 +50,6 @@ class Preparation(NamedTuple):
             frame = central_square(frame)
         resized = np.clip(resize(frame, self.size, self.interpolation), 0, 255)  # bicubic overshoots
         return resized * np.float32(self.scale) + np.float32(self.offset)
-
-
-def central_square(frame):
-    height, width = frame.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return frame[top : top + side, left : left + side]
 
 
 def resize(frame, size: int, interpolation="bicubic"):
@@ -106,38 +101,44 @@ class Pretrained:
 
 def weights_digest(model) -> str:
     """One name for the same weights, wherever they came from and on every backend."""
+    import keras
+
     digest = hashlib.sha256()
     for weight in model.weights:
         derived = weight.name == "interpolated_position_embeddings"  # its last bits depend on the processor
         if keras.backend.is_float_dtype(weight.dtype) and not derived:  # position ids are int32 or int64
-            digest.update(np.ascontiguousarray(ops.convert_to_numpy(weight)).view(np.uint8).data)
+            digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(weight)).view(np.uint8).data)
     return digest.hexdigest()
 
 
 # ---------------------------------------------------------------- KerasHub: SigLIP, DINOv2, CLIP
 
 PRESETS = {"siglip": "siglip_so400m_patch14_384", "dinov2": "dinov2_large", "clip": "clip_vit_large_patch14"}
-BACKBONES = {
-    "siglip": keras_hub.models.SigLIPBackbone,
-    "dinov2": keras_hub.models.DINOV2Backbone,
-    "clip": keras_hub.models.CLIPBackbone,
-}
 LAYERS = {"siglip": (), "dinov2": (), "clip": ("projection", "pooled")}  # what --layer chooses from, default first
 IMAGENET_MEAN, IMAGENET_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 DINOV2_SIZE = 378  # 27 x 27 patches, as many as SigLIP's; its position embeddings are interpolated from 37 x 37
 os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network it warns of each of its retries
 
 
+def backbones() -> dict:
+    """KerasHub's class of each family."""
+    from keras_hub import models
+
+    return {"siglip": models.SigLIPBackbone, "dinov2": models.DINOV2Backbone, "clip": models.CLIPBackbone}
+
+
 def is_preset(name: str) -> bool:
     """Whether KerasHub may know a preset: its name, a handle (hf://, kaggle://), or a local folder."""
-    return "://" in name or Path(name).is_dir() or any(name in backbone.presets for backbone in BACKBONES.values())
+    return "://" in name or Path(name).is_dir() or any(name in backbone.presets for backbone in backbones().values())
 
 
 def load_preset(name: str, layer=None, dtype="float32", pool=1) -> Pretrained:
     """A SigLIP, DINOv2 or CLIP encoder by short name, KerasHub preset, handle or local folder.
 
-    Raises ValueError, saying which files go where, when the preset cannot be downloaded or read.
+    Raises InputError, saying which files go where, when the preset cannot be downloaded or read.
     """
+    import keras_hub
+
     preset = PRESETS.get(name, name)
     with plain_errors(preset):
         converter = keras_hub.layers.ImageConverter.from_preset(preset)
@@ -146,7 +147,7 @@ def load_preset(name: str, layer=None, dtype="float32", pool=1) -> Pretrained:
     layer = layer or next(iter(LAYERS[family]), None)
     with plain_errors(preset):
         sizes = {"image_shape": (DINOV2_SIZE, DINOV2_SIZE, 3)} if family == "dinov2" else {}
-        backbone = BACKBONES[family].from_preset(preset, dtype=dtype, **sizes)
+        backbone = backbones()[family].from_preset(preset, dtype=dtype, **sizes)
         model, grid = TOKENS[family](backbone, layer)
         prepare = preparation(converter, model.input_shape[1])
     return Pretrained(family, model, grid, prepare, pool, preset=preset, layer=layer, encoder_dtype=dtype)
@@ -154,16 +155,18 @@ def load_preset(name: str, layer=None, dtype="float32", pool=1) -> Pretrained:
 
 @contextlib.contextmanager
 def plain_errors(preset):
-    """Whatever KerasHub, a hub's client or HDF5 raises becomes a ValueError of one line that says what to do."""
+    """Whatever KerasHub, a hub's client or HDF5 raises becomes an InputError of one line that says what to do."""
     try:
         yield
     except Exception as error:
         remove_empty_folders(preset)
-        raise ValueError(f"{preset} cannot be loaded ({one_line(error)}); {remedy(preset)}") from error
+        raise InputError(f"{preset} cannot be loaded ({one_line(error)}); {remedy(preset)}") from error
 
 
 def remove_empty_folders(preset):
     """Undo what kagglehub does before it knows whether it can download: make a folder for the model."""
+    from kagglehub.config import get_cache_folder
+
     handle, cache = kaggle_handle(preset), Path(get_cache_folder())
     if handle.startswith("kaggle://") and ".." not in handle:
         folder = cache / "models" / handle.removeprefix("kaggle://").strip("/")
@@ -177,10 +180,10 @@ def family_of(converter):
     """The family that an image converter belongs to; a Transformers checkpoint without one can only be DINOv2."""
     if converter is None:
         return "dinov2"
-    for family, backbone in BACKBONES.items():
+    for family, backbone in backbones().items():
         if converter.backbone_cls is backbone:
             return family
-    raise ValueError(f"{converter.backbone_cls.__name__} is none of {', '.join(BACKBONES)}")
+    raise InputError(f"{converter.backbone_cls.__name__} is none of {', '.join(backbones())}")
 
 
 def preparation(converter, size) -> Preparation:
@@ -188,7 +191,7 @@ def preparation(converter, size) -> Preparation:
         scale, offset = 1 / 255 / IMAGENET_STD, -IMAGENET_MEAN / IMAGENET_STD
         return Preparation(size, scale.tolist(), offset.tolist(), True, "bicubic")
     if converter.interpolation not in KERNELS or converter.pad_to_aspect_ratio:
-        raise ValueError(f"a preset that resizes by {converter.interpolation} or pads its images is not supported")
+        raise InputError(f"a preset that resizes by {converter.interpolation} or pads its images is not supported")
     scale = np.broadcast_to(1.0 if converter.scale is None else converter.scale, 3).tolist()
     offset = np.broadcast_to(0.0 if converter.offset is None else converter.offset, 3).tolist()
     return Preparation(size, scale, offset, converter.crop_to_aspect_ratio, converter.interpolation)
@@ -203,6 +206,8 @@ def in_dtype(vision, policy):
 
 def siglip_tokens(backbone, layer):
     """Images -> tokens after the vision encoder's last LayerNorm, before its pooling head."""
+    import keras
+
     vision = in_dtype(backbone.vision_encoder, backbone.dtype_policy)
     grid = vision.image_shape[0] // vision.patch_size
     size = grid * vision.patch_size  # 378: of 384, no patch sees the last 6
@@ -215,6 +220,8 @@ def siglip_tokens(backbone, layer):
 
 def dinov2_tokens(backbone, layer):
     """Images -> patch tokens after the last LayerNorm, without class and register tokens."""
+    import keras
+
     interpolate_positions(backbone.embeddings)
     patches = backbone.output[:, 1 + backbone.num_register_tokens :]
     return keras.Model(backbone.inputs[0], patches), DINOV2_SIZE // backbone.patch_size
@@ -225,9 +232,11 @@ def interpolate_positions(embeddings):
 
     The published models with registers antialias, which has a = -1/2 in both: KerasHub's are kept.
     """
+    import keras
+
     if embeddings.antialias_in_interpolation:
         return
-    learned = np.float32(ops.convert_to_numpy(embeddings.position_embeddings))[0]  # (1 + positions, D)
+    learned = np.float32(keras.ops.convert_to_numpy(embeddings.position_embeddings))[0]  # (1 + positions, D)
     old, new = (
         shape[0] // embeddings.patch_size for shape in (embeddings.position_embedding_shape, embeddings.image_shape)
     )
@@ -239,6 +248,8 @@ def interpolate_positions(embeddings):
 
 def clip_tokens(backbone, layer):
     """Images -> one token: the projected image embedding, or the pooled class token before the projection."""
+    import keras
+
     vision = in_dtype(backbone.vision_encoder, backbone.dtype_policy)
     images = keras.Input(vision.image_shape)
     x = backbone.vision_pooler(vision({"images": images}))  # (N, width)
@@ -253,7 +264,7 @@ TOKENS = {"siglip": siglip_tokens, "dinov2": dinov2_tokens, "clip": clip_tokens}
 def check_layer(encoder, layer, choices):
     if layer is not None and layer not in choices:
         known = f"choose one of {', '.join(choices)}" if choices else "it has one output"
-        raise ValueError(f"--layer {layer}: {encoder} has no such layer; {known}")
+        raise InputError(f"--layer {layer}: {encoder} has no such layer; {known}")
 
 
 def remedy(preset):
@@ -270,7 +281,7 @@ def remedy(preset):
 
 def kaggle_handle(preset):
     """Where a built-in preset is on Kaggle; any other preset as it is."""
-    for backbone in BACKBONES.values():
+    for backbone in backbones().values():
         preset = backbone.presets.get(preset, {}).get("kaggle_handle", preset)
     return preset
 
@@ -291,19 +302,21 @@ def load_mobilenet(layer=None, weights=None, dtype="float32", pool=1) -> Pretrai
 
     `weights` is the file that Keras downloads, or one saved from a MobileNet cut after any block that the layer needs.
     """
+    import keras
+
     layer = layer or MOBILENET_LAYER
     check_layer("mobilenet", layer, MOBILENET_LAYERS)
     try:
         blocks = saved_blocks(weights) if weights else len(MOBILENET_LAYERS)
         if layer not in MOBILENET_LAYERS[:blocks]:
-            raise ValueError(f"it holds {blocks} of MobileNet's 13 blocks, too few for --layer {layer}")
+            raise InputError(f"it holds {blocks} of MobileNet's 13 blocks, too few for --layer {layer}")
         model = mobilenet(blocks, dtype, None if weights else "imagenet")
         if weights:
             model.load_weights(weights)
         x = standardised(model.get_layer(f"{layer}_bn"))
     except Exception as error:  # of the download, HDF5, Keras
         what = f"{weights} cannot be read" if weights else "MobileNet's weights cannot be downloaded"
-        raise ValueError(
+        raise InputError(
             f"{what} ({one_line(error)}); fetch {MOBILENET_FILE} and pass --encoder-weights FILE"
         ) from error
     model = keras.Model(model.input, keras.layers.Reshape((-1, x.shape[-1]))(x))
@@ -313,6 +326,8 @@ def load_mobilenet(layer=None, weights=None, dtype="float32", pool=1) -> Pretrai
 
 def mobilenet(blocks, dtype, weights):
     """The network up to a block's last ReLU; Keras Applications takes its dtype from the global policy alone."""
+    import keras
+
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype)
     try:
@@ -328,6 +343,8 @@ def standardised(norm):
     After them and the ReLU tokens are nearly the same in all clips (98% of the energy of mean tokens, 51% as they are
     here; conv_pw_3 on 328 real clips, equalized), and hard negative mining then pulls every embedding to one point.
     """
+    import keras
+
     plain = keras.layers.BatchNormalization(center=False, scale=False, epsilon=norm.epsilon, dtype=norm.dtype_policy)
     x = plain(norm.input)
     plain.set_weights([norm.moving_mean, norm.moving_variance])
@@ -336,6 +353,38 @@ def standardised(norm):
 
 def saved_blocks(path) -> int:
     """How many of MobileNet's 13 blocks a weights file holds, in Keras 3's layout or the older one."""
+    import h5py
+
     with h5py.File(path) as file:
         names = file.get("layers", file)
         return sum(bool(re.fullmatch(r"depthwise_conv2d(_\d+)?|conv_dw_\d+", name)) for name in names)
+
+
+# ---------------------------------------------------------------- choosing an encoder
+
+ENCODERS = ("dct", "mobilenet", *PRESETS)
+
+
+def build_encoder(name: str, pool: int = 1, layer=None, weights=None, dtype=None):
+    """The encoder called `name`, or of a KerasHub preset of SigLIP, DINOv2 or CLIP: its name, handle or folder.
+
+    `pool` averages its token grid pool x pool; `layer` chooses among the outputs of clip and mobilenet; `weights` is a
+    file for mobilenet; `dtype` (float32) is that of a pretrained model. Raises InputError saying what to pass instead.
+    """
+    if weights and name != "mobilenet":
+        raise InputError(f"--encoder-weights is for mobilenet; {name} takes a preset folder as --encoder")
+    if name == "dct":
+        if layer or dtype:
+            raise InputError("--layer and --encoder-dtype are for pretrained encoders, not for dct")
+        return BlockDCT(pool)
+    with quiet_import():
+        import keras_hub  # noqa: F401  (here, since 01 with `dct` does without)
+    dtype = dtype or "float32"
+    if name == "mobilenet":
+        return load_mobilenet(layer, weights, dtype, pool)
+    if name not in ENCODERS and not is_preset(name):
+        raise InputError(
+            f"unknown encoder {name!r}; choose one of {', '.join(ENCODERS)}, or a KerasHub preset of SigLIP, DINOv2 or"
+            " CLIP: its name, hf:// or kaggle:// handle, or a folder"
+        )
+    return load_preset(name, layer, dtype, pool)

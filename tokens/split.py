@@ -1,14 +1,73 @@
-"""Which videos a stage trains on, validates on and tests: by level, split or fold, generators and labels per class."""
+"""Groups, folds, and which videos a stage trains on, validates on and tests: by level, split, generators, labels."""
 
 import hashlib
 import itertools
 import warnings
 from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
-from common import class_index, class_names, load_generators, resolve_generator
-from tokens.dataset import groups_of_generators, read_index, read_json, train_every_generator
+from basics.running import InputError
+from tokens.dataset import features_recipe, first_per, read_index, usable
+from tokens.generators import class_index, class_names, resolve_generator
+
+# ---------------------------------------------------------------- groups and the recorded split
+
+
+def group_hash(group: str) -> float:
+    """A number in [0, 1) that depends on the group's name alone."""
+    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
+
+
+def groups_of_generators(groups, generators) -> dict[str, list[str]]:
+    """Each generator's groups by hash, from each video's group and generator."""
+    members = {}
+    for group, generator in sorted(set(zip(groups, generators, strict=True)), key=lambda pair: group_hash(pair[0])):
+        members.setdefault(generator, []).append(group)
+    return dict(sorted(members.items()))
+
+
+def assign_splits(groups, generators, recorded=None) -> dict[str, str]:
+    """{group: train, val or test} from each video's group and generator.
+
+    Groups with a recorded split keep it, whatever is added later; test takes 20 per cent of the others by hash, val 8.
+    A generator of two groups or more and none in test gives its group of the lowest hash.
+    """
+    recorded, members = recorded or {}, groups_of_generators(groups, generators)
+    splits = {}
+    for group in groups:
+        place = group_hash(group)
+        splits[group] = recorded.get(group) or ("test" if place < 0.2 else "val" if place < 0.28 else "train")
+    for own in members.values():
+        free = [group for group in own if group not in recorded]
+        if len(own) > 1 and free and "test" not in map(splits.get, own):
+            splits[free[0]] = "test"
+    return train_every_generator(splits, members, recorded)
+
+
+def set_splits(rows, recorded):
+    """Give every row its split: a CSV's own, else the one recorded for its group, else by hash."""
+    given = {}
+    for row in rows:
+        if row["split"] and given.setdefault(row["group"], row["split"]) != row["split"]:
+            raise InputError(
+                f"group {row['group']} is in {given[row['group']]} and in {row['split']}; a group has one split"
+            )
+    splits = assign_splits([row["group"] for row in rows], [row["generator"] for row in rows], recorded | given)
+    for row in rows:
+        row["split"] = splits[row["group"]]
+
+
+def train_every_generator(splits, members, fixed=()) -> dict[str, str]:
+    """A generator left without a train group gets its group of the highest hash back; groups in `fixed` stay."""
+    splits = dict(splits)
+    for own in members.values():
+        free = [group for group in own if group not in fixed]
+        if free and "train" not in map(splits.get, own):
+            splits[free[-1]] = "train"
+    return splits
+
+
+# ---------------------------------------------------------------- who trains and who is tested
 
 
 class Videos(NamedTuple):
@@ -22,23 +81,38 @@ class Videos(NamedTuple):
     excluded: dict[str, int]  # generator: videos, where its field is Unknown or Mixed
 
 
-def choose_videos(rows, level, args) -> Videos:
-    """Who trains, validates and tests at a level, by the index's split and the flags.
+def choose_videos(
+    rows,
+    level,
+    features,
+    table,
+    *,
+    train_generators=None,
+    test_generators=None,
+    test_features=None,
+    fold=None,
+    labels_per_class="all",
+    limit=None,
+    train_on_val=False,
+    seed=0,
+) -> Videos:
+    """Who trains, validates and tests at a level, of the index rows of a features folder and the generator table.
 
-    A held-out generator is tested on all its videos, since it never trains. No tested video shares a group with a
-    training video. Raises ValueError when fewer than two classes are left to train on, or no video to test.
+    `train_generators` and `test_generators` are names, beside which Real always counts; `test_features` is another
+    folder, all of whose videos are tested; `fold` (k, n) tests on fold k of n; `limit` is per generator and split.
+    A generator that does not train is tested on all its videos. No tested video shares a group with a training video.
+    Raises InputError when fewer than two classes are left to train on, or no video to test.
     """
-    table = load_generators(args.generators)
-    rows = usable(rows, args.features)
-    if args.fold:
-        rows = fold_splits(rows, *args.fold, args.seed)
-    other = other_features(args) if args.test_features else []
-    if args.limit:
-        rows, other = (first_per(part, ("generator", "split"), args.limit, args.seed) for part in (rows, other))
-    trained = known_names(args.train_generators, table, rows) or set(table)
+    rows = usable(rows, features)
+    if fold:
+        rows = fold_splits(rows, *fold, seed)
+    other = other_features(features, test_features) if test_features else []
+    if limit:
+        rows, other = (first_per(part, ("generator", "split"), limit, seed) for part in (rows, other))
+    trained = known_names(train_generators, table, rows) or set(table)
     if outside := sorted(trained - set(table)):
-        raise ValueError(f"outside the generator table, so never trained on: {', '.join(outside)}")
-    tested = known_names(args.test_generators, table, other or rows) or (set(table) if other else trained)
+        raise InputError(f"outside the generator table, so never trained on: {', '.join(outside)}")
+    tested = known_names(test_generators, table, other or rows) or (set(table) if other else trained)
     labels = {name: class_index(level, name, table) for name in {row["generator"] for row in rows + other}}
 
     def trains(row):
@@ -46,7 +120,7 @@ def choose_videos(rows, level, args) -> Videos:
 
     roles, excluded = {"train": [], "val": [], "test": [], "unseen": []}, Counter()
     for row in filter(trains, rows):
-        roles["train" if args.best == "last" else row["split"]].append(row | {"label": labels[row["generator"]]})
+        roles["train" if train_on_val else row["split"]].append(row | {"label": labels[row["generator"]]})
     for row in other or itertools.filterfalse(trains, rows):
         generator, label = row["generator"], labels[row["generator"]]
         if generator in table and label is None:
@@ -56,8 +130,8 @@ def choose_videos(rows, level, args) -> Videos:
         elif other or generator not in trained:
             roles["unseen"].append(row)
     roles["test"] = apart_from_training(roles)
-    if args.labels_per_class != "all":
-        roles["train"] = first_per(roles["train"], ("label",), args.labels_per_class, args.seed)
+    if labels_per_class != "all":
+        roles["train"] = first_per(roles["train"], ("label",), labels_per_class, seed)
     return keep_trained_classes(class_names(level, table), roles, dict(excluded))
 
 
@@ -70,25 +144,15 @@ def apart_from_training(roles):
     return apart
 
 
-def other_features(args):
-    """The rows of --test-features. Raises ValueError when its features were made in another way."""
-    ours, theirs = (features_recipe(folder) for folder in (args.features, args.test_features))
-    options = ("encoder", "layer", "weights_sha256", "tokens", "dim", "frames", "fps", "pool")
-    differing = [key for key in options if ours.get(key) != theirs.get(key)]
-    if differing:
-        raise ValueError(f"{args.test_features} holds other features than {args.features} ({', '.join(differing)})")
-    return usable(read_index(args.test_features), args.test_features)
+COMPARABLE = ("encoder", "layer", "weights_sha256", "tokens", "dim", "frames", "fps", "pool")
 
 
-def features_recipe(folder):
-    if not (Path(folder) / "recipe.json").exists():
-        raise ValueError(f"{folder}: no recipe.json; run 01_extract_features.py --features {folder} first")
-    return read_json(Path(folder) / "recipe.json", ("frames", "tokens", "dim"))
-
-
-def usable(rows, features):
-    """The rows that have features, each told its folder."""
-    return [row | {"features": features} for row in rows if row["windows"] and not row["error"]]
+def other_features(features, test_features):
+    """The rows of another features folder. Raises InputError when its features were made in another way."""
+    ours, theirs = (features_recipe(folder) for folder in (features, test_features))
+    if differ := [key for key in COMPARABLE if ours.get(key) != theirs.get(key)]:
+        raise InputError(f"{test_features} holds other features than {features} ({', '.join(differ)})")
+    return usable(read_index(test_features), test_features)
 
 
 def known_names(wanted, table, rows):
@@ -98,20 +162,8 @@ def known_names(wanted, table, rows):
     present = {row["generator"] for row in rows}
     resolved = {resolve_generator(name, table) or name for name in wanted}
     if missing := sorted(resolved - present):
-        raise ValueError(f"no video of {', '.join(missing)} in the features; there are: {', '.join(sorted(present))}")
+        raise InputError(f"no video of {', '.join(missing)} in the features; there are: {', '.join(sorted(present))}")
     return resolved | {"Real"}
-
-
-def first_per(rows, keys, count, seed):
-    """At most `count` rows per value of `keys`, in an order drawn by seed: fewer rows are a part of more."""
-    order = sorted(rows, key=lambda row: hashlib.sha256(f"{seed} {row['path']}".encode()).digest())
-    taken, kept = {}, []
-    for row in order:
-        value = tuple(row[key] for key in keys)
-        taken[value] = taken.get(value, 0) + 1
-        if taken[value] <= count:
-            kept.append(row)
-    return sorted(kept, key=lambda row: row["path"])
 
 
 def fold_splits(rows, k, n, seed):
@@ -135,7 +187,7 @@ def keep_trained_classes(classes, roles, excluded):
     """Drop classes nobody trains; their videos are unseen. Says which, and which classes have no test video."""
     present = sorted({row["label"] for row in roles["train"]})
     if len(present) < 2:
-        raise ValueError(
+        raise InputError(
             f"training needs videos of two classes or more; there are {[classes[i] for i in present]}: add videos or"
             " widen --train-generators"
         )
@@ -149,7 +201,7 @@ def keep_trained_classes(classes, roles, excluded):
     classes = tuple(classes[i] for i in present)
     tested = {row["label"] for row in roles["test"]}
     if not tested:
-        raise ValueError("no test video: add videos, or name others by --test-generators or --test-features")
+        raise InputError("no test video: add videos, or name others by --test-generators or --test-features")
     if untested := [name for i, name in enumerate(classes) if i not in tested]:
         print(f"no test video, so not evaluated: {', '.join(untested)}")
     return Videos(classes, **roles, excluded=excluded)

@@ -1,19 +1,14 @@
-"""Videos: which files they are and whose, their frames by time, windows of frames, clips made equal.
+"""Video files: what they are, and their frames by the time on screen.
 
 for seconds, frame in sample_frames("clip.mp4", fps=8): ...     RGB uint8 (H, W, 3), one at a time
-rows, ignored = list_videos("folder or CSV", load_generators())
 """
 
-import csv
-import hashlib
 import io
 import itertools
 import math
 import os
 import stat
 import warnings
-from collections import Counter
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -22,7 +17,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image, UnidentifiedImageError
 
-# ---------------------------------------------------------------- reading videos and stills
+from basics.running import InputError
 
 VIDEO_SUFFIXES = {"mp4", "m4v", "mov", "3gp", "mkv", "webm", "avi", "gif", "webp", "mpg", "mpeg", "ts", "wmv", "flv"}
 STILL_SUFFIXES = {"png", "jpg", "jpeg", "bmp", "tif", "tiff"}
@@ -52,9 +47,9 @@ class Video:
         else:
             status = Path(source).stat()
             if not stat.S_ISREG(status.st_mode):
-                raise ValueError("not a regular file")
+                raise InputError("not a regular file")
             if not status.st_size:
-                raise ValueError("empty file")
+                raise InputError("empty file")
             with open(source, "rb") as file:
                 head = file.read(64)
             kind = next((kind for magic, kind in STILL_MAGIC.items() if head.startswith(magic)), None)
@@ -86,7 +81,7 @@ class Video:
         self.packets = list(packets) if hold else None
         found = [(p.pts, p.dts, p.duration, p.is_keyframe) for p in (self.packets if hold else packets) if is_frame(p)]
         if not found:
-            raise ValueError("no video frames in the file")
+            raise InputError("no video frames in the file")
         # AVI stores no presentation times, and those that FFmpeg guesses can be out of order.
         self.times, self.length, self.marks = timeline(found, stream, stored=self.container != "avi")
         self.runs = key_frame_runs(found) if self.marks is not None and self.codec in SEEKABLE else None
@@ -98,7 +93,7 @@ class Video:
         self.input = open_container(self.source)
         stream = self.input.streams.best("video")
         if stream is None:
-            raise ValueError("no video stream")
+            raise InputError("no video stream")
         return stream
 
     def facts(self) -> dict[str, str]:
@@ -197,7 +192,7 @@ def read_stills(path, kind):
     if image is not None and (image.ndim == 2 or image.shape[2] == 3):
         image = cv2.imdecode(data, cv2.IMREAD_COLOR)  # turned as the camera was held, which UNCHANGED is not
     if image is None:
-        raise ValueError(f"not a readable {kind} image")
+        raise InputError(f"not a readable {kind} image")
     return [from_opencv(image)], [0.0], 0.0
 
 
@@ -209,16 +204,16 @@ def check_still(path):
             frames = getattr(image, "n_frames", 1) if image.format == "WEBP" else 1
             needed = 4 * frames * image.width * image.height
     except Image.DecompressionBombError as error:
-        raise ValueError(f"a frame has more than {MOST_PIXELS >> 20} million pixels; scale it down") from error
+        raise InputError(f"a frame has more than {MOST_PIXELS >> 20} million pixels; scale it down") from error
     except (UnidentifiedImageError, OSError, SyntaxError):
         return  # OpenCV says what is wrong with it
     if needed > MOST_BYTES:
-        raise ValueError(f"{frames} frames of {image.width}x{image.height} do not fit in memory; make it an mp4")
+        raise InputError(f"{frames} frames of {image.width}x{image.height} do not fit in memory; make it an mp4")
 
 
 def check_pixels(width, height):
     if width * height > MOST_PIXELS:
-        raise ValueError(
+        raise InputError(
             f"frames of {width}x{height} are more than {MOST_PIXELS >> 20} million pixels; scale them down"
         )
 
@@ -342,212 +337,5 @@ def reason(error):
     return text if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
 
 
-# ---------------------------------------------------------------- windows and equal clips
-
-
-def make_windows(tokens, times, frames: int):
-    """Cut a video's tokens (N, T, D) and times (N,) into windows of `frames` (L); the last frame repeats as padding.
-
-    Returns tokens (S, L, T, D), times (S, L) and valid (S, L), which is False on padding. Tokens that already have
-    room for the padding are filled in place, so that an hour of video is not copied.
-    """
-    count = len(times)
-    number = np.arange(math.ceil(count / frames) * frames).reshape(-1, frames)  # (S, L)
-    held = np.minimum(number, count - 1)
-    if len(tokens) < number.size:
-        tokens = np.asarray(tokens)[held.ravel()]
-    tokens[count : number.size] = tokens[count - 1]
-    return tokens[: number.size].reshape(*number.shape, *tokens.shape[1:]), np.asarray(times)[held], number < count
-
-
-class NothingShownError(ValueError):
+class NothingShownError(InputError):
     """No frame of what was asked for could be decoded."""
-
-
-class TooShortError(ValueError):
-    """A clip that --equalize leaves out."""
-
-    REASON = "shorter than "
-
-
-def equalize(samples, size: int, fps: float, frames: int):
-    """A clip as H.264 in an mp4 of one size, rate and length, or ValueError when it is shorter than that.
-
-    The centre square of the first `frames` samples is scaled to size x size: afterwards metadata tells nothing.
-    """
-    squares = [centre_square(frame, size) for _, frame in itertools.islice(samples, frames)]
-    if len(squares) < frames:
-        # Not padded: a frame that repeats would tell the length.
-        raise TooShortError(f"{TooShortError.REASON}{frames / fps:g} s; cannot be equalized")
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as output:
-        rate = Fraction(fps).limit_denominator(1001)
-        stream = output.add_stream("libx264", rate=rate, options={"crf": "23", "threads": "1"})
-        stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"
-        for square in squares:
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(square, format="rgb24")))
-        output.mux(stream.encode())
-    file.seek(0)
-    return file
-
-
-def centre_square(frame, size: int):
-    """The centre square of a frame (H, W, 3), scaled to (size, size, 3)."""
-    height, width = frame.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = frame[top : top + side, left : left + side]
-    return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if size <= side else cv2.INTER_CUBIC)
-
-
-# ---------------------------------------------------------------- which videos
-
-
-def list_folder(root, table):
-    """Index rows of the videos below a folder and a Counter of what is ignored."""
-    rows, ignored, names = [], Counter(), {}
-    for source in walk(root, ignored):
-        parts, suffix = source.split("/"), suffix_of(source)
-        if suffix not in VIDEO_SUFFIXES | STILL_SUFFIXES:
-            ignored[f"*.{suffix}" if suffix else "without extension"] += 1
-        elif found := label(parts, table, names):
-            generator, tail = found
-            rows.append(new_row("/".join((generator, *tail)), generator, source, os.path.join(root, source)))
-        else:
-            ignored["not in a generator's folder (put it in one, or name its generator in a CSV)"] += 1
-    with_videos = {row["generator"] for row in rows if suffix_of(row["source"]) in VIDEO_SUFFIXES}
-    kept = [r for r in rows if suffix_of(r["source"]) in VIDEO_SUFFIXES or r["generator"] not in with_videos]
-    ignored["stills beside videos"] += len(rows) - len(kept)
-    return kept, ignored
-
-
-def suffix_of(name):
-    return os.path.splitext(name)[1][1:].lower()
-
-
-def walk(root, ignored):
-    """Paths of the files below a folder, symbolic links followed, without hidden and system files."""
-    seen = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        if (place := os.path.realpath(folder)) in seen:
-            folders.clear()
-            continue
-        seen.add(place)
-        ignored["hidden or system"] += sum(not is_shown(name) for name in folders + files)
-        folders[:] = filter(is_shown, folders)
-        for name in filter(is_shown, files):
-            file = os.path.join(folder, name)
-            if os.path.exists(file) and not os.path.isfile(file):
-                ignored["not a regular file"] += 1
-            elif not is_text(file):
-                ignored["with a name that is not UTF-8"] += 1
-            else:
-                yield Path(os.path.relpath(file, root)).as_posix()
-
-
-def is_shown(name):
-    return not name.startswith(".") and name != "__MACOSX"
-
-
-def is_text(name):
-    try:
-        return bool(name.encode())
-    except UnicodeEncodeError:
-        return False
-
-
-def label(parts, table, names):
-    """(generator, the rest of the index path) of a file's path below the folder of videos; None without a generator."""
-    folders = [part.casefold() for part in parts[:-1]]
-    if "0_real" in folders:
-        below = folders.index("0_real")
-        named = max(below - 1, 0)  # DVF's set
-    elif "1_fake" in folders[1:]:
-        below = folders.index("1_fake", 1)
-        named = below - 1
-    elif "fake" in folders:
-        named = below = folders.index("fake") + 1
-    else:
-        known = (i for i, part in enumerate(parts[:-1]) if canonical(part, table, names))
-        named = below = next(known, 0)
-    if named >= len(folders) or folders[named] == "1_fake":
-        return None
-    generator = "Real" if folders[below] == "0_real" else canonical(parts[named], table, names) or parts[named]
-    # Two spellings of one generator stay apart, and so do DVF's sets.
-    spelling = () if parts[named] == generator else (parts[named],)
-    return generator, (*spelling, *parts[below + 1 :])
-
-
-def canonical(name, table, names):
-    """resolve_generator, remembered in `names`: millions of files lie in few folders."""
-    from common import resolve_generator  # with Keras behind it, which decoding does without
-
-    if name not in names:
-        names[name] = resolve_generator(name, table)
-    return names[name]
-
-
-def list_csv(path, table):
-    """Index rows of the videos that a CSV names."""
-    rows, names = [], {}
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = {"path", "generator"} - set(reader.fieldnames or ())
-        if missing:
-            raise ValueError(
-                f"{path}: missing column(s) {', '.join(sorted(missing))}; expected path,generator[,group,stratum,split]"
-            )
-        for line in reader:
-            place = f"{path}, line {reader.line_num}"
-            if not line["path"] or not line["generator"]:
-                raise ValueError(f"{place}: empty path or generator")
-            if (split := line.get("split") or "") not in ("", "train", "val", "test"):
-                raise ValueError(f"{place}: split {split!r} is not train, val, test or empty")
-            given, generator = Path(line["path"]), line["generator"].strip()
-            generator = canonical(generator, table, names) or generator
-            tail = [part for part in given.parts if part not in (given.anchor, "..")]
-            name = "/".join((generator.replace("/", "_").lstrip(".") or "_", *tail))
-            file = os.path.abspath(Path(path).parent / given)
-            row = new_row(name, generator, file if ".." in given.parts else given.as_posix(), file)
-            rows.append(row | {key: line.get(key) or row[key] for key in ("group", "stratum")} | {"split": split})
-    return rows, Counter()
-
-
-def new_row(path, generator, source, file):
-    row = {"path": path, "generator": generator, "group": path, "stratum": "", "split": "", "windows": 0}
-    row |= dict.fromkeys(("fps", "size", "length", "container", "codec", "error"), "")
-    return row | {"source": source, "file": file}
-
-
-def list_videos(videos, table, limit=None):
-    """Index rows of all videos by path, and a Counter of what is ignored.
-
-    Raises ValueError naming both files when two would share a features file.
-    """
-    videos = Path(videos)
-    if not videos.exists():
-        raise ValueError(f"{videos}: no such folder or CSV; `python simulate_videos.py` makes data/zoo")
-    if not videos.is_dir() and videos.suffix.lower() != ".csv":
-        raise ValueError(f"{videos}: neither a folder nor a .csv file; give the folder that the video is in")
-    rows, ignored = list_folder(videos, table) if videos.is_dir() else list_csv(videos, table)
-    if not rows:
-        raise ValueError(f"{videos}: no videos found; {describe(ignored) or 'it is empty'}")
-    rows.sort(key=lambda row: (row["path"], row["file"]))
-    for row, after in itertools.pairwise(rows):
-        if row["path"] == after["path"]:
-            raise ValueError(f"{row['file']} and {after['file']} would both be {row['path']}; rename one or move it")
-    return (first_of_each(rows, limit) if limit else rows), ignored
-
-
-def first_of_each(rows, limit):
-    """At most `limit` rows of each generator, the same ones each time, in order."""
-    counts, kept = Counter(), set()
-    for row in sorted(rows, key=lambda row: hashlib.sha256(f"limit {row['path']}".encode()).digest()):
-        counts[row["generator"]] += 1
-        if counts[row["generator"]] <= limit:
-            kept.add(row["path"])
-    return [row for row in rows if row["path"] in kept]
-
-
-def describe(counts):
-    return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()) if count)

@@ -12,6 +12,7 @@ import os
 
 import numpy as np
 
+from basics.running import InputError
 from common import keras
 
 BACKEND = keras.backend.backend()
@@ -21,7 +22,7 @@ HOSTS = ("KERAS_DISTRIBUTION_JOB_ADDRESSES", "KERAS_DISTRIBUTION_NUM_PROCESSES",
 def use_devices(tpu=False):
     """Let all models made from now on train on all accelerators of the machine, or of all hosts.
 
-    With `tpu`, raises ValueError where there is no TPU. Raises ValueError for several hosts on TensorFlow, whose
+    With `tpu`, raises InputError where there is no TPU. Raises InputError for several hosts on TensorFlow, whose
     MultiWorkerMirroredStrategy does not work with Keras 3's `fit`. One device needs nothing of this.
     """
     keras.utils.clear_session()  # here: it would forget the devices as well as older models
@@ -36,12 +37,12 @@ def use_jax_devices(tpu):
 
     given = [name for name in HOSTS if name in os.environ]
     if 0 < len(given) < len(HOSTS):
-        raise ValueError(f"several hosts want {', '.join(HOSTS)}; only {', '.join(given)} is set")
+        raise InputError(f"several hosts want {', '.join(HOSTS)}; only {', '.join(given)} is set")
     pod = tpu and "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")  # a slice of several hosts knows its own
     if (given or pod) and not jax.distributed.is_initialized():
         keras.distribution.initialize()
     if tpu and jax.default_backend() != "tpu":
-        raise ValueError(
+        raise InputError(
             f"--tpu: JAX sees no TPU here, only {jax.default_backend()}; leave --tpu out, or install jax[tpu]"
         )
     several = jax.device_count() > 1
@@ -55,9 +56,9 @@ def use_tensorflow_devices(tpu):
     try:
         workers = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
     except (json.JSONDecodeError, AttributeError) as error:
-        raise ValueError(f"TF_CONFIG is not a JSON object ({error}); unset it to train on this host") from error
+        raise InputError(f"TF_CONFIG is not a JSON object ({error}); unset it to train on this host") from error
     if any(name in os.environ for name in HOSTS) or sum(map(len, workers.values())) > 1:
-        raise ValueError(
+        raise InputError(
             "several hosts need KERAS_BACKEND=jax: TensorFlow's MultiWorkerMirroredStrategy does not work with Keras"
             f" 3's fit; unset TF_CONFIG and {HOSTS[0]}, ... to train on this host alone"
         )
@@ -74,7 +75,7 @@ def tpu_strategy(tf):
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, OSError, RuntimeError, ImportError, tf.errors.OpError) as error:
         why = str(error).split("\n")[0]
-        raise ValueError(f"--tpu: TensorFlow finds no TPU here ({why}); leave --tpu out, or set TPU_NAME") from error
+        raise InputError(f"--tpu: TensorFlow finds no TPU here ({why}); leave --tpu out, or set TPU_NAME") from error
     return tf.distribute.TPUStrategy(resolver)
 
 
@@ -110,7 +111,7 @@ def described() -> str:
 
 
 def check_alike(*facts):
-    """Raise ValueError, on all of several processes, unless they say the same; else they would wait without end."""
+    """Raise InputError, on all of several processes, unless they say the same; else they would wait without end."""
     if processes()[1] == 1:
         return
     from jax.experimental import multihost_utils
@@ -118,7 +119,7 @@ def check_alike(*facts):
     digest = hashlib.sha256(repr(facts).encode()).digest()
     seen = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
     if len({bytes(one) for one in np.asarray(seen)}) > 1:
-        raise ValueError(
+        raise InputError(
             f"the processes of this run start differently (this one: {facts}); --features and --run must be folders"
             " that all of them share"
         )
@@ -138,15 +139,14 @@ def one_device():
         keras.distribution.set_distribution(held)
 
 
-def even(batch_size: int, chunks: int = 1) -> int:
-    """`batch_size` lowered to a multiple of devices x chunks. Raises ValueError when it is smaller than that."""
-    parts = replicas() * chunks
-    if batch_size < parts:
-        raise ValueError(
-            f"a batch of {batch_size} cannot be split over {replicas()} devices, {chunks} chunks each; use a larger"
-            " --batch-size, more videos or a smaller --accumulate"
+def even(batch_size: int) -> int:
+    """`batch_size` lowered to a multiple of the devices. Raises InputError when it is smaller than that."""
+    if batch_size < replicas():
+        raise InputError(
+            f"a batch of {batch_size} cannot be split over {replicas()} devices; use a larger --batch-size"
+            " or more videos"
         )
-    return batch_size - batch_size % parts
+    return batch_size - batch_size % replicas()
 
 
 # ---------------------------------------------------------------- computing on all of them

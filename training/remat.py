@@ -1,52 +1,27 @@
-"""Training in less memory: the same gradients, with activations held for a part of the batch at a time.
-
-`--accumulate N` takes the batch in N chunks: first the outputs of all, then the loss over the whole batch, then
-gradients chunk by chunk, for which each chunk is computed once more (GradCache, Gao et al., arXiv 2101.06983). Mining
-stays global. `--remat` does so with the spatial block, which holds nearly all activations, frame by frame; in
-prediction too, where scores alone take 12 GiB for 64 windows of full size in float32.
+"""Training in less memory (--remat): the same gradients, with the spatial block's activations, which are nearly all,
+held for one frame at a time and computed again going back. In prediction too, where scores alone take 12 GiB for 64
+windows of full size in float32.
 """
 
 from common import SAGA, keras, ops
 
 
-class FrugalSAGA(SAGA):
+class RematSAGA(SAGA):
     """SAGA for training alone: what is saved of it is a SAGA with its weights."""
 
-    def __init__(self, *sizes, accumulate=1, remat=False, **kwargs):
-        super().__init__(*sizes, **kwargs)
-        self.chunks, self.remat = accumulate, remat
-
-    def call(self, tokens, training=False):
-        if not training or self.chunks == 1:
-            return super().call(tokens, training=training)
-        sizes = [self.config[key] for key in ("frames", "tokens", "dim")]
-        # Chunk i is windows i, N + i, ...: each device finds its part of every chunk in its part of the batch.
-        chunks = ops.moveaxis(ops.reshape(tokens, (-1, self.chunks, *sizes)), 1, 0)  # (N, B / N, L, T, D)
-        outputs = one_by_one(lambda chunk: SAGA.call(self, chunk, training=True), self, chunks)
-        return {name: merge(values) for name, values in outputs.items()}
-
     def frame_vectors(self, tokens, training):
-        if not self.remat:
-            return super().frame_vectors(tokens, training)
-
         def vector(frame):  # (B, T, D) -> (B, D)
             return ops.mean(self.spatial(frame, training=training), axis=1)
 
-        return ops.moveaxis(one_by_one(vector, self.spatial, ops.moveaxis(tokens, 1, 0)), 0, 1)
+        return ops.moveaxis(scan_with_remat(vector, self.spatial, ops.moveaxis(tokens, 1, 0)), 0, 1)
 
 
-def merge(chunks):
-    """(N, B / N, ...) -> (B, ...), as `FrugalSAGA.call` cuts them."""
-    chunks = ops.moveaxis(chunks, 0, 1)
-    return ops.reshape(chunks, (-1, *ops.shape(chunks)[2:]))
-
-
-def one_by_one(function, layer, inputs):
+def scan_with_remat(function, layer, inputs):
     """function(x) of each x of inputs (N, ...), stacked; going back, each is computed again rather than remembered.
 
     `function` uses the layer's variables alone. Its dropout draws the same masks again: the states of its generators,
-    the only other variables, go in and out as values. Weights go in as they are: where the model had cast them to
-    bfloat16, their gradients would be summed over all x in bfloat16.
+    the only other variables, go in and out as values. Weights stay in float32, so that
+    gradients accumulate in float32.
     """
     with keras.src.backend.AutocastScope(None):
         weights = [variable.value for variable in layer.trainable_variables]

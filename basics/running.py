@@ -1,0 +1,71 @@
+"""How a command runs: its errors, its exit status, and the numbers and names that its flags take."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent  # of the project
+
+
+class InputError(ValueError):
+    """What the user can mend. The message is one line that names the file and the remedy."""
+
+
+def run_script(main, interrupted="the same command goes on (without --overwrite)"):
+    """Exit with status 0, or with 1 and one plain line on standard error where the work cannot be done."""
+    script = Path(sys.argv[0]).name
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"{script}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{script}: interrupted; {interrupted}")
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, for recipes; None without git."""
+    try:
+        git = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return git.stdout.strip() or None
+
+
+# ---------------------------------------------------------------- types of flags: argparse makes status 2 of ValueError
+
+
+def positive(text: str) -> int:
+    """A whole number of 1 or more."""
+    if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
+def not_negative(text: str) -> float:
+    if not 0 <= (number := float(text)) < float("inf"):
+        raise ValueError(text)
+    return number
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to below 1."""
+    if not 0 <= (number := float(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
+def names(text: str) -> list[str]:
+    """A,B,... without spaces around the commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def fold(text: str) -> tuple[int, int]:
+    """K/N: (K, N) with 1 <= K <= N and N >= 2."""
+    k, n = (int(part) for part in text.split("/"))
+    if not 1 <= k <= n or n < 2:
+        raise ValueError(text)
+    return k, n
+
+
+def count_or_all(text: str) -> int | str:
+    return "all" if text == "all" else positive(text)

@@ -1,0 +1,93 @@
+"""The generators that a model can name: Table S-1 of SAGA as generators.csv, and the classes of the five levels.
+
+table = load_generators()
+class_names("task", table), class_index("task", "SVD", table)      ("Real", "T2V", "I2V"), 2
+"""
+
+import re
+from typing import NamedTuple
+
+from basics.artifacts import read_csv
+from basics.running import ROOT, InputError
+
+TABLE = ROOT / "generators.csv"
+LEVELS = ("bin", "task", "sd", "team", "gen")
+
+
+class Generator(NamedTuple):
+    name: str
+    aliases: tuple[str, ...]
+    task: str
+    sd_version: str
+    team: str
+
+
+def load_generators(path=TABLE) -> dict[str, Generator]:
+    """The generator table (Table S-1) by name, in the file's order.
+
+    Raises InputError naming the file when a column is missing, a name or alias is taken twice, or Real is absent.
+    """
+    table, taken = {}, {}
+    for row in read_csv(path, ("name", "aliases", "task", "sd_version", "team"), "see generators.csv"):
+        aliases = tuple(filter(None, row["aliases"].split("|")))
+        generator = Generator(row["name"], aliases, row["task"], row["sd_version"], row["team"])
+        for spelling in {spelling_key(name) for name in (generator.name, *aliases)}:
+            if spelling in taken:
+                raise InputError(f"{path}: {generator.name} and {taken[spelling]} share the name {spelling!r}")
+            taken[spelling] = generator.name
+        table[generator.name] = generator
+    if "Real" not in table:
+        raise InputError(f"{path}: no row named Real")
+    return table
+
+
+def spelling_key(name: str) -> str:
+    """Folder names are compared without case, '-', '_' and spaces."""
+    return re.sub(r"[-_\s]", "", name).casefold()
+
+
+def resolve_generator(name: str, generators: dict[str, Generator]) -> str | None:
+    """The table's name for a folder name or alias; None when it is outside the table."""
+    wanted = spelling_key(name)
+    for generator in generators.values():
+        if wanted in map(spelling_key, (generator.name, *generator.aliases)):
+            return generator.name
+    return None
+
+
+def class_names(level: str, generators: dict[str, Generator] | None = None) -> tuple[str, ...]:
+    """The classes of a level: Real first, then in order of first appearance in the table; Unknown, Mixed left out."""
+    if level not in LEVELS:
+        raise InputError(f"unknown level {level!r}; choose one of {', '.join(LEVELS)}")
+    if level == "bin":
+        return ("Real", "Fake")
+    generators = generators or load_generators()
+    names = ["Real", *(level_value(level, generator) for generator in generators.values())]
+    return tuple(name for name in dict.fromkeys(names) if name not in ("Unknown", "Mixed"))
+
+
+def class_index(level: str, generator: str, generators: dict[str, Generator] | None = None) -> int | None:
+    """The class of a generator at a level, or None: Unknown or Mixed there, or not in the table.
+
+    At bin every generator but Real is Fake (1, the positive class), in the table or not.
+    """
+    generators = generators or load_generators()
+    name = resolve_generator(generator, generators)
+    if level == "bin":
+        return int(name != "Real")
+    names = class_names(level, generators)
+    value = level_value(level, generators[name]) if name else None
+    return names.index(value) if value in names else None
+
+
+def level_name(level: str) -> str:
+    return f"{level.upper()}-L"
+
+
+def level_value(level: str, generator: Generator) -> str:
+    return {
+        "task": generator.task,
+        "sd": generator.sd_version,
+        "team": generator.team,
+        "gen": generator.name,
+    }[level]

@@ -1,0 +1,147 @@
+"""Which files are videos, and whose: folders in every layout that people have, or a CSV.
+
+rows, ignored = list_videos("folder or CSV", load_generators())
+"""
+
+import itertools
+import os
+from collections import Counter
+from pathlib import Path
+
+from basics.artifacts import read_csv
+from basics.running import InputError
+from tokens.dataset import first_per
+from tokens.generators import resolve_generator
+from tokens.videos import STILL_SUFFIXES, VIDEO_SUFFIXES
+
+
+def list_folder(root, table):
+    """Index rows of the videos below a folder and a Counter of what is ignored."""
+    rows, ignored, names = [], Counter(), {}
+    for source in walk(root, ignored):
+        parts, suffix = source.split("/"), suffix_of(source)
+        if suffix not in VIDEO_SUFFIXES | STILL_SUFFIXES:
+            ignored[f"*.{suffix}" if suffix else "without extension"] += 1
+        elif found := label(parts, table, names):
+            generator, tail = found
+            rows.append(new_row("/".join((generator, *tail)), generator, source, os.path.join(root, source)))
+        else:
+            ignored["not in a generator's folder (put it in one, or name its generator in a CSV)"] += 1
+    with_videos = {row["generator"] for row in rows if suffix_of(row["source"]) in VIDEO_SUFFIXES}
+    kept = [r for r in rows if suffix_of(r["source"]) in VIDEO_SUFFIXES or r["generator"] not in with_videos]
+    ignored["stills beside videos"] += len(rows) - len(kept)
+    return kept, ignored
+
+
+def suffix_of(name):
+    return os.path.splitext(name)[1][1:].lower()
+
+
+def walk(root, ignored):
+    """Paths of the files below a folder, symbolic links followed, without hidden and system files."""
+    seen = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        if (place := os.path.realpath(folder)) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        ignored["hidden or system"] += sum(not is_shown(name) for name in folders + files)
+        folders[:] = filter(is_shown, folders)
+        for name in filter(is_shown, files):
+            file = os.path.join(folder, name)
+            if os.path.exists(file) and not os.path.isfile(file):
+                ignored["not a regular file"] += 1
+            elif not is_text(file):
+                ignored["with a name that is not UTF-8"] += 1
+            else:
+                yield Path(os.path.relpath(file, root)).as_posix()
+
+
+def is_shown(name):
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def is_text(name):
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def label(parts, table, names):
+    """(generator, the rest of the index path) of a file's path below the folder of videos; None without a generator."""
+    folders = [part.casefold() for part in parts[:-1]]
+    if "0_real" in folders:
+        below = folders.index("0_real")
+        named = max(below - 1, 0)  # DVF's set
+    elif "1_fake" in folders[1:]:
+        below = folders.index("1_fake", 1)
+        named = below - 1
+    elif "fake" in folders:
+        named = below = folders.index("fake") + 1
+    else:
+        known = (i for i, part in enumerate(parts[:-1]) if canonical(part, table, names))
+        named = below = next(known, 0)
+    if named >= len(folders) or folders[named] == "1_fake":
+        return None
+    generator = "Real" if folders[below] == "0_real" else canonical(parts[named], table, names) or parts[named]
+    # Two spellings of one generator stay apart, and so do DVF's sets.
+    spelling = () if parts[named] == generator else (parts[named],)
+    return generator, (*spelling, *parts[below + 1 :])
+
+
+def canonical(name, table, names):
+    """resolve_generator, remembered in `names`: millions of files lie in few folders."""
+    if name not in names:
+        names[name] = resolve_generator(name, table)
+    return names[name]
+
+
+def list_csv(path, table):
+    """Index rows of the videos that a CSV names."""
+    rows, names = [], {}
+    lines = read_csv(path, ("path", "generator"), "expected path,generator[,group,stratum,split]")
+    for number, line in enumerate(lines, 2):
+        place = f"{path}, line {number}"
+        if not line["path"] or not line["generator"]:
+            raise InputError(f"{place}: empty path or generator")
+        if (split := line.get("split") or "") not in ("", "train", "val", "test"):
+            raise InputError(f"{place}: split {split!r} is not train, val, test or empty")
+        given, generator = Path(line["path"]), line["generator"].strip()
+        generator = canonical(generator, table, names) or generator
+        tail = [part for part in given.parts if part not in (given.anchor, "..")]
+        name = "/".join((generator.replace("/", "_").lstrip(".") or "_", *tail))
+        file = os.path.abspath(Path(path).parent / given)
+        row = new_row(name, generator, file if ".." in given.parts else given.as_posix(), file)
+        rows.append(row | {key: line.get(key) or row[key] for key in ("group", "stratum")} | {"split": split})
+    return rows, Counter()
+
+
+def new_row(path, generator, source, file):
+    row = {"path": path, "generator": generator, "group": path, "stratum": "", "split": "", "windows": 0}
+    row |= dict.fromkeys(("fps", "size", "length", "container", "codec", "error"), "")
+    return row | {"source": source, "file": file}
+
+
+def list_videos(videos, table, limit=None):
+    """Index rows of all videos by path, and a Counter of what is ignored.
+
+    Raises InputError naming both files when two would share a features file.
+    """
+    videos = Path(videos)
+    if not videos.exists():
+        raise InputError(f"{videos}: no such folder or CSV; `python simulate_videos.py` makes data/zoo")
+    if not videos.is_dir() and videos.suffix.lower() != ".csv":
+        raise InputError(f"{videos}: neither a folder nor a .csv file; give the folder that the video is in")
+    rows, ignored = list_folder(videos, table) if videos.is_dir() else list_csv(videos, table)
+    if not rows:
+        raise InputError(f"{videos}: no videos found; {describe(ignored) or 'it is empty'}")
+    rows.sort(key=lambda row: (row["path"], row["file"]))
+    for row, after in itertools.pairwise(rows):
+        if row["path"] == after["path"]:
+            raise InputError(f"{row['file']} and {after['file']} would both be {row['path']}; rename one or move it")
+    return (first_per(rows, ("generator",), limit, "limit") if limit else rows), ignored
+
+
+def describe(counts):
+    return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()) if count)
