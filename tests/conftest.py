@@ -1,0 +1,76 @@
+"""What all tests share: TensorFlow without graphs, t-SNE that only pretends, and small things made once a session."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import SMALL, write_clip, write_folder
+from stages import stage
+
+from common import keras
+
+SHARED = Path(__file__).parents[2] / "shared"  # real clips and weights, where there are any
+TENSORFLOW = keras.backend.backend() == "tensorflow"
+
+if TENSORFLOW:
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)  # tracing a small model takes longer than training it
+
+
+@pytest.fixture(autouse=True)
+def graphs(request):
+    """Tests marked `graph` compile functions as users' runs do."""
+    compiled = TENSORFLOW and request.node.get_closest_marker("graph")
+    if compiled:
+        tf.config.run_functions_eagerly(False)
+    yield
+    if compiled:
+        tf.config.run_functions_eagerly(True)
+
+
+@pytest.fixture(autouse=True)
+def pretended_tsne(request, monkeypatch):
+    """Tests marked `tsne` run the real one; for all others it takes the first two dimensions."""
+    if not request.node.get_closest_marker("tsne"):
+        pretend = lambda self, values: np.array(values)[:, :2]  # noqa: E731
+        monkeypatch.setattr("sklearn.manifold.TSNE.fit_transform", pretend)
+
+
+@pytest.fixture(scope="session")
+def features(tmp_path_factory):
+    """Six generators of the table and one outside it, 20 clips each; not to be changed."""
+    generators = ["Real", "SVD", "Pika", "SEINE", "Latte", "Lavie", "WildScrape"]
+    return write_folder(tmp_path_factory.mktemp("features"), generators)
+
+
+@pytest.fixture(scope="session")
+def run(features, tmp_path_factory):
+    """A run with bin and gen trained on the features; not to be changed."""
+    folder = tmp_path_factory.mktemp("run")
+    place = ["--features", features, "--run", folder]
+    stage("02_pretrain_binary", *place, *SMALL)
+    stage("03_attribute", *place, *SMALL, "--level", "gen")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory):
+    """Nine files of numbered frames by three generators; not to be changed."""
+    folder = tmp_path_factory.mktemp("clips")
+    for generator in ("Real", "SVD", "Pika"):
+        for i, suffix in enumerate(("mp4", "mkv", "mp4")):
+            write_clip(folder / generator / f"{i}.{suffix}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory):
+    """A simulated zoo of three generators and Real, eight clips each; not to be changed."""
+    folder = tmp_path_factory.mktemp("zoo")
+    table = folder / "generators.csv"
+    kept = ("name", "Real", "SVD", "Pika", "ModelScope")
+    lines = (Path(__file__).parents[1] / "generators.csv").read_text().splitlines(keepends=True)
+    table.write_text("".join(line for line in lines if line.split(",")[0] in kept))
+    stage("simulate_videos", "--out", folder / "zoo", "--generators", table, "--clips-per-generator", 8, "--limit", 8)
+    return folder / "zoo"
