@@ -190,16 +190,15 @@ def compare(first, second, grand_mean):
     return np.array([found, *pairs, classes, 1 / classes])
 
 
+def resample(clips, groups, random):
+    """The clips of as many groups, drawn with replacement."""
+    return np.repeat(clips, draw_groups(groups[clips], random)) if len(clips) else clips
+
+
 def compare_counts(maps, grand_mean, groups, sides, random):
     """{n: MEASURES (2, 7) as drawn and of resampled groups} for each n that both sides of two classes or more have."""
     drawn = [[random.permutation(clips) for clips in pair] for pair in sides]
-    again = [
-        [
-            random.permutation(np.repeat(clips, draw_groups(groups[clips], random))) if len(clips) else clips
-            for clips in pair
-        ]
-        for pair in sides
-    ]
+    again = [[random.permutation(resample(clips, groups, random)) for clips in pair] for pair in sides]
     found = {}
     for count in COUNTS:
         able = [i for i, pair in enumerate(sides) if min(map(len, pair)) >= count]
