@@ -187,8 +187,10 @@ def test_shards_add_up_to_the_whole(clips, tmp_path):
 
 
 DIES = """
-import importlib, os, signal, sys
-extract_features = importlib.import_module("01_extract_features")
+import os, signal, sys
+sys.path.insert(0, "tests")
+from stages import module
+extract_features = module("01_extract_features")
 save, saved = extract_features.save, []
 def note(*arguments):
     if len(saved) == 2:
@@ -296,9 +298,11 @@ def test_wrong_arguments_end_with_status_2(wrong):
 # ---------------------------------------------------------------- a process of its own
 
 WITHOUT_KERAS = """
-import importlib, sys
+import sys
+sys.path.insert(0, "tests")
+from stages import stage
 for name, *flags in (line.split() for line in sys.argv[1:]):
-    importlib.import_module(name).main(flags)
+    stage(name, *flags)
     print(name, "loaded", sorted({"keras", "tensorflow", "jax"} & set(sys.modules)))
 """
 
