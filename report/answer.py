@@ -1,21 +1,22 @@
 """What is said of a file: answers at every level, evidence, unknown generators, explanation, warnings, as one dict.
 
-    report = make_report(path, file, run)       as report.schema.json describes it
-
-`file` is what attribute_video.py gathered of it: info, windows, and the outputs of all levels' models by window.
+reports = attribute(["clip.mp4"], run="runs/zoo")       each as report.schema.json describes it
 """
 
 import os
 from pathlib import Path
 
 import numpy as np
+from scipy.special import softmax
+from tqdm import tqdm
 
-from common import level_name
+from basics.running import InputError
 from report.calibrate import clip_values, nearest, sum_lineage, temper
-from report.run import LIMITS, MEASURED
+from report.look import expand, file_name, look
+from report.run import LIMITS, MEASURED, Run, load_encoder, load_run
 from report.scores import Clips
+from tokens.generators import level_name
 from tokens.videos import reason
-from training.evaluation import softmax
 
 VERSION = 1  # of report.schema.json
 UNKNOWN, TOO_LITTLE = "unknown generator", "too little evidence"
@@ -25,10 +26,29 @@ SAME = 0.05  # of the usual distance to the nearest training clip: a file this n
 FEW = 500  # clips of a class: the paper's few labels
 
 
+def attribute(paths, run="runs/zoo", encoder=None, **options) -> list[dict]:
+    """A report per file, as report.schema.json describes it, in the order of `paths`; of a folder, of each file in it.
+
+    `run` and `encoder` may be what load_run and load_encoder give, so that a process loads them once. Options are
+    those of look: max_windows, images (explanation.frames hold JPEGs for a page), batch_size, threads. A file that
+    cannot be read is reported with its "error".
+    """
+    run = run if isinstance(run, Run) else load_run(run)
+    encoder = encoder or load_encoder(run.features)
+    paths = list(expand([paths] if isinstance(paths, str | os.PathLike) else paths))
+    reports = [None] * len(paths)
+    with tqdm(total=len(paths), unit="file", dynamic_ncols=True, disable=len(paths) < 2, leave=False) as bar:
+        for number, file in look(paths, run, encoder, **options):
+            reports[number] = make_report(paths[number], file, run)
+            bar.update()
+    return reports
+
+
 def make_report(path, file, run):
+    """What is said of a File that look gave."""
     report = {"version": VERSION, "file": file_name(path), "error": None}
     if file.error is None and not file.outputs:
-        file.error = ValueError("no frame could be decoded")
+        file.error = InputError("no frame could be decoded")
     if file.error is not None:
         return report | {"error": reason(file.error)}
     whole = np.array([window["frames"] == run.features["frames"] for window in file.windows])
@@ -52,11 +72,6 @@ def make_report(path, file, run):
     report["nearest"] = nearest_clips(outputs[run.finest]["embedding"], seconds, run)
     report["warnings"] = [*file_warnings(file, run), *met_before(report["nearest"]), *run_warnings(run)]
     return report | {"limits": list(LIMITS), "run": describe_run(run)}
-
-
-def file_name(path):
-    """A path as text that can be written anywhere; bytes that are not UTF-8 are replaced."""
-    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def weigh_evidence(windows, whole, run):
@@ -87,7 +102,7 @@ def answer_level(level, outputs, seconds, run):
     """The best class, all classes' probabilities, and the windows' votes."""
     classes = run.models[level].config["class_names"]
     temperature = run.calibration["levels"][level]["temperature"] if run.calibration else None
-    by_window = softmax(outputs["logits"])  # (S, C)
+    by_window = softmax(np.float64(outputs["logits"]), axis=1)  # (S, C)
     probabilities = temper(by_window.mean(axis=0), temperature or 1)
     order = np.argsort(-probabilities, kind="stable")
     tempered, votes = temper(by_window, temperature or 1), by_window.argmax(axis=1)
@@ -95,17 +110,15 @@ def answer_level(level, outputs, seconds, run):
         {"start": own[0], "end": own[-1], "class": classes[vote], "probability": rounded(row[vote])}
         for own, vote, row in zip(seconds, votes, tempered, strict=True)
     ]
-    metrics = run.metrics[level]
-    best = classes[order[0]]
     return {
-        "answer": best,
-        "best": best,
+        "answer": classes[order[0]],
+        "best": classes[order[0]],
         "calibrated": temperature is not None,
         "probabilities": {classes[i]: rounded(probabilities[i]) for i in order},
         "votes": {name: int(np.sum(votes == i)) for i, name in enumerate(classes) if (votes == i).any()},
         "windows": windows,
         "by_generator": None,
-        "measured": {key: metrics[key] for key in MEASURED},
+        "measured": {key: run.metrics[level][key] for key in MEASURED},
     }
 
 
@@ -118,17 +131,17 @@ def add_generator_sums(levels, run):
     if not run.calibration or not run.calibration["lineage"]:
         return
     generators = levels["gen"]["probabilities"]
-    for level in [level for level in levels if level != "gen"]:
+    for level in levels.keys() - {"gen"}:
         values = np.array(list(generators.values()))
-        sums, left = sum_lineage(values, list(generators), run.calibration["lineage"], level)
-        sums = dict(sorted(sums.items(), key=lambda item: -item[1]))
-        best, found = next(iter(sums)), run.calibration["levels"][level]["agreement"]
+        sums, names, left = sum_lineage(values, list(generators), run.calibration["lineage"], level)
+        order = np.argsort(-sums, kind="stable")
+        best = names[order[0]]
         levels[level]["by_generator"] = {
             "best": best,
-            "probabilities": {name: rounded(value) for name, value in sums.items()},
+            "probabilities": {names[i]: rounded(sums[i]) for i in order},
             "not_defined": rounded(left),
-            "agrees": best == levels[level]["best"] if sums[best] >= left else None,
-            "measured": found,
+            "agrees": best == levels[level]["best"] if sums.max() >= left else None,
+            "measured": run.calibration["levels"][level]["agreement"],
         }
 
 
@@ -257,6 +270,6 @@ def describe_run(run):
     kept = ("encoder", "layer", "tokens", "dim", "frames", "fps", "pool", "equalize", "simulated")
     recipe = run.metrics[run.finest]["recipe"]
     described = {"name": run.name, "levels": list(run.models), "calibrated": run.calibration is not None}
-    described["data"] = Path(recipe.get("arguments", {}).get("features", "unknown")).name
+    described["data"] = Path(recipe.get("paths", {}).get("features", "unknown")).name
     described["features"] = {key: run.features[key] for key in kept if key in run.features}
     return described | {"trained_on": run.calibration["trained_on"] if run.calibration else None}
