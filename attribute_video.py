@@ -20,7 +20,7 @@ import sys
 from contextlib import ExitStack
 from functools import partial
 
-from basics.running import InputError, positive, run_script
+from basics.running import InputError, fraction, positive, run_script
 from tokens.encoders import DTYPES
 
 # The names in report/scores.py, which takes longer to import than --help may:
@@ -29,9 +29,8 @@ NAMINGS = ("mean", "mahalanobis", "neighbours")
 
 
 def get_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    defaults = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=defaults)
     add = parser.add_argument
     add("files", nargs="*", metavar="FILE", help="videos, images, folders, or - for a list on standard input")
     add("--run", default="runs/zoo", help="folder, zip or handle of a trained run")
@@ -52,7 +51,7 @@ def get_args(argv=None):
     add("--method", choices=NAMINGS, default="mean", help=f"--enrol: how it is then named, by the nearest {nearest}")
     add("--calibrate", action="store_true", help="measure how sure the run may be, on its val and test clips, and end")
     add("--features", default="features/zoo", help="--calibrate: the features that the run was trained on")
-    add("--false-rejection", type=rate, default=0.05, help="--calibrate: share of known clips called unknown")
+    add("--false-rejection", type=fraction, default=0.05, help="--calibrate: share of known clips called unknown")
     add("--score", choices=SCORES, default="Mahalanobis", help="--calibrate: what tells unknown generators")
     add("--limit", type=positive, help="no more files than this; --calibrate: clips per generator and split, or 200")
     add("--seed", type=int, default=0, help="--calibrate: seed of the choice of those clips")
@@ -60,10 +59,10 @@ def get_args(argv=None):
     reports = args.json or args.html or args.csv
     if (args.calibrate or args.export) and (args.files or args.enrol or reports):
         parser.error("--calibrate and --export take a run, no files and no reports")
-    if args.enrol and reports:
-        parser.error("--enrol changes the run and writes no reports")
     if not (args.files or args.calibrate or args.export):
         parser.error("name a file, a folder, or - for a list on standard input")
+    if args.enrol and reports:
+        parser.error("--enrol writes no reports")
     owners = dict.fromkeys(("features", "false_rejection", "score", "seed"), "calibrate") | {"method": "enrol"}
     for flag, owner in owners.items():
         if getattr(args, flag) != parser.get_default(flag) and not getattr(args, owner):
@@ -71,12 +70,6 @@ def get_args(argv=None):
     if args.resume and (args.json in (None, "-") or args.csv or args.html):
         parser.error("--resume goes on with the file of --json, and with no other")
     return args
-
-
-def rate(text):
-    if not 0 < (number := float(text)) < 1:
-        raise ValueError(text)
-    return number
 
 
 def attribute(paths, run="runs/zoo", encoder=None, **options) -> list[dict]:
@@ -92,8 +85,8 @@ def main(argv=None):
 
     # ---------------------------------------------------------------- about the run
     if args.calibrate:
-        given = (args.run, args.features, args.false_rejection, args.score, args.limit or 200, args.seed)
-        calibrate.print_calibration(calibrate.calibrate(*given))
+        chosen = args.false_rejection, args.score, args.limit or 200, args.seed
+        calibrate.print_calibration(calibrate.calibrate(args.run, args.features, *chosen))
     if args.export:
         run.export_run(args.run, args.export)
         print(f"{args.export}: the run, and a model card to be completed")
@@ -106,8 +99,8 @@ def main(argv=None):
     loaded = run.load_run(args.run, args.dtype)
     encoder = run.load_encoder(loaded.features, args.encoder, args.encoder_weights, args.encoder_dtype)
     options = {"max_windows": args.max_windows, "batch_size": args.batch_size, "threads": args.threads}
-    there = text.answered(args.json) if args.resume else ()
-    batches, files, failed = look.batches(args.files, there, args.limit), 0, 0
+    batches = look.batches(args.files, text.answered(args.json) if args.resume else (), args.limit)
+    files = failed = 0
     if args.enrol:
         paths = [path for batch in batches for path in batch]
         result = enrol.enrol(args.enrol, paths, loaded, encoder, args.method, **options)
@@ -116,9 +109,8 @@ def main(argv=None):
 
     # ---------------------------------------------------------------- answer
     with ExitStack() as stack:
-        openers = ((args.json, partial(text.open_json, add=args.resume)), (args.csv, text.open_csv))
-        openers += ((args.html, text.open_html),)
-        outputs = [stack.enter_context(opener(path)) for path, opener in openers if path]
+        kinds = {"json": partial(text.open_json, add=args.resume), "csv": text.open_csv, "html": text.open_html}
+        outputs = [stack.enter_context(kinds[kind](path)) for kind in kinds if (path := getattr(args, kind))]
         for batch in batches:
             for report in answer.attribute(batch, loaded, encoder, images=bool(args.html), **options):
                 files, failed = files + 1, failed + (report["error"] is not None)

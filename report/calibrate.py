@@ -8,46 +8,22 @@ writes  runs/<run>/calibration.json  by level temperature (val), reliability and
                                      maps (V, L, L), label, video (V,); windows of theirs: window_embedding (W, D),
                                      window_clip, window_time (W,); signatures (C, L, L) and signature_classes (C,)
 
-`calibrate` is attribute_video.py's --calibrate. The first section is functions of arrays: V clips, C classes.
+`calibrate` is attribute_video.py's --calibrate. The first sections are functions of arrays: V clips, C classes.
 """
 
 from pathlib import Path
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.spatial.distance import cdist
-from scipy.special import softmax
 from scipy.stats import binomtest
-from tqdm import tqdm
 
 from basics.artifacts import differing, make_recipe, read_arrays, write_arrays, write_json
 from basics.running import InputError
 from basics.statistics import draw_groups, wilson_interval
-from report.look import spread_evenly
-from report.run import (
-    CALIBRATION,
-    CLIPS,
-    TRAINING_CLIPS,
-    WINDOWS_OF_CLIPS,
-    as_clips,
-    fingerprint,
-    load_run,
-    stage_of,
-    whole_clips,
-    window_outputs,
-)
-from report.scores import SCORES, auroc, fit_scores, group_bootstrap
-from tokens.dataset import (
-    EXTRACT_AGAIN,
-    Windows,
-    features_file,
-    features_recipe,
-    first_per,
-    index_digest,
-    read_index,
-    read_valid,
-    usable,
-)
+from report.look import look_at_clips, nearest
+from report.run import CALIBRATION, CLIPS, TRAINING_CLIPS, fingerprint, load_run, stage_of, whole_clips
+from report.scores import SCORES, as_clips, auroc, fit_scores, group_bootstrap
+from tokens.dataset import features_recipe, first_per, index_digest, read_index, usable
 from tokens.generators import LEVELS, class_index, class_names, level_name, load_generators
 from training.evaluation import sum_members
 
@@ -64,11 +40,10 @@ PRIOR = np.log(2)  # standard deviation of log T before any clip is seen
 
 
 def fit_temperature(probabilities, labels, times=1) -> float:
-    """The likeliest temperature of probabilities (V, C) with labels (V,), each clip counted so many `times`, (V,); a
-    clip's p is the mean over its windows.
+    """The likeliest temperature of probabilities (V, C) with labels (V,), each clip counted so many `times` (V,).
 
-    Temperature scaling (Guo et al. 2017) of the logits log p, with a normal prior on log T around T = 1. Without it T
-    would go to 0 wherever all of a few val clips are called right.
+    Temperature scaling (Guo et al. 2017) of the logits log p, p being a clip's mean over its windows, with a normal
+    prior on log T around T = 1. Without it T would go to 0 wherever all of a few val clips are called right.
     """
 
     def loss(log_temperature):
@@ -107,11 +82,10 @@ def reliability(probabilities, labels, groups, repeats=1000, seed=0) -> dict:
     (V,), less its bias; None with a single group.
     """
     sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    place = np.minimum((sure * BINS).astype(int), BINS - 1)
-    gap = np.zeros((len(labels), BINS))
-    gap[np.arange(len(labels)), place] = sure - right
+    in_bin = np.eye(BINS)[np.minimum((sure * BINS).astype(int), BINS - 1)]  # (V, BINS)
     squares = np.square(probabilities - np.eye(probabilities.shape[1])[labels]).sum(axis=1)
-    columns = np.column_stack([negative_log_likelihood(probabilities, labels), squares, gap])
+    gaps = (sure - right)[:, None] * in_bin
+    columns = np.column_stack([negative_log_likelihood(probabilities, labels), squares, gaps])
 
     def measures(times):  # (..., V): how often each clip counts
         means = times @ columns / times.sum(axis=-1, keepdims=True)
@@ -119,16 +93,11 @@ def reliability(probabilities, labels, groups, repeats=1000, seed=0) -> dict:
 
     values, drawn = measures(np.ones(len(labels))), measures(resampled(groups, repeats, seed))
     drawn = np.maximum(drawn - drawn.mean(axis=0) + values, 0)
-    low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
-    several = len(set(groups)) > 1
-    found = {
-        name: {"value": float(values[i]), "interval": [float(low[i]), float(high[i])] if several else None}
-        for i, name in enumerate(("nll", "brier", "ece"))
-    }
+    intervals = np.percentile(drawn, (2.5, 97.5), axis=0).T.tolist() if len(set(groups)) > 1 else [None] * 3
+    found = [{"value": float(values[i]), "interval": intervals[i]} for i in range(3)]
     luck = np.random.default_rng(seed).random((repeats, len(labels))) < sure
-    in_bin = np.eye(BINS)[place]  # (V, BINS)
-    found["ece"]["perfect"] = float(np.abs((sure - luck) @ in_bin).sum(axis=1).mean() / len(labels))
-    return found
+    found[2]["perfect"] = float(np.abs((sure - luck) @ in_bin).sum(axis=1).mean() / len(labels))
+    return dict(zip(("nll", "brier", "ece"), found, strict=True))
 
 
 # ---------------------------------------------------------------- levels beside the generator's sums
@@ -171,65 +140,7 @@ def rejection_threshold(scores, rate):
     return float(np.sort(scores)[place - 1]) if place <= len(scores) else None
 
 
-# ---------------------------------------------------------------- one pass over the clips of the finest level
-
-WINDOWS = 16  # of a training clip, at most, that a new clip is compared with
-TOGETHER = 256  # clips whose windows are in memory at a time
-
-
-def clip_values(outputs, whole) -> dict:
-    """A clip's values from those of its windows: the means, and of maps that of windows (S,) without padding."""
-    maps = outputs["attention"][whole]
-    return {
-        "embedding": outputs["embedding"].mean(axis=0),
-        "logits": np.float64(outputs["logits"]).mean(axis=0),
-        "probabilities": softmax(np.float64(outputs["logits"]), axis=1).mean(axis=0),
-        "maps": maps.mean(axis=0) if len(maps) else np.full(outputs["attention"].shape[1:], np.nan, "float32"),
-    }
-
-
-def measure_clips(model, rows, batch, what):
-    """Arrays over clips, those of clip_values and of their rows, and over windows of theirs, WINDOWS_OF_CLIPS."""
-    clips, windows = [], []
-    with tqdm(total=len(rows), desc=what, unit="clip", dynamic_ncols=True) as bar:
-        for start in range(0, len(rows), TOGETHER):
-            part = rows[start : start + TOGETHER]
-            tokens = Windows(part)
-            outputs = window_outputs(model, tokens, batch)
-            for i, row in enumerate(part):
-                own = {key: values[tokens.video == i] for key, values in outputs.items()}
-                clips.append(clip_values(own, read_valid(row).all(axis=1)))
-                some = spread_evenly(row["windows"], WINDOWS)
-                times = read_arrays(features_file(row["features"], row["path"]), ("times",), EXTRACT_AGAIN)["times"]
-                clip = np.full(len(some), start + i)
-                windows.append((own["embedding"][some].astype("float16"), clip, times[some, 0]))
-            bar.update(len(part))
-    found = {key: np.stack([clip[key] for clip in clips]) for key in clips[0]}
-    named = {"label": "class", "video": "path", "generator": "generator", "group": "group"}
-    found |= {key: np.array([row[column] for row in rows]) for key, column in named.items()}
-    return found, dict(zip(WINDOWS_OF_CLIPS, map(np.concatenate, zip(*windows, strict=True)), strict=True))
-
-
-def nearest(embedding, clips, count):
-    """The `count` training clips nearest to windows' embeddings (S, D), each by its nearest pair of windows:
-    (distance, number of the clip, number of its window, number of the window given), the nearest first.
-    """
-    distances = np.full(len(clips["window_clip"]), np.inf)
-    given = np.zeros(len(distances), int)
-    for i, own in enumerate(embedding):
-        here = cdist(own[None], clips["window_embedding"])[0]
-        given[here < distances] = i
-        distances = np.minimum(distances, here)
-    found = {}
-    for place in np.argsort(distances):
-        found.setdefault(int(clips["window_clip"][place]), (float(distances[place]), int(place), int(given[place])))
-        if len(found) == count:
-            break
-    return [(distance, clip, place, own) for clip, (distance, place, own) in found.items()]
-
-
 # ---------------------------------------------------------------- a run
-
 
 ROLE_KEYS = ("video", "generator", "group", "class", "split", "probabilities")
 
@@ -244,10 +155,9 @@ def calibrate(run, features, rate=0.05, score="Mahalanobis", limit=200, seed=0) 
     folder = Path(run)
     if not folder.is_dir():
         raise InputError(f"{run}: calibrating wants the folder that 02 and 03 wrote")
-    run = load_run(folder, calibrated=False)
+    run, arrays, index = load_run(folder, calibrated=False), {}, read_index(features)
     if keys := differing(features_recipe(features), run.features):
         raise InputError(f"{folder} was trained on other features than {features} ({', '.join(keys)})")
-    arrays, index = {}, read_index(features)
     for level in run.models:
         path, again = folder / f"{level}_embeddings.npz", f"run {stage_of(level)} again"
         arrays[level] = read_arrays(path, ROLE_KEYS, again, aligned=ROLE_KEYS)
@@ -259,11 +169,15 @@ def calibrate(run, features, rate=0.05, score="Mahalanobis", limit=200, seed=0) 
     result["trained_on"] = describe_training(arrays[run.finest], rows["train"], run)
     clips, windows = {}, {}
     for role in filter(rows.get, rows):
-        clips[role], windows[role] = measure_clips(run.models[run.finest], rows[role], run.batch(), role)
+        clips[role], windows[role] = look_at_clips(run, rows[role], role)
     result["unknown"] = measure_unknown(clips, score, rate) | {"level": run.finest}
+    held_out, member = ("val", windows["val"]) if "val" in clips else ("test", windows["test"])
+    near = [
+        nearest(member["window_embedding"][member["window_clip"] == i], windows["train"], 1)[0][0]
+        for i in range(len(rows[held_out]))
+    ]
+    result["nearest"] = {"split": held_out, "median": float(np.median(near))}
     saved = {key: clips["train"][key] for key in TRAINING_CLIPS} | windows["train"] | class_signatures(clips["train"])
-    held_out = "val" if "val" in clips else "test"
-    result["nearest"] = {"split": held_out, "median": median_nearest(windows[held_out], windows["train"])}
     given = {"run": str(folder), "features": str(features), "rate": rate, "score": score, "limit": limit, "seed": seed}
     recipe = make_recipe(given, ("run", "features"), packages=("keras",), index_sha256=index_digest(index))
     write_arrays(folder / CLIPS, saved | {"recipe": recipe})
@@ -286,8 +200,7 @@ def calibrate_levels(run, arrays):
 
 def calibrate_level(arrays, model):
     """Temperature by val, and reliability on test before and after it; temperature None without val."""
-    classes = model.config["class_names"]
-    places = {name: i for i, name in enumerate(classes)}
+    places = {name: i for i, name in enumerate(model.config["class_names"])}
 
     def part(split):
         chosen = arrays["split"] == split
@@ -319,20 +232,18 @@ def level_agreement(run, arrays, level, lineage, temperature):
     both = [i for i, video in enumerate(own["video"].tolist()) if own["split"][i] == "test" and video in number]
     if not both:
         return None
-    classes = run.models[level].config["class_names"]
     tempered = temper(generator["probabilities"][[number[own["video"][i]] for i in both]], temperature)
     sums, names, left = sum_lineage(tempered, run.models["gen"].config["class_names"], lineage, level)
-    defined = sums.max(axis=1) >= left
-    called = np.array(classes)[own["probabilities"][both].argmax(axis=1)]
-    return agreement(called[defined], np.array(names)[sums.argmax(axis=1)][defined], own["class"][both][defined])
+    called = np.array(run.models[level].config["class_names"])[own["probabilities"][both].argmax(axis=1)]
+    answers = called, np.array(names)[sums.argmax(axis=1)], own["class"][both]
+    return agreement(*(answer[sums.max(axis=1) >= left] for answer in answers))
 
 
 def rows_of(arrays, index, features, limit, seed):
     """Index rows by role, each with "class", at most `limit` of a generator and split."""
     known = {row["path"]: row for row in usable(index, features)}
-    listed = zip(*(arrays[key].tolist() for key in ("video", "class", "split")), strict=True)
     rows = {"train": [], "val": [], "test": [], "unseen": []}
-    for video, name, split in listed:
+    for video, name, split in zip(*(arrays[key].tolist() for key in ("video", "class", "split")), strict=True):
         if video not in known:
             raise InputError(f"{features} lacks {video}, which the run was made with; give the run's own --features")
         rows[split].append(known[video] | {"class": name})
@@ -344,10 +255,9 @@ def describe_training(arrays, rows, run):
     names, counts = np.unique(arrays["class"][arrays["split"] == "train"], return_counts=True)
     seen = {"videos": int(counts.sum()), "fewest": int(counts.min()), "fewest_class": str(names[counts.argmin()])}
     seen |= {"simulated": bool(run.features.get("simulated")), "equalized": run.features["equalize"]}
-    sizes = np.array([[int(side) for side in row["size"].split("x")] for row in rows])
-    ranges = {"width": sizes[:, 0], "height": sizes[:, 1]}
-    ranges |= {key: np.array([float(row[key]) for row in rows]) for key in ("fps", "length")}
-    seen |= {key: [float(values.min()), float(values.max())] for key, values in ranges.items()}
+    facts = [(*row["size"].split("x"), row["fps"], row["length"]) for row in rows]
+    for key, values in zip(("width", "height", "fps", "length"), np.float64(facts).T, strict=True):
+        seen[key] = [float(values.min()), float(values.max())]
     return seen | {key: sorted({row[key] for row in rows} - {""}) for key in ("container", "codec")}
 
 
@@ -357,9 +267,9 @@ def measure_unknown(clips, score, rate):
     Of all roles only clips that have a window without padding.
     """
     clips = {role: own for role in clips if len((own := whole_clips(clips[role]))["label"])}
-    val_clips = len(clips["val"]["label"]) if "val" in clips else 0
-    result = {"score": score, "rate": rate, "threshold": None, "val_clips": val_clips}
-    result |= {"test": None, "unseen": {}, "auroc": {}}
+    result = {"score": score, "rate": rate, "threshold": None, "val_clips": 0, "test": None, "unseen": {}, "auroc": {}}
+    if "val" in clips:
+        result["val_clips"] = len(clips["val"]["label"])
     if not {"train", "val"} <= clips.keys():
         return result
     measure = fit_scores(as_clips(clips["train"]))
@@ -392,14 +302,6 @@ def class_signatures(train):
     return {"signature_classes": names, "signatures": means.reshape(-1, *maps.shape[1:])}
 
 
-def median_nearest(windows, train):
-    """The median over clips of the distance to the nearest training clip."""
-    member = windows["window_clip"]
-    return float(
-        np.median([nearest(windows["window_embedding"][member == i], train, 1)[0][0] for i in np.unique(member)])
-    )
-
-
 def print_calibration(result):
     """What was found, by level and of unknown generators, as text."""
     print("measured on test, before -> after the temperature of val (95% interval):")
@@ -407,23 +309,17 @@ def print_calibration(result):
         if own["temperature"] is None:
             print(f"{level_name(level)}: no val videos, so no temperature")
             continue
-        low, high = own["temperature_interval"]
-        cells = [
-            f"{key} {own['before'][key]['value']:.3f} -> {own['after'][key]['value']:.3f}" for key in own["before"]
-        ]
-        cells.append(f"ece of as many calibrated clips {own['after']['ece']['perfect']:.3f}")
-        videos = f"{own['val_videos']} val, {own['test_videos']} test videos"
-        temperature = f"temperature {own['temperature']:.2f} ({low:.2f} to {high:.2f})"
-        print(f"{level_name(level)}: {', '.join([temperature, *cells])}; {videos}")
+        cells = ["temperature {:.2f} ({:.2f} to {:.2f})".format(own["temperature"], *own["temperature_interval"])]
+        before, after = own["before"], own["after"]
+        cells += [f"{key} {before[key]['value']:.3f} -> {after[key]['value']:.3f}" for key in before]
+        cells += [f"ece of as many calibrated clips {after['ece']['perfect']:.3f}"]
+        print(f"{level_name(level)}: {', '.join(cells)}; {own['val_videos']} val, {own['test_videos']} test videos")
     unknown = result["unknown"]
     if unknown["threshold"] is None:
-        print(
-            f"unknown generators: no threshold, {unknown['val_clips']} val clips are too few for {unknown['rate']:.0%}"
-        )
-        return
-    cells = [f"{name} {own['rejected']} of {own['clips']}" for name, own in unknown["unseen"].items()]
-    if test := unknown["test"]:
-        cells = [f"known {test['rejected']} of {test['clips']}", *cells]
+        few = f"{unknown['val_clips']} val clips are too few for {unknown['rate']:.0%}"
+        return print(f"unknown generators: no threshold, {few}")
+    shares = {"known": unknown["test"]} if unknown["test"] else {}
+    cells = [f"{name} {own['rejected']} of {own['clips']}" for name, own in (shares | unknown["unseen"]).items()]
     print(f"called unknown ({unknown['score']} above {unknown['threshold']:.4g}): {', '.join(cells)}")
     for name, own in unknown["auroc"].items():
         print(f"AUROC of {name}: {own['value']:.2f} (chance 0.50)")

@@ -1,8 +1,7 @@
-"""Files through the encoder and all levels of a run: decoded once, on threads, and batched across files.
+"""What a run sees: files through the encoder and all levels, decoded once, on threads, and batched across files; clips
+of features through its finest level; and which of these are nearest to a file.
 
     for number, file in look(expand(["clips/"]), run, encoder): file.info, file.windows, file.outputs
-
-What of it is said to the reader, answer.py decides.
 """
 
 import itertools
@@ -14,10 +13,14 @@ from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
+from scipy.spatial.distance import cdist
+from scipy.special import softmax
+from tqdm import tqdm
 
-from basics.artifacts import file_digest
+from basics.artifacts import file_digest, read_arrays
 from basics.running import InputError
-from report.run import window_outputs
+from report.run import WINDOWS_OF_CLIPS, window_outputs
+from tokens.dataset import Windows, features_file, read_valid
 from tokens.encoders import encode_frames
 from tokens.listing import is_shown, suffix_of
 from tokens.videos import STILL_SUFFIXES, VIDEO_SUFFIXES, Video
@@ -51,42 +54,34 @@ def batches(given, answered=(), limit=None):
     """Lists of paths that are answered together, of arguments or of lines of standard input as they come: `limit` in
     all, without those `answered` already.
     """
-    count = 0
-    for batch in lines() if given == ["-"] else several(expand(given)):
-        batch = [path for path in batch if file_name(path) not in answered][: limit and limit - count]
-        count += len(batch)
-        yield batch
+    paths, count = expand(given), 0
+    parts = read_lines() if given == ["-"] else iter(lambda: list(itertools.islice(paths, FILES_TOGETHER)), [])
+    for part in parts:
+        part = [path for path in expand(part) if file_name(path) not in answered][: limit and limit - count]
+        count += len(part)
+        yield part
         if count == limit:
             return
 
 
-def several(paths):
-    while batch := list(itertools.islice(paths, FILES_TOGETHER)):
-        yield batch
+def read_lines():
+    """Lists of the lines of standard input that are there, one or more; the next ones are read meanwhile."""
+    lines, more = queue.Queue(FILES_TOGETHER), True
 
+    def feed():
+        try:
+            for line in sys.stdin.buffer if sys.stdin else ():
+                lines.put(os.fsdecode(line).rstrip("\r\n"))
+        finally:
+            lines.put(None)
 
-def lines():
-    """The lines of standard input that are there, one or more at a time; the next ones are read meanwhile."""
-    waiting = queue.Queue(FILES_TOGETHER)
-    threading.Thread(target=feed, args=(waiting,), daemon=True).start()
-    while (line := waiting.get()) is not None:
-        batch = [line]
-        while len(batch) < FILES_TOGETHER and not waiting.empty():
-            if (line := waiting.get()) is None:
-                yield list(expand(batch))
-                return
-            batch.append(line)
-        yield list(expand(batch))
-
-
-def feed(waiting):
-    """Put the lines of standard input into a queue, then None."""
-    try:
-        for line in sys.stdin.buffer if sys.stdin else ():
-            if path := os.fsdecode(line).rstrip("\r\n"):
-                waiting.put(path)
-    finally:
-        waiting.put(None)
+    threading.Thread(target=feed, daemon=True).start()
+    while more:
+        part = [lines.get()]
+        while part[-1] is not None and len(part) < FILES_TOGETHER and not lines.empty():
+            part.append(lines.get())
+        more = part[-1] is not None
+        yield list(filter(None, part))
 
 
 # ---------------------------------------------------------------- reading: on threads, one call per file
@@ -228,3 +223,60 @@ def look(paths, run, encoder, max_windows=None, images=False, batch_size=64, thr
     if waiting:
         classify(waiting, run)
     yield from done()
+
+
+# ---------------------------------------------------------------- clips of features through the finest level
+
+WINDOWS = 16  # of a training clip, at most, that a new clip is compared with
+TOGETHER = 256  # clips whose windows are in memory at a time
+
+
+def clip_values(outputs, whole) -> dict:
+    """A clip's values from those of its windows: the means, and of maps that of windows (S,) without padding."""
+    maps = outputs["attention"][whole]
+    return {
+        "embedding": outputs["embedding"].mean(axis=0),
+        "logits": np.float64(outputs["logits"]).mean(axis=0),
+        "probabilities": softmax(np.float64(outputs["logits"]), axis=1).mean(axis=0),
+        "maps": maps.mean(axis=0) if len(maps) else np.full(outputs["attention"].shape[1:], np.nan, "float32"),
+    }
+
+
+def look_at_clips(run, rows, what):
+    """Arrays over clips, those of clip_values and of their rows, and over windows of theirs, WINDOWS_OF_CLIPS."""
+    clips, windows = [], []
+    with tqdm(total=len(rows), desc=what, unit="clip", dynamic_ncols=True) as bar:
+        for start in range(0, len(rows), TOGETHER):
+            part = rows[start : start + TOGETHER]
+            tokens = Windows(part)
+            outputs = window_outputs(run.models[run.finest], tokens, run.batch())
+            for i, row in enumerate(part):
+                own = {key: values[tokens.video == i] for key, values in outputs.items()}
+                clips.append(clip_values(own, read_valid(row).all(axis=1)))
+                some = spread_evenly(row["windows"], WINDOWS)
+                times = read_arrays(features_file(row["features"], row["path"]), ("times",))["times"]
+                clip = np.full(len(some), start + i)
+                windows.append((own["embedding"][some].astype("float16"), clip, times[some, 0]))
+            bar.update(len(part))
+    found = {key: np.stack([clip[key] for clip in clips]) for key in clips[0]}
+    named = {"label": "class", "video": "path", "generator": "generator", "group": "group"}
+    found |= {key: np.array([row[column] for row in rows]) for key, column in named.items()}
+    return found, dict(zip(WINDOWS_OF_CLIPS, map(np.concatenate, zip(*windows, strict=True)), strict=True))
+
+
+def nearest(embedding, clips, count):
+    """The `count` training clips nearest to windows' embeddings (S, D), each by its nearest pair of windows:
+    (distance, number of the clip, number of its window, number of the window given), the nearest first.
+    """
+    distances = np.full(len(clips["window_clip"]), np.inf)
+    given = np.zeros(len(distances), int)
+    for i, own in enumerate(embedding):
+        here = cdist(own[None], clips["window_embedding"])[0]
+        given[here < distances] = i
+        distances = np.minimum(distances, here)
+    found = {}
+    for place in np.argsort(distances):
+        found.setdefault(int(clips["window_clip"][place]), (float(distances[place]), int(place), int(given[place])))
+        if len(found) == count:
+            break
+    return [(distance, clip, place, own) for clip, (distance, place, own) in found.items()]

@@ -123,10 +123,6 @@ def whole_clips(arrays) -> dict:
     return {key: values[whole] for key, values in arrays.items()}
 
 
-def as_clips(arrays) -> Clips:
-    return Clips(*(arrays[name] for name in Clips._fields))
-
-
 def fingerprint(path) -> str:
     """A name for the content of a .keras file, from the checksums that its zip directory holds."""
     with open_zip(path, "train it again") as archive:

@@ -114,6 +114,10 @@ class Clips(NamedTuple):
     label: np.ndarray | None = None  # (V,)
 
 
+def as_clips(arrays) -> Clips:
+    return Clips(*map(arrays.get, Clips._fields))
+
+
 SCORES = {  # name: field of Clips, fit(field, label) of the training clips -> score(field)
     "maximum softmax": ("probabilities", lambda *train: maximum_softmax),
     "energy": ("logits", lambda *train: energy),

@@ -33,11 +33,23 @@ def shown(probability):
 
 
 def runners_up(own, count=2):
-    return [(name, value) for name, value in own["probabilities"].items() if name != own["best"]][:count]
+    named = own["probabilities"].items()
+    return ", ".join([f"{name} {shown(value)}" for name, value in named if name != own["best"]][:count])
 
 
 def answer_of(own):
     return own["answer"] if own["answer"] == own["best"] else f"{own['answer']} (nearest: {own['best']})"
+
+
+def verdict(report):
+    """All levels' answers in one line."""
+    if report["error"] is not None:
+        return f"not answered: {report['error']}"
+    if reasons := report["evidence"]["reasons"]:
+        return f"too little evidence: {'; '.join(reasons)}"
+    levels = report["levels"].values()
+    sure = [f" {shown(own['probabilities'][own['best']])}" if own["answer"] == own["best"] else "" for own in levels]
+    return ", ".join(f"{answer_of(own)}{probability}" for own, probability in zip(levels, sure, strict=True))
 
 
 def media_line(media):
@@ -58,6 +70,9 @@ def accuracy_line(measured):
     return " / ".join(f"{measured[own]:.2f} (chance {measured[chance]:.2f})" for own, chance in pairs)
 
 
+TRUST = {"own": "trust the level's own", "generator": "trust the generator's", None: "neither is measurably better"}
+
+
 def disagreements(report):
     """One sentence per level whose own model and the generator's sums differ, with what held-out clips say of it."""
     for level, own in report["levels"].items():
@@ -74,10 +89,8 @@ def disagreements(report):
         if found := summed["measured"]:
             line += (
                 f" Of {found['clips']} test clips they differed on {found['differ']}; the level's own was right on"
-                f" {found['own_right']}, the generator's on {found['generator_right']}:"
+                f" {found['own_right']}, the generator's on {found['generator_right']}: {TRUST[found['trust']]}."
             )
-            trust = {"own": "trust the level's own", "generator": "trust the generator's"}
-            line += f" {trust.get(found['trust'], 'neither is measurably better')}."
         yield line
 
 
@@ -101,12 +114,10 @@ def nearest_line(nearest):
 
 
 def run_line(run):
-    features = run["features"]
+    features, seen = run["features"], run["trained_on"]
     line = f"Run {run['name']}: encoder {features['encoder']}, {features['fps']} frames a second; trained and tested on"
-    line += f" {run['data']}"
-    if seen := run["trained_on"]:
-        line += f", {seen['videos']} training clips"
-    return f"{line}."
+    trained = f", {seen['videos']} training clips" if seen else ""
+    return f"{line} {run['data']}{trained}."
 
 
 # ---------------------------------------------------------------- text
@@ -114,28 +125,22 @@ def run_line(run):
 
 def text_report(report) -> str:
     if report["error"] is not None:
-        return printable(f"{report['file']}: not answered: {report['error']}")
+        return printable(f"{report['file']}: {verdict(report)}")
     windows = report["media"]["windows"]
-    lines = [report["file"], f"  {media_line(report['media'])}; {windows} window{'s' * (windows != 1)}"]
+    lines = [f"{media_line(report['media'])}; {windows} window{'s' * (windows != 1)}"]
     table = [("level", "answer", "p", "runners-up", "windows", "summed from GEN-L", "run's accuracy, micro / macro")]
     for level, own in report["levels"].items():
-        votes = f"{own['votes'].get(own['best'], 0)} of {len(own['windows'])}"
-        others = ", ".join(f"{name} {shown(value)}" for name, value in runners_up(own))
-        summed = summed_line(own["by_generator"]) if own["by_generator"] else ""
-        probability = shown(own["probabilities"][own["best"]])
-        table.append((level_name(level), answer_of(own), probability, others, votes, summed))
-        table[-1] += (accuracy_line(own["measured"]),)
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines += ["  " + "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in table]
-    lines += [f"  {reason}" for reason in report["evidence"]["reasons"]]
-    lines += [f"  {line}" for line in disagreements(report)]
-    if report["unknown"]:
-        lines.append(f"  {unknown_line(report['unknown'])}")
-    if report["nearest"]:
-        lines.append(f"  Nearest training clips: {nearest_line(report['nearest'])}")
-    lines.append(f"  {run_line(report['run'])}")
-    lines += [f"  ! {warning}" for warning in report["warnings"]]
-    return "\n".join(printable(line.rstrip()) for line in lines) + "\n"
+        row = (level_name(level), answer_of(own), shown(own["probabilities"][own["best"]]), runners_up(own))
+        row += (f"{own['votes'].get(own['best'], 0)} of {len(own['windows'])}",)
+        row += (summed_line(own["by_generator"]) if own["by_generator"] else "", accuracy_line(own["measured"]))
+        table.append(row)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines += ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in table]
+    lines += [*report["evidence"]["reasons"], *disagreements(report)]
+    lines += [unknown_line(report["unknown"])] if report["unknown"] else []
+    lines += [f"Nearest training clips: {nearest_line(report['nearest'])}"] if report["nearest"] else []
+    lines += [run_line(report["run"]), *(f"! {warning}" for warning in report["warnings"])]
+    return "\n".join(printable(line.rstrip()) for line in [report["file"], *(f"  {line}" for line in lines)]) + "\n"
 
 
 # ---------------------------------------------------------------- JSON and CSV: written as the reports come
@@ -188,14 +193,13 @@ def open_csv(path):
     columns += ["unknown", "unknown_score", "unknown_threshold", "warnings"]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
+        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
         writer.writeheader()
 
         def write(report):
             row = {"file": report["file"], "error": report["error"] or ""}
             if report["error"] is None:
-                row |= {key: value for key, value in report["media"].items() if key in columns}
-                row["too_little"] = "; ".join(report["evidence"]["reasons"])
+                row |= report["media"] | {"too_little": "; ".join(report["evidence"]["reasons"])}
                 for level, own in report["levels"].items():
                     row |= {level: own["answer"], f"{level}_probability": own["probabilities"][own["best"]]}
                     row[f"{level}_summed"] = own["by_generator"]["best"] if own["by_generator"] else ""
@@ -213,7 +217,9 @@ def harmless(value):
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
-# ---------------------------------------------------------------- HTML
+# ---------------------------------------------------------------- HTML, and other templates
+
+CELLS = 100  # of a strip over time, at most
 
 
 @contextlib.contextmanager
@@ -227,42 +233,6 @@ def open_html(path):
         yield reports.append
     finally:
         replace_whole(path, lambda file: page.stream(reports=reports).dump(str(file), encoding="utf-8"))
-
-
-def template(name, *helpers):
-    """The template of that name beside this file, which may call the helpers; what cannot be seen is spelled out.
-
-    Raises InputError where Jinja2 is missing.
-    """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise InputError(f"{name} is written by Jinja2, which is not installed: pip install jinja2") from error
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True, "undefined": jinja2.StrictUndefined}
-    environment = jinja2.Environment(loader=loader, autoescape=name.endswith("html"), finalize=visible, **options)
-    environment.globals |= {helper.__name__: helper for helper in helpers}
-    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
-    return environment.get_template(name)
-
-
-def visible(value):
-    """Text without what a reader cannot see; markup as it is."""
-    return value if hasattr(value, "__html__") else printable(str(value))
-
-
-def verdict(report):
-    """All levels' answers in one line."""
-    if report["error"] is not None:
-        return f"not answered: {report['error']}"
-    if reasons := report["evidence"]["reasons"]:
-        return f"too little evidence: {'; '.join(reasons)}"
-    levels = report["levels"].values()
-    sure = [f" {shown(own['probabilities'][own['best']])}" if own["answer"] == own["best"] else "" for own in levels]
-    return ", ".join(f"{answer_of(own)}{probability}" for own, probability in zip(levels, sure, strict=True))
-
-
-CELLS = 100  # of a strip over time, at most
 
 
 def vote_cells(windows, names):
@@ -279,5 +249,26 @@ def attention_maps(found):
     maps = [("this file", found["map"])]
     maps += [(f"{own['class']}, distance {own['distance']:.2f}", own["map"]) for own in found["signatures"]]
     for name, values in maps:
-        row, column = np.unravel_index(np.argmax(values), np.shape(values))
-        yield name, values, row, column
+        yield name, values, *np.unravel_index(np.argmax(values), np.shape(values))
+
+
+def template(name, *helpers):
+    """The template of that name beside this file, which may call the helpers; what cannot be seen is spelled out.
+
+    Raises InputError where Jinja2 is missing.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise InputError(f"{name} is written by Jinja2, which is not installed: pip install jinja2") from error
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    blocks = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    escaped = {"autoescape": name.endswith("html"), "finalize": visible, "undefined": jinja2.StrictUndefined}
+    environment = jinja2.Environment(loader=loader, **blocks, **escaped)
+    environment.globals |= {helper.__name__: helper for helper in helpers}
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    return environment.get_template(name)
+
+
+def visible(value):
+    return value if hasattr(value, "__html__") else printable(str(value))  # markup is text that a macro made
