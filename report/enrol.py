@@ -11,9 +11,10 @@ import numpy as np
 
 from basics.artifacts import file_digest, make_recipe, read_arrays, write_arrays
 from basics.running import InputError
-from report.look import look
+from report.look import file_name, look
 from report.run import stage_of
 from report.scores import NAMINGS
+from report.text import printable
 from tokens.generators import load_generators, resolve_generator
 from tokens.videos import reason
 from training.callbacks import spread
@@ -55,7 +56,7 @@ def enrol(name, paths, run, encoder, method="mean", **options) -> dict:
     made = make_recipe(given, ("run",), packages=("keras",), features=run.features, clips_sha256=digests)
     recipe = recipe | {"generators": recipe["generators"] | {name: made}}
     write_arrays(path, enrolled | {"recipe": recipe})
-    print(f"{len(digests)} clips of {name} enrolled in {path}")
+    print(f"{clips_of(len(digests))} of {name} enrolled in {path}")
     unread = len(paths) - len(digests)
     return {"level": run.finest, "name": name, "unread": unread} | measure(own, enrolled, name, method)
 
@@ -66,9 +67,10 @@ def embed(paths, run, encoder, **options):
     for number, file in look(paths, run, encoder, **options):
         if file.error is None and file.outputs:
             embedding = np.mean([window[run.finest]["embedding"] for window in file.outputs], axis=0)
-            found[number] = embedding, paths[number], file.info["sha256"]
+            found[number] = embedding, file_name(paths[number]), file.info["sha256"]
         else:
-            print(f"{paths[number]}: not enrolled: {reason(file.error) if file.error else 'no frame could be decoded'}")
+            why = reason(file.error or InputError("no frame could be decoded"))
+            print(printable(f"{file_name(paths[number])}: not enrolled: {why}"))
     if not found:
         raise InputError(f"{', '.join(paths[:3])}: no clip that can be read, so nothing is enrolled")
     embedding, video, digests = zip(*(found[number] for number in sorted(found)), strict=True)
@@ -116,11 +118,15 @@ def measure(own, enrolled, name, method) -> dict:
 
 def print_enrolled(result):
     print(f"\nof {result['classes']} classes, by {result['method']}; chance {result['chance']:.2f}:")
-    share, clips = "one clip alone, so nothing can be measured", result["clips"]
-    if (found := result["found"]) is not None:
+    clips, found, share = result["clips"], result["found"], "too few to leave one out, so nothing can be measured"
+    if found is not None:
         share = f"{found} of {clips} given its name with itself left out, {found / clips:.2f}"
-    print(f"{result['name']}, {clips} clips enrolled: {share}")
+    print(f"{result['name']}, {clips_of(clips)} enrolled: {share}")
     before, after = result["known"].values()
     print(f"the run's own {after['videos']} test clips, without -> with the enrolled classes: ", end="")
     print(", ".join(f"{key} {before[key]:.2f} -> {after[key]:.2f}" for key in ("micro", "macro")), end="")
     print(f" (chance {after['majority']:.2f}, {result['chance']:.2f})")
+
+
+def clips_of(count):
+    return f"{count} clip{'s' * (count != 1)}"
