@@ -1,5 +1,5 @@
 """A generator that a run was never trained on joins it by a handful of clips, without training: their embeddings are
-kept beside those of the training clips, and a clip is named by its nearest class.
+kept beside those of the training clips, and a clip is named by its nearest class. attribute_video.py's --enrol.
 
 reads   the clips, runs/<run>/<level>.keras, <level>.json, <level>_embeddings.npz of the finest level (03)
 writes  runs/<run>/<level>_enrolled.npz  embedding (V, D), generator and video (V,) of all generators enrolled so far
@@ -101,10 +101,8 @@ def measure(own, enrolled, name, method) -> dict:
     labels = np.concatenate([own["class"][train], enrolled["generator"]])
     clips, naming, found = np.flatnonzero(labels == name), NAMINGS[method], None
     if len(clips) > 1:
-        others = (np.delete(np.arange(len(labels)), clip) for clip in clips)
-        called = [
-            naming(embedding[rest], labels[rest])(embedding[[i]])[0] for i, rest in zip(clips, others, strict=True)
-        ]
+        rests = [np.arange(len(labels)) != i for i in clips]
+        called = [naming(embedding[rest], labels[rest])(embedding[~rest])[0] for rest in rests]
         found = called.count(name)
     before, after = naming(own["embedding"][train], own["class"][train]), naming(embedding, labels)
     known = {

@@ -151,8 +151,8 @@ def answered(path) -> set[str]:
     if not Path(path).exists():
         return set()
     kept, names = [], set()
-    for line in Path(path).read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n"):
+    for line in Path(path).read_bytes().splitlines(keepends=True):
+        if not line.endswith(b"\n"):
             break
         try:
             name, error = (json.loads(line)[key] for key in ("file", "error"))
@@ -161,7 +161,7 @@ def answered(path) -> set[str]:
         if error is None:
             kept.append(line)
             names.add(name)
-    replace_whole(path, lambda file: file.write_text("".join(kept), encoding="utf-8"))
+    replace_whole(path, lambda file: file.write_bytes(b"".join(kept)))
     return names
 
 

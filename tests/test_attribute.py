@@ -408,11 +408,11 @@ def test_resumed_list_keeps_answers_and_tries_failures_again(loaded, videos, tmp
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["file"] for line in lines] == [str(path) for path in (clips[0], tmp_path / "late.mp4", clips[1])]
     assert out.read_text().splitlines()[0] == kept and not any(line["error"] for line in lines)
-    for content in ('{"a": 1}\n', "my notes\nand more\n", '{\n "file": 1\n}\n'):
-        (tmp_path / "other").write_text(content)
+    for content in (b'{"a": 1}\n', b"my notes\nand more\n", b'{\n "file": 1\n}\n', b"\xff\xfe\n"):
+        (tmp_path / "other").write_bytes(content)
         with pytest.raises(InputError, match="holds no reports"):
             answered(tmp_path / "other")
-        assert (tmp_path / "other").read_text() == content
+        assert (tmp_path / "other").read_bytes() == content
 
 
 @pytest.mark.parametrize(
