@@ -61,6 +61,8 @@ def get_args(argv=None):
         parser.error("--calibrate and --export take a run, no files and no reports")
     if not (args.files or args.calibrate or args.export):
         parser.error("name a file, a folder, or - for a list on standard input")
+    if not args.false_rejection:
+        parser.error("--false-rejection is above 0")
     if args.enrol and reports:
         parser.error("--enrol writes no reports")
     owners = dict.fromkeys(("features", "false_rejection", "score", "seed"), "calibrate") | {"method": "enrol"}
