@@ -203,8 +203,8 @@ def main(argv=None):
 
     # ---------------------------------------------------------------- load: vectors and roles
     images = read_images(args.features, args.images_per_clip, args.fold, args.limit, args.seed)
-    named = {"target": [args.target], "known": args.known, "unseen": args.unseen}
-    named = resolve_roles(images, named | {"wild": list(args.wild)}, load_generators(args.generators))
+    named = {"target": [args.target], "known": args.known, "wild": list(args.wild), "unseen": args.unseen}
+    named = resolve_roles(images, named, load_generators(args.generators))
     made_from = images.recipe | {"table_sha256": file_digest(args.generators)}
     recipe = make_recipe(vars(args), ("features", "run", "generators"), ("overwrite", "apply"), ("scipy",), **made_from)
     if (done := finished_metrics(run / "wild.json", recipe, args.overwrite)) is not None:

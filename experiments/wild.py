@@ -23,35 +23,35 @@ from basics.statistics import RANKING, at_threshold, ranking
 from experiments.paper import paper_lines
 from experiments.stages import as_flags, markdown, stage, train_arm
 from experiments.tables import described, mean_std
-from experiments.wild_edits import EDITS, edited_images
+from experiments.wild_edits import ATTACKS, EDITS, attacked, edited_images
 from experiments.wild_methods import COMPARED, FITTED, read_run, score_by, with_few_steps, with_hidden_layer
 from tokens.dataset import read_index, usable
 from tokens.split import fold_splits
 
 PER_CLIP, TAU = 4, 2.0
-SETTINGS = {
-    "images_per_clip": PER_CLIP,
-    "target_count": 200,
-    "known_count": 67,
-    "wild_count": 67,
-    "tau": TAU,
-    "l2": "auto",
-}
+COUNTS = {"target_count": 200, "known_count": 67, "wild_count": 67}
+SETTINGS = {"images_per_clip": PER_CLIP, "tau": TAU, "l2": "auto"} | COUNTS  # the paper's
 KNOWN, UNSEEN = ("Real", "Lavie", "VideoCrafter", "ZeroScope"), ("Gen2", "Sora", "Pika", "Show_1")
 TARGETS = {"simulated": ("HotShot", "SVD", "SD"), "real": ("ModelScope", "SEINE", "DynamiCrafter")}
 
 # ---------------------------------------------------------------- who has which role
 
 
+def generators_of(source):
+    """The generators of a features folder, or of a run's embeddings."""
+    if source.suffix == ".npz":
+        return set(read_arrays(source, ("generator",))["generator"].tolist())
+    return {row["generator"] for row in usable(read_index(source), source)}
+
+
 def target_names(data):
     """The targets of some data: those of TARGETS that it has, else its first three generators."""
-    there = {row["generator"] for row in read_index(data.features)}
-    wanted = TARGETS["simulated" if data.simulated else "real"]
+    there, wanted = generators_of(data.features), TARGETS["simulated" if data.simulated else "real"]
     return [name for name in wanted if name in there] or every_target(data)[:3]
 
 
 def every_target(data):
-    there = sorted({row["generator"] for row in read_index(data.features)} - {"Real"})
+    there = sorted(generators_of(data.features) - {"Real"})
     if len(there) < 6:
         raise InputError(f"{data.features} has clips of {len(there)} generators and Real; a trial takes six and Real")
     return there
@@ -99,12 +99,6 @@ def source_of(args, data, kind, target, fold, seed):
     known = by_role(generators_of(data.features), target)["known"]
     only = {"train_generators": [target, *known]}
     return train_arm(args, data._replace(folds=(fold,)), "1-stage all CE", "gen", seed, only)[0] / "gen_embeddings.npz"
-
-
-def generators_of(source):
-    if source.suffix == ".npz":
-        return set(read_arrays(source, ("generator",))["generator"].tolist())
-    return {row["generator"] for row in usable(read_index(source), source)}
 
 
 def folds_with(args, data, target, seed, kind):
@@ -234,7 +228,7 @@ CONDITIONS = {  # what: condition: Change, or change(there, target, seed) -> Cha
 
 def measure(args, data, conditions, targets=None, kind="frames", compared=()):
     """By condition and target the outcomes by seed."""
-    rows, there = [], {row["generator"] for row in read_index(data.features)}
+    rows, there = [], generators_of(data.features)
     for (label, change), target in product(conditions.items(), targets or target_names(data)):
         seeds = []
         for seed in range(args.seeds):
@@ -265,22 +259,8 @@ def measure_encoders(args, several):
     return described(several[0], rows=sum(rows, []))
 
 
-# ---------------------------------------------------------------- edited images, attacked vectors
-
-ATTACKS = (0.5, 1.0, 2.0)  # how far a vector is moved, in standard deviations of the labelled images
-
-
-def attacked(scores, target, distance):
-    """{generator: scores (n,)} when vectors have moved: the target's are lower by `distance`, all others' higher."""
-    return {name: own + (-distance if name == target else distance) for name, own in scores.items()}
-
-
 def measure_edits(args, data):
-    """Classifiers of unedited images on edited test images, and on vectors moved against them.
-
-    The attack is projected gradient descent on the classifier's input; with a linear head its every step goes the same
-    way, so one step to the edge of the ball is its end. The target's images go away from the target, all others to it.
-    """
+    """Classifiers of unedited images on edited test images, and on vectors moved against them."""
     if len(data.folds) > 1 or data.videos is None:
         raise InputError("wild-edits wants the clips of a recorded split: the zoo, or --features with --videos")
     rows, edited = [], {edit: edited_images(args, data, edit, PER_CLIP) for edit in EDITS}
@@ -288,26 +268,32 @@ def measure_edits(args, data):
         seeds = {}
         for seed in range(args.seeds):
             folder = run_stage(args, data, target, seed, None, "frames", PAPERS)
-            run, classifier = read_run(folder, test_split_only=True), read_arrays(folder / "wild_classifier.npz")
-            chosen, scored = of_each(run.generator), {}
-            clips = {name: np.unique(run.path[own]) for name, own in chosen.items()}
-            for edit, images in edited.items():
-                vectors = (np.float64(images.vectors) - classifier["mean"]) / classifier["scale"]
-                of_clips = {name: np.isin(images.path, own) for name, own in clips.items()}
-                for name, key in FITTED.items():
-                    score = score_by(classifier[key])
-                    scored[edit, name] = {generator: score(vectors[own]) for generator, own in of_clips.items()}
-            for radius, name in product(ATTACKS, FITTED):
-                own = {key: run.scores[name][images] for key, images in chosen.items()}
-                moved = attacked(own, target, radius * run.training[f"norm, {name}"])
-                scored[f"attack, {radius:g} deviations", name] = moved
-            for edit in dict.fromkeys(edit for edit, _ in scored):
-                outcomes = {name: outcome(scored[edit, name], run.roles) for name in FITTED}
+            run = read_run(folder, test_split_only=True)
+            for edit, scores in edited_scores(folder, run, edited, target).items():
+                outcomes = {name: outcome(own, run.roles) for name, own in scores.items()}
                 seeds.setdefault(edit, []).append({"seed": seed, "training": run.training, "methods": outcomes})
         for edit, own in seeds.items():
             rows.append({"vectors": "frames", "condition": edit, "target": target, "seeds": own})
     return described(data, rows=rows)
 
+
+def edited_scores(folder, run, edited, target):
+    """{edit or attack: {method: {generator: scores (n,)}}} of a run's test images; `edited` are Images by edit."""
+    classifier, chosen, found = read_arrays(folder / "wild_classifier.npz"), of_each(run.generator), {}
+    for edit, images in edited.items():
+        vectors = (np.float64(images.vectors) - classifier["mean"]) / classifier["scale"]
+        own = {name: np.isin(images.path, run.path[clips]) for name, clips in chosen.items()}
+        scores = {name: score_by(classifier[key]) for name, key in FITTED.items()}
+        found[edit] = {name: {key: score(vectors[part]) for key, part in own.items()} for name, score in scores.items()}
+    for radius in ATTACKS:
+        attack = found[f"attack, {radius:g} deviations"] = {}
+        for name, scores in run.scores.items():
+            own = {key: scores[part] for key, part in chosen.items()}
+            attack[name] = attacked(own, target, radius * run.training[f"norm, {name}"])
+    return found
+
+
+# ---------------------------------------------------------------- tables
 
 COLUMNS = {
     "unseen AP": lambda own: own["unseen"]["ap"],
@@ -337,7 +323,8 @@ def render(results, what):
     targets = list(dict.fromkeys(row["target"] for row in results["rows"]))
     images = results["rows"][0]["seeds"][0]["methods"]["constrained"]["images"]
     lines = [f"{what}; {data_line(results)} Per cent; chance AUC 50.", "", *markdown(header, cells), ""]
-    lines += [f"Targets: {', '.join(targets)}. Test images of {targets[0]}'s trial: {named_counts(images)}."]
+    counts = ", ".join(f"{name} {count}" for name, count in images.items())
+    lines += [f"Targets: {', '.join(targets)}. Test images of {targets[0]}'s trial: {counts}."]
     return [*lines, f"{paper_line()} L0: mean BCE over the labelled images of the baseline, in nats."]
 
 
@@ -357,7 +344,3 @@ def paper_line():
         values.setdefault(line["row"], []).append(f"{line['setting']} {100 * float(line['value']):.2f}")
     means = "; ".join(f"{name} {', '.join(own)}" for name, own in values.items())
     return f"The paper's, of other data (images, CLIP, target DALL-E 3, its unseen generators not all named): {means}."
-
-
-def named_counts(images):
-    return ", ".join(f"{name} {count}" for name, count in images.items())

@@ -1,4 +1,4 @@
-"""The test images of a features folder, edited: re-encoded, resized, blurred, with noise.
+"""The test images of a features folder, edited: re-encoded, resized, blurred, with noise; and vectors attacked.
 
     images = edited_images(args, data, "JPEG 50", per_clip=4)
 
@@ -28,6 +28,7 @@ EDITS = {  # name: edit(RGB uint8 (H, W, 3), random) -> the same
     "blur, 1 px": lambda image, random: cv2.GaussianBlur(image, (0, 0), 1),
     "noise, 5 levels": lambda image, random: np.clip(image + random.normal(0, 5, image.shape), 0, 255).astype(np.uint8),
 }
+ATTACKS = (0.5, 1.0, 2.0)  # how far a vector is moved, in standard deviations of the labelled images
 
 
 def jpeg(image, quality):
@@ -61,3 +62,12 @@ def edited_images(args, data, edit, per_clip):
 
 def clip_name(row):
     return "-".join(re.findall(r"\w+", row["path"]))
+
+
+def attacked(scores, target, distance):
+    """{generator: scores (n,)} when vectors have moved: the target's are lower by `distance`, all others' higher.
+
+    The attack is projected gradient descent on the classifier's input; with a linear head its every step goes the same
+    way, so one step to the edge of the ball is its end. `distance` is the ball's radius times the norm of the weights.
+    """
+    return {name: own + (-distance if name == target else distance) for name, own in scores.items()}
