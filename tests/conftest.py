@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.manifold import TSNE
 from small import SMALL, write_clip, write_folder
 from stages import stage
 
 from common import keras
+from tokens.dataset import read_index, write_index
 
 SHARED = Path(__file__).parents[2] / "shared"  # real clips and weights, where there are any
 TENSORFLOW = keras.backend.backend() == "tensorflow"
@@ -29,19 +31,29 @@ def graphs(request):
         tf.config.run_functions_eagerly(True)
 
 
+def first_two_dimensions(self, values):
+    return np.array(values)[:, :2]
+
+
+REAL_TSNE, TSNE.fit_transform = TSNE.fit_transform, first_two_dimensions
+
+
 @pytest.fixture(autouse=True)
-def pretended_tsne(request, monkeypatch):
-    """Tests marked `tsne` run the real one; for all others it takes the first two dimensions."""
-    if not request.node.get_closest_marker("tsne"):
-        pretend = lambda self, values: np.array(values)[:, :2]  # noqa: E731
-        monkeypatch.setattr("sklearn.manifold.TSNE.fit_transform", pretend)
+def tsne(request, monkeypatch):
+    """Tests marked `tsne` compute it; for all others it takes the first two dimensions, session fixtures included."""
+    if request.node.get_closest_marker("tsne"):
+        monkeypatch.setattr(TSNE, "fit_transform", REAL_TSNE)
 
 
 @pytest.fixture(scope="session")
 def features(tmp_path_factory):
-    """Six generators of the table and one outside it, 20 clips each; not to be changed."""
+    """Six generators of the table and one outside it, 20 clips each, and a broken one of Real; not to be changed."""
     generators = ["Real", "SVD", "Pika", "SEINE", "Latte", "Lavie", "WildScrape"]
-    return write_folder(tmp_path_factory.mktemp("features"), generators)
+    folder = write_folder(tmp_path_factory.mktemp("features"), generators)
+    rows = read_index(folder)
+    broken = dict(path="Real/broken.mp4", generator="Real", windows=0, error="no frame")
+    write_index(folder / "index-1-of-1.csv", [*rows, rows[-1] | broken])
+    return folder
 
 
 @pytest.fixture(scope="session")
