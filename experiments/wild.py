@@ -1,10 +1,11 @@
 """Unknown-aware attribution beside what it could be replaced by, and what it depends on (arXiv 2601.00218).
 
 reads   a features folder (datasets.py), four frames of a clip as images; SAGA trained on the labelled generators alone
-writes  results/wild.json, .md: methods; results/wild-<what>.json, .md: one setting changed at a time
+writes  runs/paper/<set>/wild-<target>-<settings>/, a run of 05 per trial
+        results/wild.json, .md: methods; results/wild-<what>.json, .md: one setting changed at a time
 
 The labelled are a target and three known generators; three others are unseen, and all that are left are wild. All
-numbers are means over three targets, by seed: a seed draws which images have which role. A trial is a run of 05.
+numbers are means over three targets, by seed: a seed draws which images have which role.
 """
 
 import hashlib
