@@ -74,7 +74,10 @@ def get_args(argv=None):
     add("--target", default="HotShot", help="the generator to attribute")
     add("--known", type=names, default=KNOWN, help="A,B,...: labelled as non-target")
     add(
-        "--wild", type=names_with_counts, default=WILD, help="A,B=5,...: unlabelled, may name the target; of B 5 images"
+        "--wild",
+        type=names_with_counts,
+        default=WILD,
+        help="A,B=5,...: unlabelled, taken for non-target; may include the target; of B 5 images, not --wild-count",
     )
     add("--unseen", type=names, default=UNSEEN, help="A,B,...: tested only")
     add("--target-count", type=positive, default=200, help="labelled images of the target, at most")
