@@ -12,12 +12,10 @@ encoder settings come from one distribution that all classes share; only marks t
 --strength scales every mark; at 0 the classes are the same. The marks are put there by us: accuracies on these
 clips say nothing about real generators, and attention that finds the marks proves the tool, not the theory.
 
-    python simulate_videos.py --out data/zoo
-
 In      generators.csv (or --generators FILE): a row more is a simulated generator more
 Out     <out>/<Generator>/<index>.mp4   48 frames of 128 x 128 at 24 per second; Real has six times as many clips
         <out>/recipe.json               what the clips were made with; a second run makes only what is missing
-Expect  1500 clips, 25 MB, 40 seconds on two idle cores
+Run     python simulate_videos.py --out data/zoo        1500 clips, 25 MB, 40 seconds on two idle cores
 """
 
 import argparse
@@ -26,20 +24,18 @@ import io
 import json
 import multiprocessing
 import os
-import platform
 import signal
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from basics.artifacts import read_json, write_json
-from basics.running import InputError, run_script
-from tokens.generators import load_generators
+from basics.artifacts import read_json, refuse_other, replace_whole, versions, write_json
+from basics.running import InputError, not_negative, positive, run_script
+from tokens.generators import TABLE, load_generators
 from tokens.writing import write_mp4
 
 FRAMES, FPS, SIZE = 48, 24, 128
@@ -232,8 +228,7 @@ def render(clip_seed: int, mark: Mark, strength: float) -> np.ndarray:
     """A clip (L, H, W, 3) uint8. The class enters by its mark alone: at strength 0 only the seed counts."""
     mark = clip_mark(mark, strength, named_random("jitter", clip_seed))
     times, sensor = np.arange(FRAMES) / FPS, named_random("sensor", clip_seed)
-    content = named_random("content", clip_seed)
-    frames = render_scene(content, scene_times(mark, times), camera_path(mark, sensor))
+    frames = render_scene(named_random("content", clip_seed), scene_times(mark, times), camera_path(mark, sensor))
     frames = mix_frames(mark, frames, times)
     details = mark.detail + mark.depth * (mark.habit == "focus") * wave(mark, times)
     down, across = 2 * np.pi / 8 * np.mgrid[:SIZE, :SIZE].astype(np.float32)
@@ -261,12 +256,7 @@ def encode(clip: np.ndarray) -> bytes:
 def make_clip(job: tuple):
     """Render and write one clip, in a worker process; the file appears whole or not at all."""
     path, clip_seed, row, strength = job
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(encode(render(clip_seed, generator_mark(*row), strength)))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_whole(path, lambda file: file.write_bytes(encode(render(clip_seed, generator_mark(*row), strength))))
 
 
 def prepare_worker():
@@ -278,8 +268,7 @@ def make_clips(jobs: list[tuple]):
     """Make the clips on all cores. A process costs a second to start, so a few clips are made here."""
     workers = min(os.cpu_count() or 1, len(jobs) // 16)
     if workers < 2:
-        for job in tqdm(jobs, "simulate", unit="clip"):
-            make_clip(job)
+        list(map(make_clip, tqdm(jobs, "simulate", unit="clip")))
         return
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, prepare_worker) as pool:
@@ -292,18 +281,14 @@ def make_clips(jobs: list[tuple]):
             raise
 
 
-def make_recipe(args, generators: dict) -> dict:
-    versions = {"python": platform.python_version(), "numpy": np.__version__, "opencv": cv2.__version__}
-    return {
-        "simulated": True,
-        "note": "Simulated clips: accuracies measured on them say nothing about real generators.",
-        "seed": args.seed,
-        "strength": args.strength,
-        "clip": {"frames": FRAMES, "fps": FPS, "size": SIZE, "codec": "libx264", "pixels": "yuv420p", **X264},
-        "marks": {"residues": RESIDUES, "habits": HABITS, "depths": DEPTHS, "levels": [GRID, NOISE, SHAKE]},
-        "generators": {row.name: [row.task, row.sd_version, row.team] for row in generators.values()},
-        "versions": {**versions, "av": av.__version__},
-    }
+def make_recipe(seed: int, strength: float, generators: dict) -> dict:
+    note = "Simulated clips: accuracies measured on them say nothing about real generators."
+    clip = {"frames": FRAMES, "fps": FPS, "size": SIZE, "codec": "libx264", "pixels": "yuv420p", **X264}
+    marks = {"residues": RESIDUES, "habits": HABITS, "depths": DEPTHS, "levels": [GRID, NOISE, SHAKE]}
+    rows = {row.name: [row.task, row.sd_version, row.team] for row in generators.values()}
+    recipe = {"simulated": True, "note": note, "seed": seed, "strength": strength, "clip": clip, "marks": marks}
+    recipe |= {"generators": rows, "versions": versions() | {"opencv": cv2.__version__} | versions("av")}
+    return json.loads(json.dumps(recipe))  # as it is read back
 
 
 def check_folder(out: Path, old: dict, recipe: dict, overwrite: bool):
@@ -315,34 +300,24 @@ def check_folder(out: Path, old: dict, recipe: dict, overwrite: bool):
         for clip in clips:
             clip.unlink()
         old.clear()
-    for key in ("seed", "strength", "clip", "marks", "generators") if clips and old else ():
-        was, now = old.get(key), json.loads(json.dumps(recipe[key]))
-        if key == "generators":  # rows may be added, not changed
-            was, now = ({name: rows[name] for name in was if name in now} for rows in (was, now))
-        if was != now:
-            which = f"{key} {was}, not {now}" if key in ("seed", "strength") else f"other {key}"
-            raise InputError(f"{out} was made with {which}; choose another --out, or replace it with --overwrite")
+    if clips and old:
+        both = old["generators"].keys() & recipe["generators"].keys()  # rows may be added, not changed
+        was, now = (made | {"generators": {name: made["generators"][name] for name in both}} for made in (old, recipe))
+        refuse_other(out, was, now, "choose another --out, or replace it with --overwrite")
 
 
 def get_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description="Write a zoo of simulated generators as mp4 files.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.description = "Write a zoo of simulated generators as mp4 files."
     add = parser.add_argument
     add("--out", type=Path, default=Path("data/zoo"), help="folder to write to")
-    add("--clips-per-generator", type=int, default=60, help=f"clips of each; Real gets {REAL_SHARE} times as many")
-    add("--strength", type=float, default=1.0, help="scale of every mark; at 0 the classes are the same")
+    add("--clips-per-generator", type=positive, default=60, help=f"clips of each; Real gets {REAL_SHARE} times as many")
+    add("--strength", type=not_negative, default=1.0, help="scale of every mark; at 0 the classes are the same")
     add("--seed", type=int, default=0, help="another seed makes other clips with the same marks")
     add("--overwrite", action="store_true", help="replace the zoo that is in --out")
-    add("--generators", type=Path, default=Path(__file__).with_name("generators.csv"), help="the generator table")
-    add("--limit", type=int, help="make at most this many clips of each generator, Real included")
-    args = parser.parse_args(argv)
-    if args.clips_per_generator < 1 or (args.limit is not None and args.limit < 1):
-        parser.error("--clips-per-generator and --limit must be at least 1")
-    if not 0 <= args.strength < float("inf"):
-        parser.error("--strength must be a number from 0 up")
-    return args
+    add("--generators", default=TABLE, help="the generator table")
+    add("--limit", type=positive, help="make at most this many clips of each generator, Real included")
+    return parser.parse_args(argv)
 
 
 def list_clips(args, generators: dict) -> list[tuple]:
@@ -360,13 +335,10 @@ def list_clips(args, generators: dict) -> list[tuple]:
 def main(argv=None) -> dict:
     args = get_args(argv)
     generators = load_generators(args.generators)
-    recipe_path, recipe = args.out / "recipe.json", make_recipe(args, generators)
+    recipe_path, recipe = args.out / "recipe.json", make_recipe(args.seed, args.strength, generators)
     old = read_json(recipe_path) if recipe_path.exists() else {}
     check_folder(args.out, old, recipe, args.overwrite)
-    recipe["generators"] = {**old.get("generators", {}), **recipe["generators"]}
-    write_json(recipe_path, recipe)
-    for name in generators:
-        (args.out / name).mkdir(exist_ok=True)
+    write_json(recipe_path, recipe | {"generators": old.get("generators", {}) | recipe["generators"]})
     wanted = list_clips(args, generators)
     missing = [job for job in wanted if not job[0].exists()]
     make_clips(missing)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import sys
 import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -130,13 +131,17 @@ NOT_COMPARED = ("paths", "machine", "versions", "git", "seconds")
 
 
 def make_recipe(arguments: dict, paths=(), machine=(), packages=(), **made_from) -> dict:
-    """How a thing is made, to be kept in it: arguments by name, what it is made from, versions of packages, git commit.
+    """How a thing is made, to be kept in it: arguments by name, what it is made from, versions of packages, git commit;
+    Keras's backend where Keras is in use.
 
     Arguments in `paths` say where things lie, those in `machine` who computes: neither changes what is made.
     """
     kinds = {"paths": {key: arguments[key] for key in paths}, "machine": {key: arguments[key] for key in machine}}
     given = {key: value for key, value in arguments.items() if key not in (*paths, *machine)}
-    recipe = {"arguments": given} | kinds | made_from | {"versions": versions(*packages), "git": git_commit()}
+    made_with = versions(*packages)
+    if keras := sys.modules.get("keras"):
+        made_with["backend"] = keras.backend.backend()
+    recipe = {"arguments": given} | kinds | made_from | {"versions": made_with, "git": git_commit()}
     return json.loads(json.dumps(recipe))
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 from measuring import SideError, skipped  # noqa: E402  (these folders are on the path first)
 
-from tokens.dataset import read_json, replace_whole, write_json  # noqa: E402
+from basics.artifacts import read_json, replace_whole, write_json  # noqa: E402
 
 BENCHMARKS = {
     "decode": "8 frames per second of 10 s of 720p30 H.264",

@@ -1,20 +1,19 @@
 """Stage 01 on real clips (`dct`, 8 frames per second, all clips), against frames in jpg files, as DeMamba keeps them.
 
 Theirs is one ffmpeg per clip into jpg files, then a loop that reads them back and encodes them by the same encoder into
-the same kind of file. Both are whole commands in a process of their own; seconds are of the work, without the imports.
+the same kind of file. Each is a process of its own; seconds are of the work, without the imports.
 Disk is what lies there at the end, and theirs has both the jpg files and the features.
 """
 
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from measuring import ROOT, SideError, command_measured, compared, run_side, side, skipped
+from measuring import SideError, compared, run_side, side, skipped
 
 TINY_CLIPS = 1  # of each generator
 
@@ -29,7 +28,8 @@ def measure(corpus, per_generator):
     with tempfile.TemporaryDirectory() as folder:
         csv = Path(folder) / "corpus.csv"
         side(__file__, "write_csv", corpus=corpus.resolve(), path=csv)
-        ours = attempt(stage_01, csv, Path(folder) / "ours", per_generator)
+        limit = ["--limit", per_generator] if per_generator else []
+        ours = attempt(side, __file__, "stage_01", videos=csv, features=Path(folder) / "ours", flags=limit)
         if not shutil.which("ffmpeg"):
             theirs = SideError("there is no ffmpeg here")
         else:
@@ -52,18 +52,6 @@ def attempt(measure_one, *arguments, **options):
         return error
 
 
-def stage_01(csv, folder, per_generator):
-    flags = ["--limit", per_generator] if per_generator else []
-    command = [sys.executable, ROOT / "01_extract_features.py", "--videos", csv, "--features", folder, *flags]
-    return read_counts(*command_measured(command)[1:]) | {"disk": megabytes(folder)}
-
-
-def read_counts(output, memory):
-    """Clips, their rate and windows out of 01's last line, "FOLDER: N videos, M windows in S s (R clips/s); ..."."""
-    counts = output.splitlines()[-1].split(": ", 1)[1].replace("(", "").split()
-    return {"clips": int(counts[0]), "rate": float(counts[7]), "memory": memory}
-
-
 def megabytes(folder):
     return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 1e6
 
@@ -78,15 +66,23 @@ def write_csv(corpus, path):
     return {}
 
 
+def stage_01(videos, features, flags):
+    """Stage 01 of this repository, for bench_growth.py too."""
+    from experiments.stages import stage
+
+    counts = stage("01_extract_features", "--videos", videos, "--features", features, *flags)
+    return {"clips": counts["videos"], "rate": counts["clips_per_second"], "disk": megabytes(features)}
+
+
 def through_jpg(csv, folder, per_generator):
     import cv2
 
-    from common import load_generators
-    from tokens.dataset import write_features
-    from tokens.encoders import build_encoder
-    from tokens.videos import list_videos, make_windows
+    from tokens.dataset import make_windows, write_features
+    from tokens.encoders import BlockDCT
+    from tokens.generators import load_generators
+    from tokens.listing import list_videos
 
-    encoder, started, clips = build_encoder("dct"), time.time(), 0
+    encoder, started, clips = BlockDCT(), time.time(), 0
     for number, row in enumerate(list_videos(csv, load_generators(), per_generator)[0]):
         frames = Path(folder) / "jpg" / str(number)
         frames.mkdir(parents=True)

@@ -10,8 +10,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from bench_corpus import read_counts
-from measuring import ROOT, alternated, command_measured, compared
+from measuring import ROOT, alternated, command_measured, compared, side
 
 TIMES, ROUNDS = (1, 4, 16), 3
 FULL, TINY = 5, 1  # clips of each of the zoo's generators
@@ -48,6 +47,6 @@ def link(clips, folder, times):
 
 
 def stage_01(folder, times):
-    flags = ["--videos", folder / f"videos-{times}", "--features", folder / f"features-{times}", "--overwrite"]
-    _, output, memory = command_measured([sys.executable, ROOT / "01_extract_features.py", *flags])
-    return {"per_clip": 1 / read_counts(output, memory)["rate"], "memory": memory}
+    place = dict(videos=folder / f"videos-{times}", features=folder / f"features-{times}")
+    found = side(Path(__file__).with_name("bench_corpus.py"), "stage_01", **place, flags=["--overwrite"])
+    return {"per_clip": 1 / found["rate"], "memory": found["memory"]}

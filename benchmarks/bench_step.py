@@ -66,14 +66,14 @@ def data(sizes):
 
 
 def ours(dtype, dropout, sizes, xla, remat):
-    from common import OUTPUTS, build_saga, keras
-    from training.remat import FrugalSAGA
+    from common import OUTPUTS, SAGA, build_saga, keras
+    from training.remat import RematSAGA
 
     keras.utils.set_random_seed(0)
     tokens, labels = data(sizes)
     policy = "float32" if dtype == "float32" else "mixed_bfloat16"
     model_sizes = {key: sizes[key] for key in sizes if key != "batch"}
-    model = build_saga(2, **model_sizes, dropout=dropout, dtype=policy, kind=partial(FrugalSAGA, remat=remat))
+    model = build_saga(2, **model_sizes, dropout=dropout, dtype=policy, kind=RematSAGA if remat else SAGA)
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     optimizer = keras.optimizers.AdamW(1e-5, weight_decay=0.004)
     model.compile(optimizer, {"logits": cross_entropy}, jit_compile=xla)
@@ -84,10 +84,11 @@ def ours(dtype, dropout, sizes, xla, remat):
 
 def pytorch(dtype, dropout, sizes):
     import torch
+    from torch_saga import TorchSAGA
 
     torch.manual_seed(0)
     tokens, labels = map(torch.from_numpy, data(sizes))
-    model = torch_saga(torch, dropout, sizes)
+    model = TorchSAGA(**{key: sizes[key] for key in sizes if key != "batch"}, dropout=dropout).train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-5, weight_decay=0.004, fused=True)
 
     def work():
@@ -99,35 +100,6 @@ def pytorch(dtype, dropout, sizes):
 
     seconds = seconds_of(work, STEPS, warm_up=2)
     return {"seconds": seconds, "parameters": sum(weight.numel() for weight in model.parameters())}
-
-
-def torch_saga(torch, dropout, sizes):
-    """common.SAGA in PyTorch's own layers."""
-    nn, frames, count, dim = torch.nn, sizes["frames"], sizes["tokens"], sizes["dim"]
-
-    def block():
-        return nn.TransformerEncoderLayer(
-            dim, sizes["heads"], 4 * dim, dropout, "gelu", batch_first=True, norm_first=False
-        )
-
-    class Saga(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.spatial = block()
-            self.temporal = nn.ModuleList([block() for _ in range(sizes["temporal_blocks"])])
-            self.classifier = nn.Linear(dim, 2)
-            place = torch.arange(frames)[:, None] / 10000 ** (torch.arange(dim) // 2 * 2 / dim)
-            even = torch.arange(dim) % 2 == 0
-            self.register_buffer("positions", torch.where(even, place.sin(), place.cos()))
-
-        def forward(self, tokens):  # (B, L, T, D)
-            x = self.spatial(tokens.reshape(-1, count, dim)).mean(dim=1)  # (B L, D)
-            x = x.reshape(-1, frames, dim) + self.positions
-            for temporal in self.temporal:
-                x = temporal(x)
-            return self.classifier(x.mean(dim=1).float())
-
-    return Saga().train()
 
 
 if __name__ == "__main__":

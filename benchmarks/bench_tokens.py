@@ -126,7 +126,7 @@ def difference(folder, dtype):
 
 
 def ours(folder, dtype, sizes):
-    from tokens.encoders import build_encoder
+    from tokens.pretrained import build_encoder
 
     encoder = build_encoder(f"{folder}/preset", dtype=dtype)
     frames, found = list(np.load(f"{folder}/frames.npy")), []

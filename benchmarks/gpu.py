@@ -14,10 +14,8 @@ runs torch.compile and scaled-dot-product attention; it needs PyTorch and Transf
 
 import argparse
 import datetime
-import functools
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -25,9 +23,10 @@ import types
 from pathlib import Path
 
 import numpy as np
+from measuring import ROOT, seconds_of
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from basics.artifacts import versions
+
 FULL = dict(frames=8, tokens=729, dim=1152, heads=12)
 TINY = dict(frames=2, tokens=9, dim=24, heads=2)
 SIGLIP = dict(hidden_dim=1152, num_layers=27, num_heads=16, intermediate_dim=4304)
@@ -44,13 +43,11 @@ PLAN = [
     ("keras", "stage 1", 64, 0.0, "remat"),
     ("keras", "stage 1", 64, 0.0, ""),
     ("keras", "stage 2", 64, 0.0, ""),
-    ("keras", "stage 1", 512, 0.0, "accumulate 8"),
     ("keras", "stage 1", 64, 0.0, "fit"),
     ("keras", "stage 1", 64, 0.1, ""),
     ("keras", "stage 1", 8, 0.0, ""),
     ("keras", "stage 1", 256, 0.0, ""),
     ("keras", "stage 1", 64, 0.1, "remat"),
-    ("keras", "stage 2", 512, 0.0, "accumulate 8"),
     ("keras", "stage 1", 128, 0.0, ""),
     ("keras", "stage 1", 256, 0.0, "remat"),
     ("keras", "stage 1", 512, 0.0, "remat"),
@@ -87,21 +84,18 @@ def keras_peak(size):
 
 
 def keras_model(what, dropout, more, sizes):
-    import importlib
-
-    from common import build_saga, keras
+    from common import SAGA, build_saga, hard_negative_loss, keras
     from training.devices import fuse_attention
-    from training.remat import FrugalSAGA
+    from training.remat import RematSAGA
 
     keras.utils.clear_session()
     classes = 2 if what == "stage 1" else 20
-    chunks = int(more.split()[1]) if more.startswith("accumulate") else 1
-    kind = functools.partial(FrugalSAGA, accumulate=chunks, remat=more == "remat")
+    kind = RematSAGA if more == "remat" else SAGA
     model = build_saga(classes, **sizes, dropout=dropout, dtype="mixed_bfloat16", kind=kind)
     fuse_attention(model)
-    stage_two = importlib.import_module("03_attribute")
-    args = stage_two.get_args(["--loss", "hnm" if what == "stage 2" else "ce"])
-    losses, weights, _ = stage_two.stage_two_loss(args)
+    losses, weights = {"logits": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}, {"logits": 1.0}
+    if what == "stage 2":
+        losses, weights = losses | {"embedding": hard_negative_loss}, {"logits": 0.5, "embedding": 0.5}
     model.compile(keras.optimizers.AdamW(1e-5, weight_decay=0.004), losses, loss_weights=weights)
     return model, classes
 
@@ -184,37 +178,12 @@ def torch_peak(size):
     return 2 * size**3 / timed(lambda: (matrix @ matrix, torch_wait()), repeats=10)
 
 
-def torch_saga(classes, sizes, dropout):
-    """The same transformer of PyTorch's own layers; its attention scores are not asked for."""
-    import torch
-    from torch import nn
-
-    class Saga(nn.Module):
-        def __init__(self, frames, tokens, dim, heads):
-            super().__init__()
-
-            def block():
-                return nn.TransformerEncoderLayer(dim, heads, 4 * dim, dropout, "gelu", batch_first=True)
-
-            self.spatial, self.temporal = block(), nn.Sequential(*(block() for _ in range(5)))
-            self.classifier = nn.Linear(dim, classes)
-            place, channel = torch.arange(frames)[:, None], torch.arange(dim)[None]
-            angle = place / 10000 ** (2 * (channel // 2) / dim)
-            self.register_buffer("positions", torch.where(channel % 2 == 0, angle.sin(), angle.cos()))
-
-        def forward(self, tokens):
-            clips, frames = tokens.shape[:2]
-            x = self.spatial(tokens.flatten(0, 1)).mean(1).unflatten(0, (clips, frames)) + self.positions
-            return self.classifier(self.temporal(x).mean(1).float())
-
-    return Saga(**sizes).to(torch_device())
-
-
 def torch_step(what, batch, dropout, more, sizes):
     import torch
+    from torch_saga import TorchSAGA
 
     torch._dynamo.reset()
-    model = torch_saga(2, sizes, dropout).train()
+    model = TorchSAGA(2, **sizes, dropout=dropout).to(torch_device()).train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-5, weight_decay=0.004)
     forward = torch.compile(model)
     tokens = torch.from_numpy(random_tokens(batch, sizes)).to(torch_device())
@@ -269,14 +238,7 @@ def random_tokens(batch, sizes):
 
 
 def timed(call, repeats=STEPS):
-    for _ in range(WARM_UP):
-        call()
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+    return seconds_of(call, repeats, WARM_UP)
 
 
 SIDES = {
@@ -315,13 +277,8 @@ def machine(tiny):
         card = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         card = "no NVIDIA GPU"
-    versions = {}
-    for name in ("jax", "keras", "keras_hub", "torch", "transformers"):
-        try:
-            versions[name] = __import__("importlib.metadata").metadata.version(name)
-        except ImportError:
-            versions[name] = "absent"
-    return {"card": card, "date": str(datetime.date.today()), "versions": versions, "tiny": tiny}
+    found = versions("jax", "keras", "keras_hub", "torch", "transformers")
+    return {"card": card, "date": str(datetime.date.today()), "versions": found, "tiny": tiny}
 
 
 def render(found):
@@ -340,19 +297,13 @@ def render(found):
         ratio = f"{ours['rate'] / theirs['rate']:.2f}" if "rate" in ours and "rate" in theirs else ""
         cells = [cell for row in (ours, theirs) for cell in cells_of(row, max(peaks.values()))]
         lines.append(f"| {' | '.join([*map(str, key), *cells, ratio])} |")
-    lines += [
-        "",
-        "Clips a second (encoding: frames) and, in brackets, seconds a step. GiB of Keras: the peak so far.",
-        "",
-    ]
+    lines += ["", "Clips a second (frames, encoding) and (seconds a step). GiB of Keras: the peak so far.", ""]
     for what, (epochs, clips, theirs) in PAPER.items():
         rate = max((row.get("rate", 0) for row in rows if row["side"] == "keras" and row["what"] == what), default=0)
         if rate:
             hours = f"{epochs * clips / rate / 3600:.2f} h"
-            lines.append(
-                f"- The paper's {what}, {epochs} epochs of {clips:,} clips, would take {hours} at the best rate"
-            )
-            lines.append(f"  above, a window per clip and no waiting for data; 8 TPUv3 chips took about {theirs}.")
+            lines += [f"- The paper's {what}, {epochs} epochs of {clips:,} clips, would take {hours} at the best rate"]
+            lines += [f"  above, a window per clip and no waiting for data; 8 TPUv3 chips took about {theirs}."]
     return "\n".join(lines) + "\n"
 
 

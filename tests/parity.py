@@ -26,7 +26,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from common import keras, keras_hub
 from tokens import pretrained
-from tokens.encoders import build_encoder
+from tokens.pretrained import build_encoder
 
 TOLERANCE = 1e-4
 WIDTH, BLOCKS, HEADS, MLP, PATCH, PROJECTION = 32, 3, 2, 128, 14, 24

@@ -1,17 +1,17 @@
 """The benchmarks' table: rows, merging, resuming, rendering, a side's process. Nothing here needs their packages."""
 
+import ast
+import importlib
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from common import HERE
-from tokens.dataset import read_json
+from basics.artifacts import read_json
+from basics.running import ROOT
 
-sys.path.insert(0, str(HERE / "benchmarks"))
+sys.path.insert(0, str(ROOT / "benchmarks"))
 import bench  # noqa: E402  (the folder of benchmarks is on the path first)
-import measuring  # noqa: E402
 from measuring import SideError, alternated, compared, side, skipped  # noqa: E402
 
 FAST, SLOW = {"seconds": 1.0, "memory": 2.0}, {"seconds": 3.0, "memory": 1.0}
@@ -48,7 +48,7 @@ def test_rounds_alternate_and_give_medians():
 def test_a_side_runs_in_its_own_process_and_tells_its_memory(tmp_path):
     file = tmp_path / "sides.py"
     file.write_text(
-        f"import sys; sys.path.insert(0, {str(HERE / 'benchmarks')!r})\n"
+        f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
         "from measuring import run_side\n"
         "def hold(size):\n    held = bytearray(b'x') * size; print('noise'); return {'seconds': float(len(held))}\n"
         "def fail():\n    raise ValueError('no such thing')\n"
@@ -86,7 +86,7 @@ def test_a_case_run_again_replaces_its_rows_and_leaves_the_others():
     assert found["step float32"]["rows"][0]["met"] is True
 
 
-def test_table_says_what_was_not_met_and_on_which_machine():
+def test_the_table_says_what_was_met_and_on_which_machine():
     cases = {
         "decode": case([compared("frames", "PyAV", FAST, SLOW)]),
         "step": case([compared("step", "PyTorch", SLOW, FAST)], cpu="another CPU"),
@@ -98,7 +98,7 @@ def test_table_says_what_was_not_met_and_on_which_machine():
     assert "| step | PyTorch | 3 s | 1 s | 0.333 | 1 **not met** | 1 / 2 |  |" in second
 
 
-def test_rows_are_written_after_each_case_and_resume_leaves_them(tmp_path, monkeypatch):
+def test_rows_are_written_after_each_case_and_kept_by_resume(tmp_path, monkeypatch):
     measured = []
 
     def measure(name):
@@ -119,7 +119,7 @@ def test_rows_are_written_after_each_case_and_resume_leaves_them(tmp_path, monke
     assert "| two | PyAV |" in (tmp_path / "table.md").read_text()
 
 
-def test_a_case_that_cannot_be_prepared_does_not_stop_the_others(tmp_path, monkeypatch):
+def test_the_cases_after_one_that_cannot_be_prepared_are_measured(tmp_path, monkeypatch):
     def fail():
         raise SideError("no disk left")
 
@@ -131,6 +131,14 @@ def test_a_case_that_cannot_be_prepared_does_not_stop_the_others(tmp_path, monke
 
 
 def test_every_benchmark_has_a_file_and_a_line_in_the_list():
-    files = {file.stem.removeprefix("bench_") for file in (HERE / "benchmarks").glob("bench_*.py")}
+    files = {file.stem.removeprefix("bench_") for file in (ROOT / "benchmarks").glob("bench_*.py")}
     assert files == set(bench.BENCHMARKS)
-    assert Path(measuring.ROOT) == HERE
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda file: file.stem)
+def test_what_a_benchmark_imports_of_this_repository_is_there(file):
+    rooms = {folder.name for folder in ROOT.iterdir() if folder.is_dir()} | {"common"}
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in rooms:
+            module = importlib.import_module(node.module)
+            assert [name.name for name in node.names if not hasattr(module, name.name)] == []

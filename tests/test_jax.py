@@ -1,6 +1,5 @@
 """The stages on JAX, in a process without TensorFlow, against TensorFlow in this one."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -10,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from presets import tiny_presets
+from stages import stage
 
-import simulate_videos
-from common import HERE, OUTPUTS, build_saga, hard_negative_loss, keras, ops, semi_hard_negative_loss
+from basics.artifacts import read_json
+from basics.running import ROOT
+from common import OUTPUTS, build_saga, hard_negative_loss, keras, ops, semi_hard_negative_loss
 from tokens import pretrained
-from tokens.dataset import features_file, map_tokens, read_index, read_json
-from training import callbacks as training
+from tokens.dataset import features_file, map_tokens, read_index
+from training import callbacks
 
+pytestmark = pytest.mark.slow
 ENCODERS = ("dct", "mobilenet", "siglip", "dinov2", "clip")
 LOSSES = ("hard negatives", "semi-hard negatives", "cross-entropy")
 SPLITS = ("train", "train", "val", "test")
@@ -39,10 +41,6 @@ assert "tensorflow" not in sys.modules
 # ---------------------------------------------------------------- what both backends do
 
 
-def call(script, *arguments):
-    return importlib.import_module(script).main([str(argument) for argument in arguments])
-
-
 def extract(inputs, features):
     """Features of every encoder; the pretrained ones of one clip per generator."""
     for name in ENCODERS:
@@ -50,7 +48,7 @@ def extract(inputs, features):
         encoder = name if name in more else inputs / name
         more = more.get(name, []) if name == "dct" else [*more.get(name, []), "--limit", 1]
         place = ["--videos", inputs / "clips.csv", "--features", features / name]
-        call("01_extract_features", *place, "--encoder", encoder, *more)
+        stage("01_extract_features", *place, "--encoder", encoder, *more)
 
 
 def losses(labels, embeddings, logits):
@@ -102,7 +100,7 @@ def compute(inputs):
 # ---------------------------------------------------------------- the side without TensorFlow
 
 
-class Interrupt(training.EpochEnd):
+class Interrupt(callbacks.EpochEnd):
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
         raise KeyboardInterrupt
@@ -112,13 +110,13 @@ def jax_side(inputs, out):
     extract(inputs, out / "features")
     place = ["--features", out / "features" / "dct"]
     pretrain = [*place, *SMALL, "--epochs", 2, "--run"]
-    call("02_pretrain_binary", *pretrain, out / "run")
-    whole, training.EpochEnd = training.EpochEnd, Interrupt
+    stage("02_pretrain_binary", *pretrain, out / "run")
+    whole, callbacks.EpochEnd = callbacks.EpochEnd, Interrupt
     with pytest.raises(KeyboardInterrupt):
-        call("02_pretrain_binary", *pretrain, out / "resumed")
-    training.EpochEnd = whole
-    call("02_pretrain_binary", *pretrain, out / "resumed")
-    call("03_attribute", *place, *SMALL, "--epochs", 1, "--level", "gen", "--run", out / "run")
+        stage("02_pretrain_binary", *pretrain, out / "resumed")
+    callbacks.EpochEnd = whole
+    stage("02_pretrain_binary", *pretrain, out / "resumed")
+    stage("03_attribute", *place, *SMALL, "--epochs", 1, "--level", "gen", "--run", out / "run")
     gen = keras.saving.load_model(out / "run" / "gen.keras", compile=False)
     np.savez(out / "trained.npz", **gen.predict_on_batch(trained_tokens(inputs)))
     np.savez(out / "computed.npz", **compute(inputs))
@@ -145,22 +143,15 @@ def random_mobilenet(random):
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
+def inputs(zoo, tmp_path_factory):
     """What TensorFlow and NumPy write for JAX: clips, weights of the encoders, a model, arrays."""
     folder, random = tmp_path_factory.mktemp("inputs"), np.random.default_rng(0)
-    table = folder / "generators.csv"
-    table.write_text(
-        "name,aliases,task,sd_version,team\nReal,,Real,Real,Real\n"
-        "SVD,,I2V,SD 2.1,Stability AI\nPika,,Mixed,Unknown,Pika\n"
-    )
-    simulate_videos.main(["--out", str(folder / "zoo"), "--generators", str(table), "--limit", str(len(SPLITS))])
-    rows = [
-        f"zoo/{name}/{i:04d}.mp4,{name},{split}" for name in ("Real", "SVD", "Pika") for i, split in enumerate(SPLITS)
-    ]
+    generators = ("Real", "SVD", "Pika")
+    rows = [f"{zoo}/{name}/{i:04d}.mp4,{name},{split}" for name in generators for i, split in enumerate(SPLITS)]
     (folder / "clips.csv").write_text("\n".join(["path,generator,split", *rows]))
     tiny_presets(folder)
     mobilenet = random_mobilenet(random)
-    model = build_saga(3, frames=8, tokens=3, dim=24, dropout=0.1, class_names=("Real", "SVD", "Pika"))
+    model = build_saga(3, frames=8, tokens=3, dim=24, dropout=0.1, class_names=generators)
     for variable in model.weights:
         variable.assign(variable + random.normal(size=variable.shape, scale=0.05))
     mobilenet.save_weights(folder / "mobilenet.weights.h5")
@@ -176,7 +167,7 @@ def inputs(tmp_path_factory):
 def by_jax(inputs, tmp_path_factory):
     """The folder that the process without TensorFlow has written."""
     out = tmp_path_factory.mktemp("jax")
-    environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": f"{HERE}:{Path(__file__).parent}"}
+    environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(out / "cache")}  # the resumed run compiles nothing
     environment |= {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiling takes half the time
     command = [sys.executable, "-c", JAX_SIDE, inputs, out]
@@ -200,7 +191,7 @@ def by_tensorflow(inputs, tmp_path_factory):
     return folder
 
 
-def test_scripts_need_or_mention_tensorflow(by_jax):
+def test_scripts_run_without_tensorflow_and_without_mentioning_it(by_jax):
     printed = (by_jax / "printed.txt").read_text()
     assert "tensorflow" not in printed.casefold() and "Warning" not in printed
     for level in ("bin", "gen"):
@@ -209,14 +200,14 @@ def test_scripts_need_or_mention_tensorflow(by_jax):
     assert not (by_jax / "run" / "logs").exists()  # Keras' TensorBoard callback writes with TensorFlow
 
 
-def test_an_install_without_tensorflow_asks_for_it():
+def test_an_install_without_tensorflow_takes_jax():
     code = "import sys; sys.modules['tensorflow'] = None; import common; print(common.keras.backend.backend())"
     environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=HERE, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.stdout.strip() == "jax", done.stderr[-3000:]
 
 
-def test_resumed_run_differs_from_an_uninterrupted_one_on_jax(by_jax):
+def test_a_resumed_run_equals_an_uninterrupted_one_on_jax(by_jax):
     assert "going on after epoch 1" in (by_jax / "printed.txt").read_text()
     whole, resumed = (
         keras.saving.load_model(by_jax / run / "bin_last.keras", compile=False).get_weights()
@@ -229,7 +220,7 @@ def test_resumed_run_differs_from_an_uninterrupted_one_on_jax(by_jax):
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_tokens_or_their_recipe_depend_on_the_backend(encoder, by_jax, by_tensorflow):
+def test_tokens_and_their_recipe_are_the_same_on_both_backends(encoder, by_jax, by_tensorflow):
     folders = by_jax / "features" / encoder, by_tensorflow / encoder
     recipes = [read_json(folder / "recipe.json") | {"git": None} for folder in folders]
     assert recipes[0] == recipes[1]  # weights_sha256 among the rest
@@ -241,13 +232,13 @@ def test_tokens_or_their_recipe_depend_on_the_backend(encoder, by_jax, by_tensor
         np.testing.assert_allclose(one, other, atol=1e-2)
 
 
-def test_model_written_by_tensorflow_computes_otherwise_on_jax(computed):
+def test_a_model_written_by_tensorflow_computes_the_same_on_jax(computed):
     ours, theirs = computed
     for output in OUTPUTS:
         np.testing.assert_allclose(ours[output], theirs[output], atol=1e-4)
 
 
-def test_model_written_by_jax_computes_otherwise_on_tensorflow(inputs, by_jax):
+def test_a_model_written_by_jax_computes_the_same_on_tensorflow(inputs, by_jax):
     model = keras.saving.load_model(by_jax / "run" / "gen.keras", compile=False)
     outputs = model.predict_on_batch(trained_tokens(inputs))
     with np.load(by_jax / "trained.npz") as arrays:
@@ -256,14 +247,14 @@ def test_model_written_by_jax_computes_otherwise_on_tensorflow(inputs, by_jax):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_loss_or_its_gradient_depends_on_the_backend(loss, computed):
+def test_a_loss_and_its_gradient_are_the_same_on_both_backends(loss, computed):
     ours, theirs = computed
     assert theirs[loss] > 0.1
     np.testing.assert_allclose(ours[loss], theirs[loss], rtol=1e-5)
     np.testing.assert_allclose(ours[f"gradient of {loss}"], theirs[f"gradient of {loss}"], atol=1e-5)
 
 
-def test_gradient_of_a_weight_depends_on_the_backend(computed):
+def test_gradients_of_all_weights_are_the_same_on_both_backends(computed):
     ours, theirs = computed
     np.testing.assert_allclose(ours["model loss"], theirs["model loss"], rtol=1e-4)
     names = [name for name in theirs if name.startswith("gradient of") and "/" in name]

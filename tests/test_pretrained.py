@@ -1,6 +1,5 @@
-"""The pretrained encoders: frames prepared as KerasHub does, the right tokens of the right layer, plain errors."""
+"""The pretrained encoders: the right tokens of the right layer, whatever the file and the dtype; plain errors."""
 
-import importlib
 import json
 import os
 import shutil
@@ -12,32 +11,30 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from conftest import SHARED
 from PIL import Image
 from presets import BLOCKS, HEADS, WIDTH, tiny_presets
-from test_extract import CORPUS, write_clip
+from stages import stage
 
-from common import HERE, keras, keras_hub
+from basics.artifacts import read_json
+from basics.running import ROOT, InputError
+from common import keras, keras_hub
 from tokens import pretrained
-from tokens.dataset import read_json
-from tokens.encoders import build_encoder
+from tokens.pretrained import build_encoder
 from tokens.videos import sample_frames
 
-extract_features = importlib.import_module("01_extract_features")
-WEIGHTS = Path(__file__).parents[2] / "shared" / "weights" / "mobilenet_v1_1.0_imagenet_to_pw12.weights.h5"
+CORPUS = SHARED / "corpus"
+WEIGHTS = SHARED / "weights" / "mobilenet_v1_1.0_imagenet_to_pw12.weights.h5"
 FAMILIES = ("siglip", "dinov2", "clip")
 LAYERS = keras_hub.layers
-CONVERTERS = {"siglip": LAYERS.SigLIPImageConverter, "dinov2": LAYERS.DINOV2ImageConverter}
-CONVERTERS["clip"] = LAYERS.CLIPImageConverter
-SHAPES = [(90, 160), (37, 92), (301, 200), (57, 56), (378, 379), (224, 224), (400, 1), (1, 50), (1, 1)]
-RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-def noise(height, width, low=0, high=256, seed=0):
-    return np.random.default_rng(seed).integers(low, high, (height, width, 3), np.uint8)
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
 def extract(*arguments):
-    return extract_features.main([str(argument) for argument in arguments])
+    return stage("01_extract_features", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -58,77 +55,23 @@ def tokens(encoders):
     return {family: (prepared[family], encoder.encode(prepared[family])) for family, encoder in encoders.items()}
 
 
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    root = tmp_path_factory.mktemp("clips")
-    for generator in ("Real", "Sora"):
-        write_clip(root / generator / "a.mp4", 8, 8)
-    return root
-
-
 def saved(folder, *names):
     with h5py.File(folder / "model.weights.h5") as file:
         return [np.array(file[f"layers/{name}"]) for name in names]
-
-
-# ---------------------------------------------------------------- preparation
-
-
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize(
-    "family, scale, offset", [("siglip", 1 / 127.5, -1.0), ("clip", [0.0146, 0.015, 0.0142], None)]
-)
-def test_prepared_pixels_differ_from_kerashubs_converter(family, scale, offset, interpolation):
-    crop = family == "clip"
-    options = dict(scale=scale, offset=offset, crop_to_aspect_ratio=crop, interpolation=interpolation, antialias=True)
-    for size in (378, 56):
-        prepare = pretrained.preparation(CONVERTERS[family](image_size=(size, size), **options), size)
-        converter = CONVERTERS[family](image_size=(size, size), **options | {"scale": None, "offset": None})
-        for shape in SHAPES:
-            frame = noise(*shape)
-            exact, rounded = (keras.ops.convert_to_numpy(converter(one)) for one in (np.float32(frame), frame))
-            ours = (prepare(frame) - np.float32(prepare.offset)) / np.float32(prepare.scale)
-            assert np.abs(ours - exact.clip(0, 255)).max() < 0.02, (size, shape)
-            assert np.abs(ours - rounded).max() < 0.52, (size, shape)
-
-
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("crop", [True, False])
-def test_resized_pixels_differ_from_pillows(crop, interpolation):
-    for size in (378, 56):
-        prepare = pretrained.Preparation(size, [1.0] * 3, [0.0] * 3, crop, interpolation)
-        for height, width in SHAPES:
-            frame = noise(height, width, 64, 192)  # Pillow clips what overshoots
-            side = min(height, width)
-            top, left = (height - side) // 2, (width - side) // 2
-            image = Image.fromarray(frame).crop((left, top, left + side, top + side) if crop else None)
-            theirs = np.asarray(image.resize((size, size), RESAMPLING[interpolation]), np.float32)
-            assert np.abs(prepare(frame) - theirs).max() < 1.5, (size, height, width)
-
-
-def test_a_converter_without_scale_and_offset_makes_nan():
-    prepare = pretrained.preparation(LAYERS.DINOV2ImageConverter(image_size=(8, 8)), 8)
-    np.testing.assert_allclose(prepare(np.full((8, 8, 3), 77, np.uint8)), 77, rtol=1e-6)
-
-
-def test_a_converter_that_pads_is_taken_for_one_that_crops():
-    padding = LAYERS.CLIPImageConverter(image_size=(8, 8), crop_to_aspect_ratio=False, pad_to_aspect_ratio=True)
-    with pytest.raises(ValueError, match="pads"):
-        pretrained.preparation(padding, 8)
 
 
 # ---------------------------------------------------------------- tokens
 
 
 @pytest.mark.parametrize("family, count, width", [("siglip", 9, WIDTH), ("dinov2", 729, WIDTH), ("clip", 1, 24)])
-def test_tokens_have_another_count_width_or_type(encoders, tokens, family, count, width):
+def test_tokens_have_the_promised_count_width_and_type(encoders, tokens, family, count, width):
     encoder, made = encoders[family], tokens[family][1]
     assert (encoder.name, encoder.tokens, encoder.dim) == (family, count, width)
     assert made.shape == (3, count, width) and made.dtype == np.float32 and np.isfinite(made).all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_tokens_depend_on_the_load_the_call_or_the_batch(presets, encoders, tokens, family):
+def test_tokens_are_the_same_for_every_load_call_and_batch(presets, encoders, tokens, family):
     prepared, made = tokens[family]
     again = build_encoder(str(presets[family]))
     assert again.recipe == encoders[family].recipe == json.loads(json.dumps(again.recipe))
@@ -139,7 +82,7 @@ def test_tokens_depend_on_the_load_the_call_or_the_batch(presets, encoders, toke
 
 
 @pytest.mark.parametrize("family, patches", [("siglip", [(0, 1), (2, 0)]), ("dinov2", [(3, 20), (26, 0)])])
-def test_tokens_are_not_in_row_major_order(encoders, tokens, family, patches):
+def test_tokens_are_in_row_major_order(encoders, tokens, family, patches):
     prepared, made = tokens[family]
     changed = []
     for row, column in patches:
@@ -154,14 +97,14 @@ def test_tokens_are_not_in_row_major_order(encoders, tokens, family, patches):
 @pytest.mark.parametrize(
     "family, norm", [("siglip", "sig_lip_vision_encoder/layers/layer_normalization"), ("dinov2", "layer_normalization")]
 )
-def test_tokens_are_not_those_after_the_last_layer_norm(presets, tokens, family, norm):
+def test_tokens_are_those_after_the_last_layer_norm(presets, tokens, family, norm):
     gamma, beta = saved(presets[family], f"{norm}/vars/0", f"{norm}/vars/1")
     normal = (tokens[family][1] - beta) / gamma
     np.testing.assert_allclose(normal.mean(-1), 0, atol=1e-3)
     np.testing.assert_allclose(normal.var(-1), 1, atol=1e-2)
 
 
-def test_siglip_tokens_are_not_kerashubs_before_its_head(presets, tokens):
+def test_siglip_tokens_are_kerashubs_before_its_head(presets, tokens):
     prepared, made = tokens["siglip"]
     vision = keras_hub.models.SigLIPBackbone.from_preset(str(presets["siglip"])).vision_encoder
     whole = np.pad(prepared, ((0, 0), (0, 6), (0, 6), (0, 0)), constant_values=9.0)  # what no patch sees
@@ -169,7 +112,7 @@ def test_siglip_tokens_are_not_kerashubs_before_its_head(presets, tokens):
     np.testing.assert_allclose(made, theirs, atol=1e-5)
 
 
-def test_clip_tokens_are_not_kerashubs_embedding_or_the_layer_before(presets, tokens):
+def test_clip_tokens_are_kerashubs_embedding_or_the_layer_before(presets, tokens):
     prepared, made = tokens["clip"]
     backbone = keras_hub.models.CLIPBackbone.from_preset(str(presets["clip"]))
     images = np.stack(prepared)
@@ -183,11 +126,11 @@ def test_clip_tokens_are_not_kerashubs_embedding_or_the_layer_before(presets, to
     np.testing.assert_allclose(made, before @ np.array(backbone.vision_projection.kernel), atol=1e-5)
 
 
-def test_clips_default_layer_makes_another_recipe_than_its_name(presets, encoders):
+def test_clips_default_layer_has_the_recipe_of_its_name(presets, encoders):
     assert build_encoder(str(presets["clip"]), layer="projection").recipe == encoders["clip"].recipe
 
 
-def test_dinov2_tokens_include_class_or_register_tokens(presets, tokens):
+def test_dinov2_tokens_are_those_of_patches_alone(presets, tokens):
     prepared, made = tokens["dinov2"]
     backbone = keras_hub.models.DINOV2Backbone.from_preset(str(presets["dinov2"]), image_shape=(378, 378, 3))
     pretrained.interpolate_positions(backbone.embeddings)
@@ -216,7 +159,7 @@ def position_grids(folder):
     return learned[0, 1:].reshape(37, 37, -1), ours[0, 1:].reshape(27, 27, -1)
 
 
-def test_dinov2_positions_are_not_pytorchs_bicubic(presets):
+def test_dinov2_positions_are_pytorchs_bicubic(presets):
     learned, ours = position_grids(presets["dinov2"])
     for row, column in ((0, 0), (13, 5), (26, 26)):
         y, x = ((place + 0.5) * 37 / 27 - 0.5 for place in (row, column))
@@ -224,7 +167,7 @@ def test_dinov2_positions_are_not_pytorchs_bicubic(presets):
         np.testing.assert_allclose(ours[row, column], expected, atol=1e-5)
 
 
-def test_dinov2_positions_are_not_antialiased_where_the_preset_says_so(presets, tmp_path):
+def test_dinov2_positions_are_antialiased_where_the_preset_says_so(presets, tmp_path):
     folder = Path(shutil.copytree(presets["dinov2"], tmp_path / "registers"))
     config = read_json(folder / "config.json")
     config["config"]["antialias_in_interpolation"] = True
@@ -235,7 +178,7 @@ def test_dinov2_positions_are_not_antialiased_where_the_preset_says_so(presets, 
         np.testing.assert_allclose(ours[..., channel], theirs, atol=1e-5)
 
 
-def test_the_weights_name_depends_on_how_positions_are_interpolated(encoders):
+def test_the_digest_of_weights_is_that_of_saved_weights_alone(encoders):
     model = keras.models.clone_model(encoders["dinov2"].model)
     model.set_weights(encoders["dinov2"].model.get_weights())
     [positions] = [weight for weight in model.weights if weight.name == "interpolated_position_embeddings"]
@@ -253,7 +196,7 @@ def inner_layers(layer):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "mixed_bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_encoder_dtype_is_ignored(presets, tokens, family, dtype):
+def test_encoder_dtype_is_that_of_weights_and_computation(presets, tokens, family, dtype):
     prepared, made = tokens[family]
     encoder = build_encoder(str(presets[family]), dtype=dtype)
     half = encoder.encode(prepared)
@@ -266,13 +209,13 @@ def test_encoder_dtype_is_ignored(presets, tokens, family, dtype):
     assert 1e-3 < difference < 0.15  # bfloat16 has 8 bits: steps of 1/256
 
 
-def test_pooling_a_grid_of_patches_mixes_others_than_neighbours(presets, tokens):
+def test_pooling_a_grid_of_patches_averages_neighbours(presets, tokens):
     prepared, made = tokens["dinov2"]
     pooled = build_encoder(str(presets["dinov2"]), pool=9)
     expected = made.reshape(3, 3, 9, 3, 9, WIDTH).mean((2, 4)).reshape(3, 9, WIDTH)
     np.testing.assert_allclose(pooled.encode(prepared), expected, atol=1e-5)
     assert pooled.tokens == 9
-    with pytest.raises(ValueError, match="choose one of 1, 3, 9, 27"):
+    with pytest.raises(InputError, match="choose one of 1, 3, 9, 27"):
         build_encoder(str(presets["dinov2"]), pool=2)
 
 
@@ -307,27 +250,27 @@ DAMAGES += [(of_another_family, "ViTBackbone is none of siglip, dinov2, clip")]
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("damage, reason", DAMAGES[:4])
-def test_a_broken_preset_of_any_family_is_loaded(presets, tmp_path, family, damage, reason):
+def test_a_broken_preset_of_any_family_is_refused(presets, tmp_path, family, damage, reason):
     folder = Path(shutil.copytree(presets[family], tmp_path / "broken"))
     damage(folder)
-    with pytest.raises(ValueError, match=f"{folder} cannot be loaded .*{reason}.*save_to_preset"):
+    with pytest.raises(InputError, match=f"{folder} cannot be loaded .*{reason}.*save_to_preset"):
         build_encoder(str(folder))
 
 
 @pytest.mark.parametrize("damage, reason", DAMAGES)
-def test_a_broken_preset_leaves_a_features_folder_or_more_than_a_line(presets, clips, tmp_path, damage, reason):
+def test_a_broken_preset_leaves_one_line_and_no_features_folder(presets, clips, tmp_path, damage, reason):
     folder = Path(shutil.copytree(presets["clip"], tmp_path / "broken"))
     damage(folder)
-    with pytest.raises(ValueError, match=f"{folder} cannot be loaded .*{reason}.*save_to_preset") as error:
+    with pytest.raises(InputError, match=f"{folder} cannot be loaded .*{reason}.*save_to_preset") as error:
         extract("--videos", clips, "--features", tmp_path / "f", "--encoder", folder)
     assert "\n" not in str(error.value) and not (tmp_path / "f").exists() and folder.exists()
 
 
-def test_the_script_ends_otherwise_than_with_status_1_and_one_line(presets, clips, tmp_path):
+def test_the_script_ends_with_status_1_and_one_line(presets, clips, tmp_path):
     folder = Path(shutil.copytree(presets["clip"], tmp_path / "broken"))
     truncated(folder)
     arguments = ["--videos", clips, "--features", tmp_path / "f", "--encoder", folder]
-    script = HERE / "01_extract_features.py"
+    script = ROOT / "01_extract_features.py"
     clean = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}  # TensorFlow sets it
     done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False, env=clean)
     assert done.returncode == 1 and done.stdout == "" and not (tmp_path / "f").exists()
@@ -335,26 +278,26 @@ def test_the_script_ends_otherwise_than_with_status_1_and_one_line(presets, clip
     assert line.startswith(f"01_extract_features.py: {folder} cannot be loaded")
 
 
-def test_what_is_no_encoder_is_taken_for_one(presets, tmp_path):
+def test_what_is_no_encoder_is_refused(presets, tmp_path):
     (tmp_path / "notes.txt").write_text("no preset")
     for name in ("nothing", str(tmp_path / "notes.txt"), str(tmp_path / "missing")):
-        with pytest.raises(ValueError, match=f"unknown encoder '{name}'; choose one of dct, mobilenet, siglip"):
+        with pytest.raises(InputError, match=f"unknown encoder '{name}'; choose one of dct, mobilenet, siglip"):
             build_encoder(name)
     for name in ("dct", "siglip", str(presets["clip"])):
-        with pytest.raises(ValueError, match=f"--encoder-weights is for mobilenet; {name} takes"):
+        with pytest.raises(InputError, match=f"--encoder-weights is for mobilenet; {name} takes"):
             build_encoder(name, weights="some.h5")
     for option in ({"layer": "pooled"}, {"dtype": "bfloat16"}):
-        with pytest.raises(ValueError, match="not for dct"):
+        with pytest.raises(InputError, match="not for dct"):
             build_encoder("dct", **option)
 
 
 @pytest.mark.parametrize(
     "family, choices", [("siglip", "one output"), ("dinov2", "one output"), ("clip", "projection, pooled")]
 )
-def test_a_wrong_layer_is_noticed_only_after_the_weights_are_loaded(presets, tmp_path, family, choices):
+def test_a_wrong_layer_is_refused_before_the_weights_are_loaded(presets, tmp_path, family, choices):
     folder = Path(shutil.copytree(presets[family], tmp_path / "light"))
     (folder / "model.weights.h5").unlink()
-    with pytest.raises(ValueError, match=f"--layer last: {family} has no such layer; .*{choices}"):
+    with pytest.raises(InputError, match=f"--layer last: {family} has no such layer; .*{choices}"):
         build_encoder(str(folder), layer="last")
 
 
@@ -390,8 +333,8 @@ KAGGLE, FILES = "https://www.kaggle.com/models/keras", "config.json, image_conve
     + [("hf://nobody/nothing", FILES, "https://huggingface.co/nobody/nothing", "--encoder FOLDER")]
     + [("mobilenet", "mobilenet_1_0_224_tf_no_top.h5", "https://storage.googleapis.com", "--encoder-weights FILE")],
 )
-def test_a_download_without_network_is_not_explained_in_a_line(offline, clips, capfd, encoder, files, place, flag):
-    with pytest.raises(ValueError, match=flag) as error:
+def test_a_download_without_network_is_explained_in_a_line(offline, clips, capfd, encoder, files, place, flag):
+    with pytest.raises(InputError, match=flag) as error:
         extract("--videos", clips, "--features", offline / "f", "--encoder", encoder)
     message = str(error.value)
     assert "\n" not in message and message.index("; fetch ") and files in message and place in message
@@ -399,16 +342,16 @@ def test_a_download_without_network_is_not_explained_in_a_line(offline, clips, c
     assert {path.name for path in offline.rglob("*")} <= {"kaggle", "keras", "models"}
 
 
-def test_files_in_kagglehubs_cache_are_removed_with_its_empty_folders(offline):
+def test_files_in_kagglehubs_cache_stay_where_empty_folders_go(offline):
     other = offline / "kaggle" / "models" / "keras" / "siglip" / "keras" / "other" / "1" / "config.json"
     other.parent.mkdir(parents=True)
     other.write_text("{}")
-    with pytest.raises(ValueError, match="fetch"):
+    with pytest.raises(InputError, match="fetch"):
         build_encoder("siglip")
     assert other.exists() and [path.name for path in other.parents[1].parent.iterdir()] == ["other"]
     (offline / "empty").mkdir()
     for name in (f"kaggle://{offline}/empty", str(offline / "empty")):
-        with pytest.raises(ValueError, match="cannot be loaded"):
+        with pytest.raises(InputError, match="cannot be loaded"):
             build_encoder(name)
     assert (offline / "empty").exists()
 
@@ -432,7 +375,7 @@ def mobilenet_files(tmp_path_factory):
     return folder, cut
 
 
-def test_mobilenet_tokens_depend_on_the_layout_of_the_file(mobilenet_files):
+def test_mobilenet_tokens_are_the_same_from_both_layouts_of_files(mobilenet_files):
     folder, cut = mobilenet_files
     new, old = (
         build_encoder("mobilenet", layer="conv_pw_5", weights=folder / name) for name in ("cut.weights.h5", "whole.h5")
@@ -451,7 +394,7 @@ def test_mobilenet_tokens_depend_on_the_layout_of_the_file(mobilenet_files):
     np.testing.assert_allclose(pooled.encode(prepared), expected, atol=1e-5)
 
 
-def test_mobilenet_frames_are_not_the_central_square_between_minus_1_and_1(mobilenet_files):
+def test_mobilenet_frames_are_the_central_square_between_minus_1_and_1(mobilenet_files):
     prepare = build_encoder("mobilenet", weights=mobilenet_files[0] / "cut.weights.h5").prepare
     frame = np.full((30, 61, 3), 255, np.uint8)
     frame[:, :15] = frame[:, 45:] = 0
@@ -459,15 +402,15 @@ def test_mobilenet_frames_are_not_the_central_square_between_minus_1_and_1(mobil
     np.testing.assert_allclose(prepare(np.zeros((9, 9, 3), np.uint8)), -1, atol=1e-5)
 
 
-def test_mobilenet_weights_that_do_not_fit_are_not_explained(mobilenet_files, presets, tmp_path):
+def test_mobilenet_weights_that_do_not_fit_are_explained(mobilenet_files, presets, tmp_path):
     folder, _ = mobilenet_files
     cut = folder / "cut.weights.h5"
-    with pytest.raises(ValueError, match="holds 5 of MobileNet's 13 blocks, too few for --layer conv_pw_6.*fetch"):
+    with pytest.raises(InputError, match="holds 5 of MobileNet's 13 blocks, too few for --layer conv_pw_6.*fetch"):
         build_encoder("mobilenet", layer="conv_pw_6", weights=cut)
     assert build_encoder("mobilenet", layer="conv_pw_1", weights=cut).dim == 64
-    with pytest.raises(ValueError, match="holds 0 of MobileNet's 13 blocks"):
+    with pytest.raises(InputError, match="holds 0 of MobileNet's 13 blocks"):
         build_encoder("mobilenet", weights=presets["clip"] / "model.weights.h5")
-    with pytest.raises(ValueError, match="conv_pw_99: mobilenet has no such layer; choose one of conv_pw_1, "):
+    with pytest.raises(InputError, match="conv_pw_99: mobilenet has no such layer; choose one of conv_pw_1, "):
         build_encoder("mobilenet", layer="conv_pw_99")
     (tmp_path / "half.weights.h5").write_bytes(cut.read_bytes()[:300_000])
     (tmp_path / "text.h5").write_text("no weights")
@@ -480,7 +423,7 @@ def test_mobilenet_weights_that_do_not_fit_are_not_explained(mobilenet_files, pr
 
 
 @pytest.mark.skipif(not (WEIGHTS.exists() and CORPUS.exists()), reason="the shared weights or corpus are not here")
-def test_real_weights_see_frames_on_another_scale_than_they_were_trained_on():
+def test_real_weights_see_frames_on_the_scale_they_were_trained_on():
     encoder = build_encoder("mobilenet", layer="conv_pw_5", weights=WEIGHTS)
     files = [sorted(folder.iterdir())[0] for folder in sorted((CORPUS / "clips").iterdir())][:16]
     tokens = encoder.encode([encoder.prepare(next(sample_frames(file))[1]) for file in files])
@@ -491,21 +434,21 @@ def test_real_weights_see_frames_on_another_scale_than_they_were_trained_on():
 # ---------------------------------------------------------------- the script
 
 
-def test_a_second_run_extracts_again_or_mixes_other_weights(presets, clips, tmp_path):
+def test_a_second_run_does_nothing_and_refuses_other_weights(presets, clips, tmp_path):
     folder = Path(shutil.copytree(presets["clip"], tmp_path / "clip"))
-    run = ["--videos", clips, "--features", tmp_path / "f", "--encoder", folder]
-    assert extract(*run)["videos"] == 2
+    run = ["--videos", clips, "--features", tmp_path / "f", "--limit", 1, "--encoder", folder]
+    assert extract(*run)["videos"] == 3
     recipe = read_json(tmp_path / "f" / "recipe.json")
     assert (recipe["encoder"], recipe["layer"], recipe["tokens"], recipe["dim"]) == ("clip", "projection", 1, 24)
     assert (recipe["encoder_dtype"], recipe["preset"]) == ("float32", str(folder)) and recipe["prepare"]["crop"]
     moved = folder.rename(tmp_path / "moved")
     again = extract(*run[:-1], moved)
-    assert (again["videos"], again["skipped"]) == (0, 2)
+    assert (again["videos"], again["skipped"]) == (0, 3)
     with h5py.File(moved / "model.weights.h5", "r+") as file:
         kernel = file["layers/dense/vars/0"]
         kernel[0, 0] += 1
-    with pytest.raises(ValueError, match=r"holds other features \(weights_sha256 .*--overwrite"):
+    with pytest.raises(InputError, match=r"holds other features \(weights_sha256 .*--overwrite"):
         extract(*run[:-1], moved)
-    with pytest.raises(ValueError, match="layer projection there, pooled now"):
+    with pytest.raises(InputError, match="layer projection there, pooled now"):
         extract(*run[:-1], moved, "--layer", "pooled")
-    assert len(list((tmp_path / "f").rglob("*.npz"))) == 2
+    assert len(list((tmp_path / "f").rglob("*.npz"))) == 3

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import av
@@ -11,8 +9,10 @@ import numpy as np
 import pytest
 
 import simulate_videos
-from common import load_generators, run_script
+from basics.artifacts import replace_whole
+from basics.running import InputError, run_script
 from simulate_videos import DEPTHS, EASE_SECONDS, HABITS, RESIDUES, encode, generator_mark, main, make_clip, render
+from tokens.generators import load_generators
 
 ROWS = {row.name: (row.name, row.task, row.sd_version, row.team) for row in load_generators().values()}
 MARKS = {name: generator_mark(*row) for name, row in ROWS.items()}
@@ -26,8 +26,14 @@ def clips_of(folder) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).glob("*/*"))}
 
 
+def pretend(job):
+    """In place of make_clip: a file that holds the strength."""
+    path, *_, strength = job
+    replace_whole(path, lambda file: file.write_text(str(strength)))
+
+
 @pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
+def whole_zoo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("simulated") / "zoo"
     assert simulate(folder) == {"written": 20, "skipped": 0}
     return folder
@@ -36,7 +42,7 @@ def zoo(tmp_path_factory):
 # ---------------------------------------------------------------- marks
 
 
-def test_at_strength_zero_a_clip_does_not_know_its_generator():
+def test_at_strength_zero_a_clip_is_the_same_for_all_generators():
     real = render(7, MARKS["Real"], 0.0)
     for name, mark in MARKS.items():
         assert np.array_equal(render(7, mark, 0.0), real), name
@@ -58,7 +64,7 @@ def test_each_habit_changes_the_clip_over_time_and_more_so_when_stronger(habit):
     assert changes[1].max() > 1.2 * changes[1].min()
 
 
-def test_temporal_marks_stay_below_4_hz_where_8_frames_a_second_can_see_them():
+def test_temporal_marks_stay_below_4_hz_where_8_frames_a_second_see_them():
     strangers = [(f"New{index}", "T2V", "Unknown", f"Team {index}") for index in range(200)]
     for row in [*ROWS.values(), *strangers]:
         assert 1 / generator_mark(*row).period < 4, row
@@ -78,7 +84,7 @@ def test_lineage_is_shared_within_a_version_and_a_team_and_the_rest_is_the_gener
     assert (first.period, first.phase, first.depth) != (second.period, second.phase, second.depth)
 
 
-def test_i2v_starts_from_a_still_and_t2v_does_not():
+def test_i2v_starts_from_a_still_and_t2v_in_motion():
     def first_motion(task):
         mark = generator_mark("Real", "Real", "Real", "Real")
         mark = mark._replace(noise=0.0, shake=0.0, ease={"I2V": 1.0, "T2V": 0.0}[task])
@@ -91,9 +97,9 @@ def test_i2v_starts_from_a_still_and_t2v_does_not():
 # ---------------------------------------------------------------- files
 
 
-def test_every_class_has_the_same_size_rate_length_and_codec(zoo):
+def test_every_class_has_the_same_size_rate_length_and_codec(whole_zoo):
     properties = set()
-    for path in sorted(zoo.glob("*/*.mp4")):
+    for path in sorted(whole_zoo.glob("*/*.mp4")):
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             frames = [(frame.width, frame.height, frame.format.name) for frame in container.decode(stream)]
@@ -105,53 +111,65 @@ def test_every_class_has_the_same_size_rate_length_and_codec(zoo):
 
 
 def test_real_gets_six_times_as_many_clips(tmp_path, monkeypatch):
-    monkeypatch.setattr(simulate_videos, "make_clips", lambda jobs: [job[0].touch() for job in jobs])
+    monkeypatch.setattr(simulate_videos, "make_clip", pretend)
     main(["--out", str(tmp_path), "--clips-per-generator", "1"])
     counts = {folder.name: len(list(folder.iterdir())) for folder in tmp_path.iterdir() if folder.is_dir()}
     assert counts == {name: 6 if name == "Real" else 1 for name in ROWS}
 
 
-def test_a_clip_depends_on_seed_generator_and_index_and_on_nothing_else(zoo, tmp_path):
+def test_a_clip_depends_on_seed_generator_and_index_and_on_nothing_else(whole_zoo, tmp_path):
     table = tmp_path / "two.csv"
     header = "name,aliases,task,sd_version,team\nReal,,Real,Real,Real\n"
     table.write_text(header + "New,,T2V,Unknown,Nobody\nSora,,T2V,Unknown,OpenAI\n", encoding="utf-8")
     flags = ("--clips-per-generator", "12", "--limit", "12", "--generators", str(table))
     simulate(tmp_path / "more", *flags)  # 36 clips: on a machine of two cores, in two processes
-    more, one = clips_of(tmp_path / "more"), clips_of(zoo)
+    more, one = clips_of(tmp_path / "more"), clips_of(whole_zoo)
     assert set(more) == {f"{name}/{index:04d}.mp4" for name in ("Real", "New", "Sora") for index in range(12)}
     assert more["Sora/0000.mp4"] == one["Sora/0000.mp4"]
     assert more["Real/0000.mp4"] == one["Real/0000.mp4"]
     assert len(set(more.values())) == len(more), "two clips are the same"
 
 
-def test_another_seed_makes_other_clips(zoo, tmp_path):
+def test_another_seed_makes_other_clips(whole_zoo, tmp_path):
     table = tmp_path / "one.csv"
     table.write_text("name,aliases,task,sd_version,team\nReal,,Real,Real,Real\n", encoding="utf-8")
     simulate(tmp_path / "zoo", "--seed", "1", "--generators", str(table))
-    assert clips_of(tmp_path / "zoo")["Real/0000.mp4"] != clips_of(zoo)["Real/0000.mp4"]
+    assert clips_of(tmp_path / "zoo")["Real/0000.mp4"] != clips_of(whole_zoo)["Real/0000.mp4"]
 
 
-def test_a_second_run_makes_only_what_is_missing(zoo):
-    before = clips_of(zoo)
-    (zoo / "Sora" / "0000.mp4").unlink()
-    assert simulate(zoo) == {"written": 1, "skipped": 19}
-    assert clips_of(zoo) == before
+def test_a_second_run_makes_only_what_is_missing(whole_zoo):
+    before = clips_of(whole_zoo)
+    (whole_zoo / "Sora" / "0000.mp4").unlink()
+    assert simulate(whole_zoo) == {"written": 1, "skipped": 19}
+    assert clips_of(whole_zoo) == before
 
 
 @pytest.mark.parametrize("flags", [("--seed", "1"), ("--strength", "0.5")])
-def test_clips_made_otherwise_are_not_mixed_into_a_zoo(zoo, flags):
-    before = clips_of(zoo)
-    with pytest.raises(ValueError, match="--out.*--overwrite") as stopped:
-        simulate(zoo, *flags)
-    assert str(zoo) in str(stopped.value)
-    assert clips_of(zoo) == before
+def test_clips_made_otherwise_are_refused(whole_zoo, flags):
+    before = clips_of(whole_zoo)
+    with pytest.raises(InputError, match="--out.*--overwrite") as stopped:
+        simulate(whole_zoo, *flags)
+    assert str(whole_zoo) in str(stopped.value)
+    assert clips_of(whole_zoo) == before
 
 
-def test_overwrite_leaves_no_clip_of_the_old_zoo(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        simulate_videos, "make_clips", lambda jobs: [path.write_text(str(strength)) for path, *_, strength in jobs]
-    )
-    main(["--out", str(tmp_path), "--clips-per-generator", "2"])
+def test_generators_are_added_to_a_zoo_and_changed_ones_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(simulate_videos, "make_clip", pretend)
+    table = tmp_path / "table.csv"
+    flags = ("--generators", str(table))
+    first = "name,aliases,task,sd_version,team\nReal,,Real,Real,Real\nNew,,T2V,Unknown,Nobody\n"
+    table.write_text(first, encoding="utf-8")
+    simulate(tmp_path / "zoo", *flags)
+    table.write_text(first + "Newer,,T2V,Unknown,Nobody\n", encoding="utf-8")
+    assert simulate(tmp_path / "zoo", *flags) == {"written": 1, "skipped": 2}
+    table.write_text(first.replace("T2V", "I2V"), encoding="utf-8")
+    with pytest.raises(InputError, match=r"other settings \(New\).*--out.*--overwrite"):
+        simulate(tmp_path / "zoo", *flags)
+
+
+def test_overwrite_replaces_every_clip_of_the_old_zoo(tmp_path, monkeypatch):
+    monkeypatch.setattr(simulate_videos, "make_clip", pretend)
+    main(["--out", str(tmp_path), "--clips-per-generator", "1"])
     simulate(tmp_path, "--strength", "0.5", "--overwrite")
     assert set(clips_of(tmp_path).values()) == {b"0.5"}
     assert json.loads((tmp_path / "recipe.json").read_text())["strength"] == 0.5
@@ -160,7 +178,7 @@ def test_overwrite_leaves_no_clip_of_the_old_zoo(tmp_path, monkeypatch):
 def test_a_folder_of_somebodys_videos_is_refused_even_with_overwrite(tmp_path):
     (tmp_path / "Real").mkdir()
     (tmp_path / "Real" / "0000.mp4").write_bytes(b"mine")
-    with pytest.raises(ValueError, match="did not make"):
+    with pytest.raises(InputError, match="did not make"):
         simulate(tmp_path, "--overwrite")
     assert clips_of(tmp_path) == {"Real/0000.mp4": b"mine"}
 
@@ -186,8 +204,8 @@ def test_the_clip_is_absent_until_it_is_whole(tmp_path, monkeypatch):
     assert (tmp_path / "0000.mp4").read_bytes() == encode(render(1, MARKS["Sora"], 1.0))
 
 
-def test_the_recipe_says_that_the_clips_are_simulated(zoo):
-    recipe = json.loads((zoo / "recipe.json").read_text(encoding="utf-8"))
+def test_the_recipe_says_that_the_clips_are_simulated(whole_zoo):
+    recipe = json.loads((whole_zoo / "recipe.json").read_text(encoding="utf-8"))
     assert recipe["simulated"] is True and "say nothing about real generators" in recipe["note"]
     assert recipe["seed"] == 0 and recipe["strength"] == 1.0 and recipe["clip"]["frames"] == 48
 
@@ -199,14 +217,8 @@ def test_wrong_arguments_exit_with_status_2(flags):
     assert stopped.value.code == 2
 
 
-def test_a_missing_table_is_not_one_plain_line(tmp_path, monkeypatch):
+def test_a_missing_table_is_one_plain_line(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["simulate_videos.py"])
     with pytest.raises(SystemExit, match="simulate_videos.py: .*missing.csv") as stopped:
         run_script(lambda: simulate(tmp_path, "--generators", str(tmp_path / "missing.csv")))
     assert "\n" not in stopped.value.code
-
-
-def test_workers_need_neither_keras_nor_tensorflow():
-    code = "import sys, simulate_videos; sys.exit(any(name in sys.modules for name in ('keras', 'tensorflow')))"
-    root = Path(simulate_videos.__file__).parent
-    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0

@@ -7,81 +7,23 @@ from Keras Applications.
     encoder = load_preset("hf://keras/...", dtype="bfloat16")
     encoder = load_mobilenet(weights="mobilenet_1_0_224_tf_no_top.h5")
 
-Frames are prepared as each model was trained, with NumPy on the threads that decode: cropped or stretched, resized with
-antialiasing, shifted and scaled. Keras is imported where it is used, since 01 with `dct` does without.
+Frames are prepared as each model was trained (preparation.py), with NumPy on the threads that decode. Keras is imported
+where it is used, since 01 with `dct` does without.
 """
 
 import contextlib
-import functools
 import hashlib
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
-from scipy.sparse import csr_array
 
 from basics.backend import quiet_import
 from basics.running import InputError
 from tokens.encoders import BlockDCT, pool_tokens, pooled_tokens
-from tokens.writing import central_square
-
-# ---------------------------------------------------------------- frames as a model wants them
-
-
-class Preparation(NamedTuple):
-    """How a frame becomes a model's input: KerasHub's image converter with antialias on, in NumPy.
-
-    Before the scale the two agree within 0.02 of the 255 grey levels, on noise of any size, but for the converter's
-    rounding of an integer frame.
-    """
-
-    size: int
-    scale: list[float]  # per channel: frame * scale + offset
-    offset: list[float]
-    crop: bool  # to the largest central square, or else stretch the frame to a square
-    interpolation: str
-
-    def __call__(self, frame):
-        """Float32 (size, size, 3) of an RGB uint8 frame (H, W, 3)."""
-        if self.crop:
-            frame = central_square(frame)
-        resized = np.clip(resize(frame, self.size, self.interpolation), 0, 255)  # bicubic overshoots
-        return resized * np.float32(self.scale) + np.float32(self.offset)
-
-
-def resize(frame, size: int, interpolation="bicubic"):
-    """A frame (H, W, 3) resized to float32 (size, size, 3), antialiased when it shrinks. OpenCV and SciPy do not."""
-    height, width = frame.shape[:2]
-    rows = resize_matrix(height, size, interpolation) @ frame.reshape(height, -1).astype(np.float32)
-    columns = rows.reshape(size, width, 3).swapaxes(0, 1).reshape(width, -1)
-    return (resize_matrix(width, size, interpolation) @ columns).reshape(size, size, 3).swapaxes(0, 1)
-
-
-@functools.lru_cache(maxsize=256)
-def resize_matrix(size: int, target: int, interpolation: str) -> csr_array:
-    """Weights (target, size) of one axis: a kernel at half-pixel centres, as wide as the pixels that it averages."""
-    centres = (np.arange(target) + 0.5) * size / target - 0.5
-    distance = np.abs(np.arange(size) - centres[:, None]) / max(size / target, 1)
-    weights = KERNELS[interpolation](distance)
-    return csr_array((weights / weights.sum(axis=1, keepdims=True)).astype(np.float32))
-
-
-def triangle(distance):
-    return np.maximum(1 - distance, 0)
-
-
-def cubic(distance):
-    """Keys' kernel with a = -1/2 (IEEE TASSP 1981)."""
-    near = (1.5 * distance - 2.5) * distance**2 + 1
-    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
-    return np.where(distance < 1, near, np.where(distance < 2, far, 0))
-
-
-KERNELS = {"bicubic": cubic, "bilinear": triangle}
-
+from tokens.preparation import KERNELS, Preparation
 
 # ---------------------------------------------------------------- a model as an encoder
 
