@@ -136,7 +136,7 @@ def test_missing_dispatcher_and_missing_tensorflow_raise(rows, monkeypatch):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"grpc://localhost:{free.getsockname()[1]}"
-    with pytest.raises(ValueError, match=f"{address}: no dispatcher answers.*training.service dispatcher"):
+    with pytest.raises(ValueError, match=f"{address}: no answer.*training.service dispatcher"):
         served(window_batches(rows), address, epochs=1)
     monkeypatch.setattr("training.service.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="needs TensorFlow"):

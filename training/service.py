@@ -8,6 +8,7 @@ TensorFlow's guarantees: batches come in any order, those that a killed worker w
 their place. Workers see the features under the trainer's paths.
 """
 
+import contextlib
 import os
 import re
 import socket
@@ -22,9 +23,9 @@ from basics.running import InputError
 
 def service_address(text: str) -> str:
     """grpc://HOST:PORT, as a type of flag."""
-    if not re.fullmatch(r"grpc://(\[[0-9a-fA-F:.]+\]|[^\s/:\[\]]+):\d{1,5}", text):
-        raise ValueError(text)
-    return text
+    if re.fullmatch(r"grpc://(\[[0-9a-fA-F:.]+\]|[^\s/:\[\]]+):\d{1,5}", text):
+        return text
+    raise ValueError(text)
 
 
 def check_dispatcher(address):
@@ -33,14 +34,12 @@ def check_dispatcher(address):
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except (OSError, OverflowError) as error:
-        start = f"python -m training.service dispatcher {port}, and workers (see training/service.py)"
-        raise InputError(f"{address}: no dispatcher answers ({error}); start one: {start}") from error
+        raise InputError(f"{address}: no answer ({error}); run python -m training.service dispatcher {port}") from error
 
 
 def served(batches, address, epochs):
-    """A tf.data dataset without end of the batches of WindowBatches from its epoch on: tokens (B, L, T, D), labels (B,).
-
-    Each is read by one of the workers. Raises InputError without a dispatcher or TensorFlow.
+    """A tf.data dataset without end of WindowBatches from its epoch on, each batch read by one of the workers: tokens
+    (B, L, T, D), labels (B,). Raises InputError without a dispatcher or TensorFlow.
     """
     if not find_spec("tensorflow"):
         raise InputError("--data-service needs TensorFlow, with JAX too: pip install tensorflow")
@@ -49,11 +48,10 @@ def served(batches, address, epochs):
 
     windows, shape = batches.windows, batches.windows.shape
     mapped = [windows.mapped(i) for i in range(len(windows))]  # (S, L, T, D) each, on disk
-    size, labels = 2 * int(np.prod(shape)), tf.constant(batches.labels)
+    size, labels, order = 2 * int(np.prod(shape)), tf.constant(batches.labels), []
     starts = tf.constant([own.offset + size * int(i) for own, i in zip(mapped, windows.offset, strict=True)], tf.int64)
     ends = tf.constant([os.path.getsize(own.filename) - size for own in mapped], tf.int64) - starts
     names = tf.constant([os.path.abspath(own.filename) for own in mapped])
-    order = []
     while batches.epoch < epochs:
         batches.epoch += 1  # as Keras's fit, which ends an epoch of the batches before its first
         order += [batches.chosen(step) for step in range(len(batches))]
@@ -64,13 +62,11 @@ def served(batches, address, epochs):
         return tf.debugging.check_numerics(tokens, "tokens are not finite; run 01 again"), labels[window]
 
     def read_batch(chosen):
-        read = tf.data.Dataset.from_tensor_slices(chosen).map(read_window, tf.data.AUTOTUNE)
-        return read.batch(batches.batch_size, drop_remainder=True)
+        return tf.data.Dataset.from_tensor_slices(chosen).map(read_window, tf.data.AUTOTUNE).batch(len(order[0]), True)
 
     # A dataset with an end would wait for the batches of a killed worker. DYNAMIC: a batch goes to one worker only.
-    data, service = tf.data.Dataset.from_tensor_slices(np.stack(order)).repeat(), tf.data.experimental.service
-    share = service.distribute(service.ShardingPolicy.DYNAMIC, address, compression=None)
-    return data.flat_map(read_batch).prefetch(1).apply(share)
+    data = tf.data.Dataset.from_tensor_slices(np.stack(order)).repeat().flat_map(read_batch).prefetch(1)
+    return data.apply(tf.data.experimental.service.distribute("distributed_epoch", address, compression=None))
 
 
 def main(role, where, host="localhost"):
@@ -81,13 +77,12 @@ def main(role, where, host="localhost"):
         where = server.target
     else:
         check_dispatcher(where)
-        own = dict(worker_address=f"{host}:%port%", heartbeat_interval_ms=1000)
-        server = service.WorkerServer(service.WorkerConfig(where.removeprefix("grpc://"), **own))  # while it is held
-    print(f"{role} of {where} runs; Ctrl-C ends it", flush=True)
-    try:
+        config = service.WorkerConfig(where.removeprefix("grpc://"), f"{host}:%port%", heartbeat_interval_ms=1000)
+        server = service.WorkerServer(config)
+    print(f"{role} of {where} runs; Ctrl-C ends it", flush=True)  # as long as `server` is held
+    with contextlib.suppress(KeyboardInterrupt):
         threading.Event().wait()
-    finally:
-        os._exit(0)  # the server's own end waits for trainers that wait for batches
+    os._exit(0)  # the server's own end waits for trainers that wait for batches
 
 
 if __name__ == "__main__":
