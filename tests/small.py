@@ -14,7 +14,7 @@ from tokens.generators import TABLE, load_generators
 from tokens.split import choose_videos
 
 RECIPE = {"encoder": "invented", "frames": 8, "tokens": 2, "dim": 12, "simulated": True}
-SMALL = ["--epochs", "2", "--batch-size", "32", "--learning-rate", "3e-3", "--temporal-blocks", "2"]  # of 02 and 03
+SMALL = ["--epochs", "2", "--batch-size", "64", "--learning-rate", "1e-2", "--temporal-blocks", "2"]  # of 02 and 03
 
 # ---------------------------------------------------------------- features
 

@@ -124,7 +124,7 @@ def test_resumed_run_equals_an_uninterrupted_one(features, run, tmp_path, monkey
         stage(TWO, *place, *SMALL)
     assert (tmp_path / "gen_checkpoint.npz").exists() and not (tmp_path / "gen.json").exists()
     with pytest.raises(ValueError, match="other settings.*learning_rate"):
-        stage(TWO, *place, *SMALL, "--learning-rate", "1e-2")
+        stage(TWO, *place, *SMALL, "--learning-rate", "1e-3")
     stage(TWO, *place, *SMALL)
     whole, resumed = (keras.saving.load_model(folder / "gen_last.keras", compile=False) for folder in (run, tmp_path))
     for one, other in zip(whole.get_weights(), resumed.get_weights(), strict=True):
