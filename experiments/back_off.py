@@ -162,7 +162,7 @@ def render_back_off(results):
                 seeds = [seed[how][level] for seed in result["seeds"]]
                 if level == "gen" and how == "own" or not seeds:
                     continue
-                label = [arm, f"{level.upper()}-L", name]
+                label = [arm, level_name(level), name]
                 cells = [mean_std([seed[key] for seed in seeds]) for key in ("unsure", "unsure_majority")]
                 cells += [mean_std([seed[key] for seed in seeds]) for key in ("surer", "surer_majority")]
                 rows.append([*label, *cells, f"{seeds[0]['unsure_videos']} / {seeds[0]['surer_videos']}"])
@@ -190,7 +190,7 @@ def render_policy(results):
         for level in (*FINEST_FIRST, "none") if seeds else ():
             count, right = (sum(seed[level][i] for seed in seeds) for i in (0, 1))
             accuracy = f"{100 * right / count:.1f}" if count and level != "none" else "-"
-            name = f"{level.upper()}-L" if level != "none" else "not answered"
+            name = level_name(level) if level != "none" else "not answered"
             rows.append([arm, name, f"{100 * count / total:.1f}", accuracy, f"{count} of {total}"])
     if not rows:
         return []
@@ -211,7 +211,7 @@ def draw_back_off(args, data, results, path):
             sure, right, truth = seed[how][level]
             there = truth != ""
             curve = coverage_curve(sure[there], right[there])
-            axis.plot(np.arange(1, len(curve) + 1) / len(curve), 100 * curve, f"C{i}", label=f"{level.upper()}-L")
+            axis.plot(np.arange(1, len(curve) + 1) / len(curve), 100 * curve, f"C{i}", label=level_name(level))
             axis.axhline(100 * majority(truth[there]), color=f"C{i}", ls=":", lw=0.8)
         axis.set(xlabel="coverage: share of clips, the surest first", title=f"answered by {HOW[how]}")
     axes[0].set(ylabel="accuracy, per cent", ylim=(0, 102))

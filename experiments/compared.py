@@ -1,7 +1,7 @@
 """Table S-2: SAGA beside NPR, F3Net and TALL (detectors.py), and beside what the paper leaves out (baselines.py): a
 linear probe, class means and retrieval on the same frozen tokens, and a probe that sees metadata alone.
 
-reads   a features folder and, for the detectors, its clips (corpora.py); trains what is not up to date
+reads   a features folder and, for the detectors, its clips (datasets.py); trains what is not up to date
 writes  results/table-s2.json, .md: accuracies by method, level and seed, parameters, steps, seconds
 
 All are tested on the same videos and trained on the same, by seed and fold. Where all labels are given, probes and
@@ -50,7 +50,7 @@ def check_clips(data):
     """Raise ValueError, before anything is trained, when a clip that detectors will want is not there."""
     for row in read_index(data.features) if data.videos is not None else ():
         if row["windows"] and not row["error"] and not (data.videos / row["source"]).is_file():
-            raise ValueError(f"{data.videos / row['source']} is missing; name the folder of the clips with --videos")
+            raise InputError(f"{data.videos / row['source']} is missing; name the folder of the clips with --videos")
 
 
 def tested_by_lineage(run, level):
@@ -132,7 +132,7 @@ def pixel_folder(args, data, name):
 
 def render_rivals(results):
     rows = []
-    theirs = {level: paper_values("S-2 SOTA", f"{level.upper()}-L") for level in RIVAL_LEVELS}
+    theirs = {level: paper_values("S-2 SOTA", level_name(level)) for level in RIVAL_LEVELS}
     for method, result in results["methods"].items():
         cells = []
         for level in RIVAL_LEVELS:

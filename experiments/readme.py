@@ -53,8 +53,8 @@ def summarize(folder) -> list[str]:
         for arm in LEVEL_ARMS[level]:
             cells = [" / ".join(mean_std(values) for values in scores(arms.get(arm))) for arms in found]
             theirs = paper_values(table, paper_setting(arm, level))["Overall"]
-            rows.append([f"{level.upper()}-L", arm, *cells, f"{theirs:.2f}"])
-        rows.append([f"{level.upper()}-L", "chance", *(chance(arms) for arms in found), ""])
+            rows.append([level_name(level), arm, *cells, f"{theirs:.2f}"])
+        rows.append([level_name(level), "chance", *(chance(arms) for arms in found), ""])
     return markdown(["level", "setting", *SUMMARY, "the paper's Overall"], rows)
 
 

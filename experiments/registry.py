@@ -1,7 +1,7 @@
 """SAGA's tables and figures, and the questions beside them, as data: what each shows and takes, and the functions that
 measure, write and draw it.
 
-reads   a features folder (corpora.py); trains what is not up to date (stages.py)
+reads   a features folder (datasets.py); trains what is not up to date (stages.py)
 writes  results/<entry>.json, .md and, for figures, .png
 
 `paper_entry` runs one of ENTRIES with reproduce.py's arguments.

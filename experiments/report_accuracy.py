@@ -1,6 +1,6 @@
 """The report of attribute_video.py on files that a run was not trained on, and on files of generators left out of it.
 
-reads   a features folder and the videos that it is of (corpora.py); trains five levels (stages.py)
+reads   a features folder and the videos that it is of (datasets.py); trains five levels (stages.py)
 writes  runs/report/<data>-seed<N>, calibrated; results/report.json and .md
 
 An entry of paper.py. Of the zoo six generators are left out; of real clips those outside the table are. Real clips are

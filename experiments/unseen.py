@@ -77,7 +77,7 @@ def outside_the_table(args):
         if tsig_runs(args, data, TWO_FEW, "gen", seed):
             scores += [scores_of(run, outside) for run in train_arm(args, data, TWO_FEW, "gen", seed)]
     if not scores:
-        raise ValueError(f"{data.features}: mining collapsed for all seeds, so there is nothing to score")
+        raise InputError(f"{data.features}: mining collapsed for all seeds, so there is nothing to score")
     rows = [score_row(name, [fold[name] for fold in scores]) for name in scores[0]]
     results = described(data, scores=rows)
     what = "Generators outside the table told from seen ones by a model of GEN-L (two stages, few labels, CE+HNM)"
@@ -90,7 +90,7 @@ def names_outside(data):
     """The generators of some features that are outside the table, and so never trained on: two or more."""
     outside = sorted({row["generator"] for row in read_index(data.features)} - set(load_generators()))
     if len(outside) < 2:
-        raise ValueError(f"{data.features} has clips of {len(outside)} generators outside the table; it takes two")
+        raise InputError(f"{data.features} has clips of {len(outside)} generators outside the table; it takes two")
     return outside
 
 
@@ -173,7 +173,7 @@ def landing_table(landed):
     for (level, name), rows in by_generator.items():
         share, chance = (", ".join(f"{row[key]:.2f}" for row in rows) for key in ("share", "chance"))
         counts = [f"{rows[0][key]}" for key in ("share_videos", "chance_videos")]
-        cells.append([f"{level.upper()}-L", name, rows[0]["kin"], counts[0], share, counts[1], chance])
+        cells.append([level_name(level), name, rows[0]["kin"], counts[0], share, counts[1], chance])
     header = [
         "level",
         "left out",
@@ -200,7 +200,7 @@ def measure_enrol(args, data):
     and the macro accuracy of the known ones' test clips before and after, by seed, each the mean over DRAWS.
     """
     if len(data.folds) > 1:
-        raise ValueError("enrolling needs the recorded split; leave out --folds and --data")
+        raise InputError("enrolling needs the recorded split; leave out --folds and --data")
     new, only = new_generators(data)
     rows = usable(read_index(data.features), data.features)
     tokens = dict(zip((row["path"] for row in rows), mean_tokens(rows), strict=True))
@@ -227,7 +227,7 @@ def new_generators(data):
     new = generators_of(data, lambda generator: generator.name in LEFT_OUT)
     trained = generators_of(data, lambda generator: generator.name not in LEFT_OUT)
     if not trained:
-        raise ValueError(f"{data.features} has clips of no generator to train on; it takes one beside {', '.join(new)}")
+        raise InputError(f"{data.features} has clips of no generator to train on; it takes one beside {', '.join(new)}")
     only = ("--train-generators", ",".join(trained)) if new else ()
     splits = {}
     for row in read_index(data.features):

@@ -1,6 +1,6 @@
 """Unknown-aware attribution beside what it could be replaced by, and what it depends on (arXiv 2601.00218).
 
-reads   a features folder (corpora.py), four frames of a clip as images; SAGA trained on the labelled generators alone
+reads   a features folder (datasets.py), four frames of a clip as images; SAGA trained on the labelled generators alone
 writes  results/wild.json, .md: methods; results/wild-<what>.json, .md: one setting changed at a time
 
 The labelled are a target and three known generators; three others are unseen, and all that are left are wild. All
