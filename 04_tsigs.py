@@ -16,7 +16,6 @@ About a minute on two cores for the simulated zoo.
 
 import argparse
 import hashlib
-import json
 import time
 from collections import Counter
 from pathlib import Path
@@ -24,13 +23,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common import LEVELS, build_saga, git_commit, keras, positive, run_script
-from tokens.dataset import Windows, read_index, replace_whole, write_json
-from tokens.split import features_recipe
-from training.callbacks import file_digest, finished_metrics, index_digest, versions
-from training.evaluation import plt, save_figure, title
+from basics.artifacts import file_digest, finished_metrics, make_recipe, write_arrays, write_json
+from basics.figures import draw_maps, wrap_panels
+from basics.running import positive, run_script
+from common import LEVELS, build_saga, keras
+from tokens.dataset import Windows, features_recipe, index_digest, read_index
+from training.evaluation import ROLES, batch_outputs, title
 from training.signatures import (
-    ROLES,
     choose_rows,
     drop_short,
     largest_strata,
@@ -68,23 +67,6 @@ def splits(text):
     return [name for name in ROLES if name in given]
 
 
-def make_recipe(args, index, model_file, embeddings_file):
-    """What the signatures are made from: arguments, features, strata, model, versions, git commit."""
-    given = {key: value for key, value in vars(args).items() if key not in ("overwrite", "strata")}
-    strata = hashlib.sha256("\n".join(row["stratum"] for row in index).encode()).hexdigest()
-    return {
-        "arguments": given,
-        "strata": args.strata,
-        "strata_sha256": strata if not args.strata else "none" if args.strata == "none" else file_digest(args.strata),
-        "features": features_recipe(args.features),
-        "index_sha256": index_digest(index),
-        "model_sha256": file_digest(model_file),
-        "embeddings_sha256": file_digest(embeddings_file),
-        "versions": versions(),
-        "git": git_commit(),
-    }
-
-
 # ---------------------------------------------------------------- signatures (Sec. 3.1)
 
 
@@ -97,14 +79,15 @@ def attention_maps(model, windows, whole, labels, batch_size, orders=None, what=
     maps = np.zeros((len(labels), frames, frames), "float32")
     sums = np.zeros((labels.max() + 2, heads, frames, frames))  # the last one is that of label -1
     share = 1 / np.bincount(windows.video[whole], minlength=len(labels))
-    for start in tqdm(range(0, len(whole), batch_size), what, unit="batch", dynamic_ncols=True):
-        place = whole[np.minimum(np.arange(start, start + batch_size), len(whole) - 1)]  # one batch shape, one trace
-        tokens, clip = windows[place], windows.video[place]  # (B, L, T, D), (B,)
-        if orders is not None:
-            tokens = np.take_along_axis(tokens, orders[clip][:, :, None, None], axis=1)
-        attention = np.asarray(model.predict_on_batch(tokens)["attention"])  # (B, H, L, L)
-        attention, clip = attention[: len(whole) - start], clip[: len(whole) - start]
-        attention = attention * share[clip][:, None, None, None]
+
+    def ordered(tokens, numbers):  # (B, L, T, D)
+        return np.take_along_axis(tokens, orders[windows.video[numbers]][:, :, None, None], axis=1)
+
+    batches = batch_outputs(model, windows, batch_size, whole, None if orders is None else ordered)
+    count = -(-len(whole) // batch_size)
+    for numbers, outputs in tqdm(batches, what, count, unit="batch", dynamic_ncols=True):
+        clip = windows.video[numbers]  # (b,)
+        attention = outputs["attention"] * share[clip][:, None, None, None]  # (b, H, L, L)
         np.add.at(maps, clip, attention.mean(axis=1))
         np.add.at(sums, labels[clip], attention)
     return maps, sums[:-1]
@@ -149,17 +132,17 @@ def draw_figures(metrics, signatures, maps, labels, strata, stem):
     """All figures. Signatures (L, L) by class, maps (V, L, L), labels (V,) by class name, strata (V,)."""
     per_class = metrics["per_class"]
     panels = {name: (f"{name}\nclips: {per_class[name]['clips']}", values) for name, values in signatures.items()}
-    draw(wrap("", [*panels.values()]), heading(metrics, "T-Sigs"), f"{stem}.png")
+    draw_maps(wrap_panels("", [*panels.values()]), heading(metrics, "T-Sigs"), f"{stem}.png")
     mean = np.mean([*signatures.values()], axis=0)
     apart = [(label, values - mean) for label, values in panels.values()]
     what = heading(metrics, "T-Sigs less their mean over classes")
-    draw(wrap("", apart), what, f"{stem}_difference.png", diverging=True)
+    draw_maps(wrap_panels("", apart), what, f"{stem}_difference.png", diverging=True)
     seen, unseen = ([panels[name] for name in panels if per_class[name]["seen"] == kind] for kind in (True, False))
     for ending in ("unseen", "strata"):  # may be of an earlier run
         Path(f"{stem}_{ending}.png").unlink(missing_ok=True)
     if unseen:
-        grid = wrap("seen", seen) + wrap("unseen", unseen)
-        draw(grid, heading(metrics, "T-Sigs, seen and unseen"), f"{stem}_unseen.png")
+        grid = wrap_panels("seen", seen) + wrap_panels("unseen", unseen)
+        draw_maps(grid, heading(metrics, "T-Sigs, seen and unseen"), f"{stem}_unseen.png")
     source, grid = metrics["strata"]["source"], []
     for stratum in largest_strata(strata) if source else []:
         cells = {name: maps[(labels == name) & (strata == stratum)] for name in signatures}
@@ -168,7 +151,7 @@ def draw_figures(metrics, signatures, maps, labels, strata, stem):
         ]
         grid.append((stratum, row))
     if grid:
-        draw(grid, heading(metrics, f"T-Sigs by content; strata: {source}"), f"{stem}_strata.png")
+        draw_maps(grid, heading(metrics, f"T-Sigs by content; strata: {source}"), f"{stem}_strata.png")
 
 
 def main(argv=None):
@@ -176,14 +159,21 @@ def main(argv=None):
     started = time.time()
 
     # ---------------------------------------------------------------- load
-    model_file, embeddings_file = run_files(args)
+    model_file, embeddings_file = run_files(args.run, args.level)
     index = read_index(args.features)
-    recipe = make_recipe(args, index, model_file, embeddings_file)
-    if done := finished_metrics(f"{args.level}_tsigs", args, recipe):
+    made_from = {"features": features_recipe(args.features), "index_sha256": index_digest(index)}
+    made_from |= {"model_sha256": file_digest(model_file), "embeddings_sha256": file_digest(embeddings_file)}
+    made_from["strata_sha256"] = hashlib.sha256("\n".join(row["stratum"] for row in index).encode()).hexdigest()
+    if args.strata:
+        made_from["strata_sha256"] = "none" if args.strata == "none" else file_digest(args.strata)
+    recipe = make_recipe(vars(args), ("features", "run", "strata"), ("overwrite",), ("keras",), **made_from)
+    if done := finished_metrics(Path(args.run) / f"{args.level}_tsigs.json", recipe, args.overwrite):
         return done
-    model = load_trained(model_file, args)
+    model = load_trained(model_file, args.level, args.features)
     classes = model.config["class_names"]
-    rows, whole, short = drop_short(choose_rows(embeddings_file, index, classes, args))
+    rows, whole, short = drop_short(
+        choose_rows(embeddings_file, index, classes, args.features, args.splits, args.limit, args.seed)
+    )
     strata, source, unknown = name_strata(rows, index, args.strata)
     # the model's classes, then unseen generators
     names = [*classes, *sorted(({row["class"] for row in rows} | set(short)) - set(classes))]
@@ -229,8 +219,8 @@ def main(argv=None):
     arrays |= {"seen": present < len(classes), "grand_mean": means["trained"], "maps": maps[asked]}
     keys = {"video": "path", "generator": "generator", "split": "split", "group": "group"}
     arrays |= {name: np.array([row[key] for row in rows if row["asked"]]) for name, key in keys.items()}
-    arrays |= {"class": own, "stratum": strata[asked], "recipe": json.dumps(recipe)}
-    replace_whole(f"{stem}.npz", lambda file: np.savez(file, **arrays), suffix=".npz")
+    arrays |= {"class": own, "stratum": strata[asked], "recipe": recipe}
+    write_arrays(f"{stem}.npz", arrays)
     metrics |= {"recipe": recipe | {"seconds": round(time.time() - started, 1)}}
     write_json(f"{stem}.json", metrics)
     print(f"signatures, numbers and figures are in {args.run}")

@@ -8,6 +8,7 @@ from small import SMALL, write_clip, write_folder
 from stages import stage
 
 from common import keras
+from tokens.dataset import read_index, write_index
 
 SHARED = Path(__file__).parents[2] / "shared"  # real clips and weights, where there are any
 TENSORFLOW = keras.backend.backend() == "tensorflow"
@@ -39,9 +40,13 @@ def pretended_tsne(request, monkeypatch):
 
 @pytest.fixture(scope="session")
 def features(tmp_path_factory):
-    """Six generators of the table and one outside it, 20 clips each; not to be changed."""
+    """Six generators of the table and one outside it, 20 clips each, and a broken one of Real; not to be changed."""
     generators = ["Real", "SVD", "Pika", "SEINE", "Latte", "Lavie", "WildScrape"]
-    return write_folder(tmp_path_factory.mktemp("features"), generators)
+    folder = write_folder(tmp_path_factory.mktemp("features"), generators)
+    rows = read_index(folder)
+    broken = dict(path="Real/broken.mp4", generator="Real", windows=0, error="no frame")
+    write_index(folder / "index-1-of-1.csv", [*rows, rows[-1] | broken])
+    return folder
 
 
 @pytest.fixture(scope="session")

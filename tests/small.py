@@ -22,7 +22,9 @@ def split_of(i):
     return "test" if i < 5 else "val" if i < 7 else "train"
 
 
-def write_folder(folder, generators, clips=20, windows=lambda i: 1 + i % 3, split=split_of, seed=0, recipe=RECIPE, **more):
+def write_folder(
+    folder, generators, clips=20, windows=lambda i: 1 + i % 3, split=split_of, seed=0, recipe=RECIPE, **more
+):
     """A features folder: `clips` of each generator with windows(i) windows each, whose tokens carry a mark of their
     generator. `more` are columns of the index, values or functions of (generator, i).
     """

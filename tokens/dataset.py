@@ -178,6 +178,12 @@ def read_valid(row) -> np.ndarray:
     return valid
 
 
+def mean_tokens(rows) -> np.ndarray:
+    """The mean over windows, frames and tokens of each video, (V, D)."""
+    files = (features_file(row["features"], row["path"]) for row in rows)
+    return np.stack([np.mean(map_tokens(file), axis=(0, 1, 2), dtype="float64") for file in files])
+
+
 # ---------------------------------------------------------------- windows of many videos
 
 

@@ -16,6 +16,8 @@ from tokens.dataset import Windows, read_batches
 from tokens.generators import class_index, class_names, load_generators
 from training.devices import predict_on_batch
 
+ROLES = ("train", "val", "test", "unseen")
+
 # ---------------------------------------------------------------- predictions
 
 
@@ -109,7 +111,7 @@ def evaluate(model, videos, level, batch_size) -> tuple[dict, dict]:
     """The metrics on test, and arrays over the videos of all roles: embedding (V, D), probabilities (V, C), video,
     generator, group, class (V,) and split (V,): train, val, test or unseen. `videos` is what choose_videos returns.
     """
-    rows = [row | {"split": role} for role in ("train", "val", "test", "unseen") for row in getattr(videos, role)]
+    rows = [row | {"split": role} for role in ROLES for row in getattr(videos, role)]
     embedding, probabilities = predict(model, Windows(rows), batch_size)
     arrays = {
         "embedding": embedding.astype("float32"),
@@ -124,6 +126,7 @@ def evaluate(model, videos, level, batch_size) -> tuple[dict, dict]:
     metrics = {"level": level} | score([row["label"] for row in videos.test], probabilities[test], videos.classes)
     called = np.array(videos.classes)[probabilities[unseen].argmax(axis=1)]
     metrics |= {"excluded": videos.excluded, "unseen": unseen_report(arrays["generator"][unseen], called)}
+    metrics["clips"] = {role: [row["path"] for row in getattr(videos, role)] for role in ROLES}
     return metrics | {"simulated": bool(model.config["features"].get("simulated"))}, arrays
 
 

@@ -6,9 +6,7 @@ A clip's map (L, L) is the attention between its frames; a signature is the mean
 of one half of a class's groups are matched with those of the other half.
 """
 
-import csv
 import itertools
-import zipfile
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -17,10 +15,11 @@ import numpy as np
 from sklearn.cluster import KMeans
 from tqdm import tqdm
 
-from experiments.probes import mean_tokens
-from tokens.dataset import differing, features_file
-from tokens.split import features_recipe, first_per, usable
-from training.callbacks import load_saga
+from basics.artifacts import differing, read_arrays, read_csv
+from basics.running import InputError
+from basics.statistics import draw_groups
+from common import load_saga
+from tokens.dataset import features_recipe, first_per, mean_tokens, read_valid, usable
 
 COUNTS = (1, 5, 20, 50, 100, 200, 500, 1000)  # clips per signature, as far as two classes have them
 MEASURES = ("accuracy", "within", "between", "raw_within", "raw_between", "classes", "chance")
@@ -32,85 +31,69 @@ SAMPLE = 10000  # clips that k-means sees at a time
 # ---------------------------------------------------------------- the clips of a trained run
 
 
-def run_files(args):
-    """The model and the embeddings file of a level. Raises ValueError naming the stage that writes a missing one."""
-    files = [Path(args.run) / f"{args.level}{ending}" for ending in (".keras", "_embeddings.npz")]
-    for file in files:
-        if not file.is_file():
-            raise ValueError(f"{file} is missing; run {stage_of(args.level)} first")
-    return files
-
-
 def stage_of(level):
     return "02_pretrain_binary.py" if level == "bin" else "03_attribute.py"
 
 
-def load_trained(path, args):
-    """The model. Raises ValueError when it cannot be read, or when the features were made otherwise than its own."""
-    again = f"run {stage_of(args.level)} on these features"
-    model = load_saga(path, stage_of(args.level))
-    ours, theirs = features_recipe(args.features), model.config["features"]
-    if differ := differing(ours, theirs):
-        raise ValueError(f"{path} was trained on other features than {args.features} ({', '.join(differ)}); {again}")
-    if other := model.config["recipe"].get("arguments", {}).get("test_features"):
-        raise ValueError(f"{path} was tested on {other}; T-Sigs need a run whose clips are all in one features folder")
+def run_files(run, level):
+    """The model and the embeddings file of a level. Raises InputError naming the stage that writes a missing one."""
+    files = [Path(run) / f"{level}{ending}" for ending in (".keras", "_embeddings.npz")]
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file} is missing; run {stage_of(level)} first")
+    return files
+
+
+def load_trained(path, level, features):
+    """The model. Raises InputError when it cannot be read, or when the features were made otherwise than its own."""
+    again = f"run {stage_of(level)} on these features"
+    model = load_saga(path, stage_of(level))
+    if differ := differing(features_recipe(features), model.config["features"]):
+        raise InputError(f"{path} was trained on other features than {features} ({', '.join(differ)}); {again}")
+    if other := model.config["recipe"].get("paths", {}).get("test_features"):
+        raise InputError(f"{path} was tested on {other}; T-Sigs need a run whose clips are all in one features folder")
     return model
 
 
-def choose_rows(path, index, classes, args):
-    """Index rows of the clips asked for and of the grand mean's, with "class", "split", "asked" and "reference"."""
-    again = f"run {stage_of(args.level)} again"
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = [arrays[key].tolist() for key in ("video", "generator", "class", "split")]
-            listed = list(zip(*found, strict=True))
-    except (KeyError, OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: damaged ({error}); {again}") from error
+def choose_rows(path, index, classes, features, splits, limit=None, seed=0):
+    """Index rows of the clips of `splits` and of the grand mean's, with "class", "split", "asked" and "reference"; from
+    the embeddings file at `path`.
+    """
+    again = "run its stage again"
+    arrays = read_arrays(path, ("video", "generator", "class", "split"), again)
+    listed = list(zip(*(own.tolist() for own in arrays.values()), strict=True))
     if foreign := {label for _, _, label, split in listed if split != "unseen"} - set(classes):
-        raise ValueError(f"{path}: {', '.join(sorted(foreign))} is no class of the model beside it; {again}")
-    known, rows = {row["path"]: row for row in usable(index, args.features)}, []
-    listed = [clip for clip in listed if clip[3] in (*args.splits, "train")]
+        raise InputError(f"{path}: {', '.join(sorted(foreign))} is no class of the model beside it; {again}")
+    known, rows = {row["path"]: row for row in usable(index, features)}, []
+    listed = [clip for clip in listed if clip[3] in (*splits, "train")]
     if missing := [video for video, *_ in listed if video not in known]:
-        raise ValueError(f"{args.features} lacks {len(missing)} videos of {path}, such as {missing[0]}; {again}")
+        raise InputError(f"{features} lacks {len(missing)} videos of {path}, such as {missing[0]}; {again}")
     for video, generator, label, split in listed:
         if split == "unseen":
             label = generator if generator not in classes else f"{generator} (unseen)"
         rows.append(known[video] | {"generator": generator, "class": label, "split": split})
-    if args.limit:
-        rows = first_per(rows, ("generator", "split"), args.limit, args.seed)
+    if limit:
+        rows = first_per(rows, ("generator", "split"), limit, seed)
     train = [row for row in rows if row["split"] == "train"]
-    reference = {row["path"] for row in first_per(train, ("class",), REFERENCE, args.seed)}
-    rows = [row | {"asked": row["split"] in args.splits, "reference": row["path"] in reference} for row in rows]
+    reference = {row["path"] for row in first_per(train, ("class",), REFERENCE, seed)}
+    rows = [row | {"asked": row["split"] in splits, "reference": row["path"] in reference} for row in rows]
     return [row for row in rows if row["asked"] or row["reference"]]
-
-
-def fully_valid(row):
-    """Which windows (S,) of a video have no padding."""
-    path = features_file(row["features"], row["path"])
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            valid = arrays["valid"]
-    except (KeyError, OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a features file ({error}); delete it and run 01 again") from error
-    if valid.ndim != 2 or len(valid) != row["windows"]:
-        raise ValueError(f"{path}: valid {valid.shape} does not match the index; delete the file and run 01 again")
-    return valid.all(axis=1)
 
 
 def drop_short(rows):
     """The rows with a fully valid window, their windows' validity, and how many of each class asked for have none."""
     with tqdm(rows, "windows", unit="clip", dynamic_ncols=True) as bar:
-        whole = [fully_valid(row) for row in bar]
+        whole = [read_valid(row).all(axis=1) for row in bar]
     short = Counter(row["class"] for row, own in zip(rows, whole, strict=True) if row["asked"] and not own.any())
     kept = [(row, own) for row, own in zip(rows, whole, strict=True) if own.any()]
     seen = {row["class"] for row, _ in kept if row["asked"]}
     if len(seen) < 2:
-        raise ValueError(
+        raise InputError(
             f"T-Sigs compare classes, but fully valid windows have only: {', '.join(seen) or 'none'} ({short.total()}"
             " clips have none); widen --splits or --limit, or extract longer clips"
         )
     if not any(row["reference"] for row, _ in kept):
-        raise ValueError("no train clip has a fully valid window, so there is no grand mean to subtract")
+        raise InputError("no train clip has a fully valid window, so there is no grand mean to subtract")
     return *zip(*kept, strict=True), short
 
 
@@ -136,11 +119,9 @@ def name_strata(rows, index, strata):
 
 
 def read_strata(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if missing := {"path", "stratum"} - set(reader.fieldnames or ()):
-            raise ValueError(f"{path}: missing column(s) {', '.join(sorted(missing))}; strata are path,stratum")
-        return {row["path"]: row["stratum"] or "none" for row in reader}
+    """{path: stratum} of a CSV."""
+    rows = read_csv(path, ("path", "stratum"), "strata are path,stratum")
+    return {row["path"]: row["stratum"] or "none" for row in rows}
 
 
 # ---------------------------------------------------------------- who is compared: no group on both sides
@@ -191,11 +172,8 @@ def mean_of_classes(maps, labels):
 
 def correlations(first, second):
     """Pearson correlation (C, C) between the rows of two arrays (C, N); 0 for a constant row."""
-    rows = []
-    for values in (first, second):
-        centred = values - values.mean(axis=1, keepdims=True)
-        rows.append(centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12))
-    return rows[0] @ rows[1].T
+    with np.errstate(invalid="ignore"):
+        return np.nan_to_num(np.corrcoef(first, second)[: len(first), len(first) :])
 
 
 def compare(first, second, grand_mean):
@@ -214,18 +192,13 @@ def compare(first, second, grand_mean):
 
 def resample(clips, groups, random):
     """The clips of as many groups, drawn with replacement."""
-    names, member = np.unique(groups[clips], return_inverse=True)
-    times = np.bincount(random.integers(len(names), size=len(names)), minlength=len(names))
-    return np.repeat(clips, times[member])
+    return np.repeat(clips, draw_groups(groups[clips], random)) if len(clips) else clips
 
 
 def compare_counts(maps, grand_mean, groups, sides, random):
     """{n: MEASURES (2, 7) as drawn and of resampled groups} for each n that both sides of two classes or more have."""
     drawn = [[random.permutation(clips) for clips in pair] for pair in sides]
-    again = [
-        [random.permutation(resample(clips, groups, random)) if len(clips) else clips for clips in pair]
-        for pair in sides
-    ]
+    again = [[random.permutation(resample(clips, groups, random)) for clips in pair] for pair in sides]
     found = {}
     for count in COUNTS:
         able = [i for i, pair in enumerate(sides) if min(map(len, pair)) >= count]
@@ -248,7 +221,7 @@ def measure(maps, grand_mean, labels, groups, draw_sides, repeats, seed):
 
     `draw_sides(labels, groups, random)` gives comparisons, each a pair of sets of clips per class; a repeat's value is
     the mean over them. Values are means over repeats; an interval holds 95 per cent of the repeats when each side's
-    groups are drawn again with replacement. Fewer different clips are then in a signature, so it leans to lower values.
+    groups are drawn again with replacement, which repeats clips: the interval is biased downwards.
     """
     random, found = np.random.default_rng(seed), {}
     for _ in range(repeats):
