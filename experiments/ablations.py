@@ -26,7 +26,7 @@ from experiments.tables import (
     parameters,
     scored,
 )
-from tokens.generators import LEVELS
+from tokens.generators import LEVELS, level_name
 
 # ---------------------------------------------------------------- one ablation
 

@@ -11,11 +11,11 @@ answer is its probability; coverage is the share of clips, the surest first (sel
 
 import numpy as np
 
-from common import LEVELS
-from experiments.stages import ONE_ALL, STAGE_ONE, TWO_FEW, markdown, train_arm
+from basics.figures import plt, save_figure
+from experiments.stages import ONE_ALL, STAGE_ONE, TWO_FEW, clips_of, markdown, train_arm
 from experiments.tables import caption, described, mean_std
-from tokens.dataset import read_json
-from training.evaluation import at_level, coarser, plt, save_figure
+from tokens.generators import LEVELS, level_name
+from training.evaluation import at_level, coarser
 
 ARMS = (TWO_FEW, ONE_ALL)
 FINEST_FIRST = tuple(reversed(LEVELS))  # gen, team, sd, task, bin
@@ -28,10 +28,8 @@ WANTED = 0.9  # accuracy on val above which the policy answers at a level
 
 def answers(run, level, split):
     """What a run says of a split's videos: probabilities (V, C), classes, generator (V,), video (V,)."""
-    classes = read_json(run / f"{level}.json", ("classes",))["classes"]
-    with np.load(run / f"{level}_embeddings.npz", allow_pickle=False) as arrays:
-        chosen = arrays["split"] == split
-        return arrays["probabilities"][chosen], classes, arrays["generator"][chosen], arrays["video"][chosen]
+    clips, classes = clips_of(run, level, split)
+    return clips["probabilities"], classes, clips["generator"], clips["video"]
 
 
 def judged(probabilities, classes, generators, level):
@@ -170,12 +168,8 @@ def render_back_off(results):
                 coverage.append([*label, *points, mean_std([seeds[0]["majority"]]), f"{seeds[0]['videos']}"])
     header = ["runs", "level", "answered by", "accuracy, GEN-L's less sure half", "chance there"]
     header += ["accuracy, surer half", "chance there", "clips less sure / surer"]
-    lines += [
-        *markdown(header, rows),
-        "",
-        "Accuracy on the surest share of clips, by the answer's own confidence:",
-        "",
-    ]
+    lines += [*markdown(header, rows), ""]
+    lines += ["Accuracy on the surest share of clips, by the answer's own confidence:", ""]
     header = ["runs", "level", "answered by", *(f"{share:.0%} of clips" for share in COVERAGES), "chance", "clips"]
     lines += [*markdown(header, coverage), ""]
     return lines + render_policy(results)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from basics.artifacts import read_csv, write_csv
-from basics.running import InputError
 from experiments.stages import stage
 from tokens.dataset import features_recipe, index_digest, read_index
 

@@ -1,4 +1,4 @@
-"""SAGA's Fig. 1(b), 4, 5 (t-SNE), 1(c) (five levels) and S-2 (generators by loss), each with numbers beside the picture.
+"""SAGA's Fig. 1(b), 4, 5 (t-SNE), 1(c) (five levels) and S-2 (generators by loss), each with numbers beside it.
 
 reads   a features folder (datasets.py); trains what is not up to date (stages.py)
 writes  results/<entry>.png, of seed 0; results/<entry>.json and .md: numbers, mean +- std over seeds, beside chance

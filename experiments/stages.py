@@ -45,9 +45,10 @@ def as_flags(settings):
 
 
 def train(level, features, run, settings):
-    """The metrics of stage 1 or 2 at a level."""
-    level_flag = () if level == "bin" else ("--level", level)
-    return stage(script(level), "--features", features, "--run", run, *level_flag, *as_flags(settings))
+    """Run stage 1 or 2 at a level; the metrics that it wrote."""
+    place = ["--features", features, "--run", run, *(() if level == "bin" else ("--level", level))]
+    stage(script(level), *place, *as_flags(settings))
+    return read_json(Path(run) / f"{level}.json")
 
 
 # ---------------------------------------------------------------- what a run leaves

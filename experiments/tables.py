@@ -74,7 +74,7 @@ def overall_cells(result):
     if not seeds:
         return ["-", "-", "-", "-", f"0{note}"]
     micro, videos = [seed["micro"] for seed in seeds], seeds[0]["videos"]
-    low, high = wilson_interval(round(np.mean(micro) * videos), videos)
+    low, high = wilson_interval(np.mean(micro) * videos, videos)
     return [
         f"{mean_std(micro)} ({100 * low:.0f}-{100 * high:.0f})",
         mean_std([seed["macro"] for seed in seeds]),
