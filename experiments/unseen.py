@@ -30,6 +30,7 @@ from training.evaluation import score_names
 
 LEFT_OUT = ("DynamiCrafter", "ModelScope", "Latte", "HotShot", "Pika", "Sora")
 KIN_LEVELS = ("sd", "team")
+BOOTSTRAPS = 300
 TRAINING = SMALL_DATA | {"best": "last", "epochs": 12, "weight_decay": 0.05, "init": "scratch", "loss": "ce"}
 
 
@@ -122,7 +123,7 @@ def score_row(name, seeds):
     row = {"score": name, "seeds": len(seeds), "generators": {}}
     for generator, first in seeds[0].items():
         pairs = [(seed[generator].seen, seed[generator].unseen) for seed in seeds]
-        intervals = [group_bootstrap(*seed[generator], repeats=300)["auroc"] for seed in seeds]
+        intervals = [group_bootstrap(*seed[generator], repeats=BOOTSTRAPS)["auroc"] for seed in seeds]
         row["generators"][generator] = {
             "seen": len(first.seen),
             "unseen": len(first.unseen),
