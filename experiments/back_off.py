@@ -26,12 +26,6 @@ WANTED = 0.9  # accuracy on val above which the policy answers at a level
 # ---------------------------------------------------------------- answers
 
 
-def answers(run, level, split):
-    """What a run says of a split's videos: probabilities (V, C), classes, generator (V,), video (V,)."""
-    clips, classes = clips_of(run, level, split)
-    return clips["probabilities"], classes, clips["generator"], clips["video"]
-
-
 def judged(probabilities, classes, generators, level):
     """Of each video at a level: how sure the answer is (V,), whether it is right (V,), and the true class (V,), which
     is empty where the level is not defined.
@@ -58,19 +52,19 @@ def summed(runs, split):
     """{level: judged} of GEN-L's probabilities summed along the generator table, folds pooled."""
     found = {level: [] for level in FINEST_FIRST}
     for run in runs["gen"]:
-        probabilities, classes, generators, _ = answers(run, "gen", split)
+        clips, classes = clips_of(run, "gen", split)
         for level in FINEST_FIRST:
-            found[level].append(judged(*coarser(probabilities, classes, level), generators, level))
+            sums = coarser(clips["probabilities"], classes, level)
+            found[level].append(judged(*sums, clips["generator"], level))
     return {level: pooled(parts) for level, parts in found.items()}
 
 
 def own_model(gen_run, run, level):
     """judged of a level's own model for GEN-L's test videos; those that it does not know have no true class."""
-    _, _, generators, videos = answers(gen_run, "gen", "test")
-    probabilities, classes, _, own = answers(run, level, "test")
-    place = {video: i for i, video in enumerate(own.tolist())}
-    there = np.array([place.get(video, -1) for video in videos.tolist()])
-    sure, right, truth = judged(probabilities[there], classes, generators, level)
+    (asked, _), (own, classes) = clips_of(gen_run, "gen"), clips_of(run, level)
+    place = {video: i for i, video in enumerate(own["video"].tolist())}
+    there = np.array([place.get(video, -1) for video in asked["video"].tolist()])
+    sure, right, truth = judged(own["probabilities"][there], classes, asked["generator"], level)
     return sure, right, np.where(there < 0, "", truth)
 
 

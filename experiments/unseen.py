@@ -35,9 +35,7 @@ TRAINING = SMALL_DATA | {"best": "last", "epochs": 12, "weight_decay": 0.05, "in
 
 
 def unseen_generators(args):
-    """Which scores tell generators never trained on from seen ones at GEN-L, and where they land at SD-L and TEAM-L:
-    six of the zoo's left out, 30 clips per class, two minutes a seed; of other data the generators outside the table,
-    scores alone."""
+    """Scores and landing of six generators of the zoo left out; of other data scores of those outside the table."""
     if args.data != "zoo" or args.features:
         return outside_the_table(args)
     features, known = extract_zoo(args, "--pool 2"), load_generators()

@@ -50,7 +50,7 @@ def test_real_clips_of_every_format_get_through(tmp_path):
         "01_extract_features", "--videos", tmp_path / "videos", "--features", tmp_path / "features", "--pool", 4
     )
     assert done["failed"] == 0
-    small = ["--epochs", 1, "--batch-size", 8, "--best", "last", "--temporal-blocks", 2, "--limit", 3]
+    small = ["--epochs", 1, "--batch-size", 16, "--best", "last", "--temporal-blocks", 2, "--limit", 3]
     assert stage("02_pretrain_binary", *place, *small)["classes"] == ["Real", "Fake"]
     metrics = stage("03_attribute", *place, *small, "--level", "gen")
     assert metrics["classes"] == ["Real", "SVD", "HotShot"] and metrics["videos"] >= 3

@@ -21,7 +21,6 @@ from basics.artifacts import read_json, write_arrays, write_csv, write_json
 from basics.running import ROOT, InputError
 from experiments import ablations, compared, datasets, figures, paper, readme, tables, tsigs, unseen
 from experiments import stages as ways
-from experiments.conditions import ABLATIONS
 from experiments.registry import ENTRIES, OTHERS
 from tokens.dataset import read_index, write_index
 from tokens.generators import LEVELS, class_index, class_names, load_generators
@@ -191,7 +190,7 @@ def test_a_collapse_is_counted_and_the_entry_goes_on(features, calls, monkeypatc
     )
     assert "1 (1 collapsed)" in row
     calls.collapse = lambda args: getattr(args, "loss", "") == "hnm"
-    monkeypatch.setattr(ablations, "ABLATIONS", {"margin": ABLATIONS["margin"]})
+    monkeypatch.setattr(ablations, "ABLATIONS", {"margin": ablations.ABLATIONS["margin"]})
     run_entry("ablation-margin", "--seeds", "1")
     assert "0 (1 collapsed)" in Path("results/f/ablation-margin.md").read_text()
     for name in ("figure-1c", "figure-5", "back-off", "table-s2"):
@@ -612,9 +611,14 @@ def test_paper_runs_every_entry_with_the_same_flags(monkeypatch):
 def test_every_entrys_functions_are_there():
     for entry in ENTRIES.values():
         for verb in ("measure", "render", *["draw"] * entry.drawn):
-            if entry.titled and verb == "render":
-                continue
             assert callable(entry.function(verb)), entry
+
+
+def test_entries_of_ablations_name_their_conditions():
+    for what, conditions in ablations.ABLATIONS.items():
+        entry = ENTRIES[f"ablation-{what}"]
+        assert entry.what == f"ablation of {what} at GEN-L: {', '.join(conditions)}" and entry.given == {"what": what}
+        assert f" {sum(map(len, conditions.values()))} fits of 20 min" in entry.paper
 
 
 # ---------------------------------------------------------------- README
