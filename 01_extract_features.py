@@ -107,7 +107,7 @@ def shard(text):
     return int(part), int(parts)
 
 
-# ---------------------------------------------------------------- the folder's recipe and index
+# ---------------------------------------------------------------- the folder: its recipe, its index, what is to do
 
 
 def is_simulated(rows):
@@ -161,9 +161,6 @@ def print_videos(rows, ignored, table, videos):
         print(f"ignored: {describe(ignored)}")
 
 
-# ---------------------------------------------------------------- what there is to do
-
-
 def is_done(row, old, features):
     """Extracted before, or left out for good; errors are tried again."""
     if row["path"] not in old:
@@ -202,9 +199,6 @@ def check_space(rows, args, recipe):
 def size_text(size):
     unit = max(0, min(4, (int(size).bit_length() - 1) // 10))
     return f"{size / 1024**unit:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
-
-
-# ---------------------------------------------------------------- saving
 
 
 def save(row, video, features):

@@ -39,19 +39,19 @@ lint: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-.venv/ready: requirements.txt tests/requirements.txt
+.venv/ready: requirements.txt tests/requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r tests/requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r tests/requirements.txt -c constraints.txt
 	touch $@
 
-.venv-parity/ready: requirements.txt tests/requirements-parity.txt
+.venv-parity/ready: requirements.txt constraints.txt tests/requirements-parity.txt
 	$(PYTHON) -m venv .venv-parity
-	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-parity.txt
+	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-parity.txt -c constraints.txt
 	touch $@
 
-.venv-bench/ready: requirements.txt benchmarks/requirements.txt
+.venv-bench/ready: requirements.txt constraints.txt benchmarks/requirements.txt
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt -c constraints.txt
 	touch $@
 
 clean:

@@ -176,8 +176,12 @@ def finished_metrics(path, recipe, overwrite=False, unfinished=()) -> dict | Non
 
 
 def file_digest(path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; name a file that is there") from error
 
 
 def versions(*packages) -> dict[str, str]:

@@ -47,6 +47,12 @@ def not_negative(text: str) -> float:
     return number
 
 
+def at_least_one(text: str) -> float:
+    if (number := not_negative(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
 def fraction(text: str) -> float:
     """A number from 0 to below 1."""
     if not 0 <= (number := float(text)) < 1:
@@ -59,6 +65,15 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def names_with_counts(text: str) -> dict[str, int | None]:
+    """A,B=5,...: {"A": None, "B": 5}."""
+    parts = [name.partition("=") for name in names(text)]
+    found = {name.strip(): positive(count) if equals else None for name, equals, count in parts}
+    if len(found) < len(parts):
+        raise ValueError(text)
+    return found
+
+
 def fold(text: str) -> tuple[int, int]:
     """K/N: (K, N) with 1 <= K <= N and N >= 2."""
     k, n = (int(part) for part in text.split("/"))
@@ -69,3 +84,7 @@ def fold(text: str) -> tuple[int, int]:
 
 def count_or_all(text: str) -> int | str:
     return "all" if text == "all" else positive(text)
+
+
+def number_or_auto(text: str) -> float | str:
+    return "auto" if text == "auto" else not_negative(text)

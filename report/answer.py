@@ -1,21 +1,22 @@
 """What is said of a file: answers at every level, evidence, unknown generators, explanation, warnings, as one dict.
 
-    report = make_report(path, file, run)       as report.schema.json describes it
-
-`file` is what attribute_video.py gathered of it: info, windows, and the outputs of all levels' models by window.
+reports = attribute(["clip.mp4"], run="runs/zoo")       each as report.schema.json describes it
 """
 
 import os
 from pathlib import Path
 
 import numpy as np
+from scipy.special import softmax
+from tqdm import tqdm
 
-from common import level_name
-from report.calibrate import clip_values, nearest, sum_lineage, temper
-from report.run import LIMITS, MEASURED
+from basics.running import InputError
+from report.calibrate import sum_lineage, temper
+from report.look import clip_values, expand, file_name, look, nearest
+from report.run import LIMITS, MEASURED, Run, load_encoder, load_run
 from report.scores import Clips
+from tokens.generators import level_name
 from tokens.videos import reason
-from training.evaluation import softmax
 
 VERSION = 1  # of report.schema.json
 UNKNOWN, TOO_LITTLE = "unknown generator", "too little evidence"
@@ -25,12 +26,29 @@ SAME = 0.05  # of the usual distance to the nearest training clip: a file this n
 FEW = 500  # clips of a class: the paper's few labels
 
 
+def attribute(paths, run="runs/zoo", encoder=None, **options) -> list[dict]:
+    """A report per file, as report.schema.json describes it, in the order of `paths`; of a folder, of each file in it.
+
+    `run` and `encoder` may be what load_run and load_encoder give, so that a process loads them once. Options are
+    those of look: max_windows, images (explanation.frames hold JPEGs for a page), batch_size, threads. A file that
+    cannot be read is reported with its "error".
+    """
+    run = run if isinstance(run, Run) else load_run(run)
+    encoder = encoder or load_encoder(run.features)
+    paths = list(expand([paths] if isinstance(paths, str | os.PathLike) else paths))
+    reports = [None] * len(paths)
+    with tqdm(total=len(paths), unit="file", dynamic_ncols=True, disable=len(paths) < 2, leave=False) as bar:
+        for number, file in look(paths, run, encoder, **options):
+            reports[number] = make_report(paths[number], file, run)
+            bar.update()
+    return reports
+
+
 def make_report(path, file, run):
+    """What is said of a File that look gave."""
     report = {"version": VERSION, "file": file_name(path), "error": None}
-    if file.error is None and not file.outputs:
-        file.error = ValueError("no frame could be decoded")
-    if file.error is not None:
-        return report | {"error": reason(file.error)}
+    if file.error or not file.outputs:
+        return report | {"error": reason(file.error or InputError("no frame could be decoded"))}
     whole = np.array([window["frames"] == run.features["frames"] for window in file.windows])
     seconds = [[sample[0] for sample in window["seen"]] for window in file.windows]
     outputs = {
@@ -39,7 +57,7 @@ def make_report(path, file, run):
     }
     clip = clip_values(outputs[run.finest], whole)
     evidence = weigh_evidence(file.windows, whole, run)
-    unknown = judge_unknown(clip, whole, run)
+    unknown = judge_unknown(clip, run) if whole.any() else None
     levels = {level: answer_level(level, outputs[level], seconds, run) for level in run.models}
     add_generator_sums(levels, run)
     for level, own in levels.items():
@@ -54,18 +72,12 @@ def make_report(path, file, run):
     return report | {"limits": list(LIMITS), "run": describe_run(run)}
 
 
-def file_name(path):
-    """A path as text that can be written anywhere; bytes that are not UTF-8 are replaced."""
-    return os.fsencode(path).decode("utf-8", "replace")
-
-
 def weigh_evidence(windows, whole, run):
     """Deviation and change in grey levels, and why they, or the length, are too little to go by."""
     contrast, change = (max(sample[i] for window in windows for sample in window["seen"]) for i in (1, 2))
     reasons = []
     if not whole.any():
-        seconds = run.features["frames"] / run.features["fps"]
-        reasons.append(f"shorter than the {seconds:g} s of a window")
+        reasons.append(f"shorter than the {run.features['frames'] / run.features['fps']:g} s of a window")
     elif change < FROZEN:
         reasons.append("frozen: the frames hardly change")
     if contrast < BLANK:
@@ -73,9 +85,9 @@ def weigh_evidence(windows, whole, run):
     return {"contrast": round(contrast, 3), "change": round(change, 3), "reasons": reasons}
 
 
-def judge_unknown(clip, whole, run):
-    """The novelty of a clip beside its threshold; None where the run has none or no window is without padding."""
-    if run.novelty is None or not whole.any():
+def judge_unknown(clip, run):
+    """The novelty of a clip beside its threshold; None where the run has none."""
+    if run.novelty is None:
         return None
     own = run.calibration["unknown"]
     value = float(run.novelty(Clips(**{key: values[None] for key, values in clip.items()}))[0])
@@ -87,7 +99,7 @@ def answer_level(level, outputs, seconds, run):
     """The best class, all classes' probabilities, and the windows' votes."""
     classes = run.models[level].config["class_names"]
     temperature = run.calibration["levels"][level]["temperature"] if run.calibration else None
-    by_window = softmax(outputs["logits"])  # (S, C)
+    by_window = softmax(np.float64(outputs["logits"]), axis=1)  # (S, C)
     probabilities = temper(by_window.mean(axis=0), temperature or 1)
     order = np.argsort(-probabilities, kind="stable")
     tempered, votes = temper(by_window, temperature or 1), by_window.argmax(axis=1)
@@ -95,17 +107,15 @@ def answer_level(level, outputs, seconds, run):
         {"start": own[0], "end": own[-1], "class": classes[vote], "probability": rounded(row[vote])}
         for own, vote, row in zip(seconds, votes, tempered, strict=True)
     ]
-    metrics = run.metrics[level]
-    best = classes[order[0]]
     return {
-        "answer": best,
-        "best": best,
+        "answer": classes[order[0]],
+        "best": classes[order[0]],
         "calibrated": temperature is not None,
         "probabilities": {classes[i]: rounded(probabilities[i]) for i in order},
         "votes": {name: int(np.sum(votes == i)) for i, name in enumerate(classes) if (votes == i).any()},
         "windows": windows,
         "by_generator": None,
-        "measured": {key: metrics[key] for key in MEASURED},
+        "measured": {key: run.metrics[level][key] for key in MEASURED},
     }
 
 
@@ -113,52 +123,44 @@ def rounded(value):
     return round(float(value), 6)
 
 
+def as_lists(values):
+    return np.round(np.float64(values), 6).tolist()
+
+
 def add_generator_sums(levels, run):
     """What GEN-L's probabilities, summed along the generator table, say at every other level of a calibrated run."""
     if not run.calibration or not run.calibration["lineage"]:
         return
     generators = levels["gen"]["probabilities"]
-    for level in [level for level in levels if level != "gen"]:
+    for level in levels.keys() - {"gen"}:
         values = np.array(list(generators.values()))
-        sums, left = sum_lineage(values, list(generators), run.calibration["lineage"], level)
-        sums = dict(sorted(sums.items(), key=lambda item: -item[1]))
-        best, found = next(iter(sums)), run.calibration["levels"][level]["agreement"]
+        sums, names, left = sum_lineage(values, list(generators), run.calibration["lineage"], level)
+        order = np.argsort(-sums, kind="stable")
+        best = names[order[0]]
         levels[level]["by_generator"] = {
             "best": best,
-            "probabilities": {name: rounded(value) for name, value in sums.items()},
+            "probabilities": {names[i]: rounded(sums[i]) for i in order},
             "not_defined": rounded(left),
-            "agrees": best == levels[level]["best"] if sums[best] >= left else None,
-            "measured": found,
+            "agrees": best == levels[level]["best"] if sums.max() >= left else None,
+            "measured": run.calibration["levels"][level]["agreement"],
         }
 
 
 def explain(clip, outputs, windows, level, run):
     """The clip's attention map beside those of the best two classes, and how much each frame is attended to."""
-    frames = run.features["frames"]
+    frames, strip, signatures = run.features["frames"], [], []
     weight = outputs["attention"].mean(axis=1) * frames  # (S, L): over attending frames; 1 is an even share
-    strip = []
     for own, window in zip(weight, windows, strict=True):
         for value, (seconds, _, _, picture) in zip(own, window["seen"], strict=False):
             strip.append({"seconds": seconds, "attention": rounded(value)} | ({"image": picture} if picture else {}))
     whole = bool(np.isfinite(clip["maps"]).all())
-    found = {"level": run.finest, "frames": strip, "map": as_lists(clip["maps"]) if whole else None, "signatures": []}
     if whole and run.clips:
         known = dict(zip(run.clips["signature_classes"].tolist(), run.clips["signatures"], strict=True))
         for name in [name for name in level["probabilities"] if name in known][:2]:
             distance = float(np.sqrt(np.mean(np.square(clip["maps"] - known[name])))) * frames
-            found["signatures"].append({"class": name, "distance": rounded(distance), "map": as_lists(known[name])})
-    return found
-
-
-def met_before(nearest):
-    """Whether the file looks like a training clip itself."""
-    if nearest and nearest["clips"][0]["distance"] < SAME * nearest["usual"]["median"]:
-        same = nearest["clips"][0]["video"]
-        yield f"This file is, or is nearly, a training clip: {same}. The answer was learnt from it."
-
-
-def as_lists(values):
-    return np.round(np.float64(values), 6).tolist()
+            signatures.append({"class": name, "distance": rounded(distance), "map": as_lists(known[name])})
+    found = {"level": run.finest, "frames": strip, "map": as_lists(clip["maps"]) if whole else None}
+    return found | {"signatures": signatures}
 
 
 def nearest_clips(embedding, seconds, run):
@@ -178,22 +180,29 @@ def nearest_clips(embedding, seconds, run):
     return {"clips": found, "usual": run.calibration["nearest"]}
 
 
+def describe_run(run):
+    kept = ("encoder", "layer", "tokens", "dim", "frames", "fps", "pool", "equalize", "simulated")
+    paths, calibration = run.metrics[run.finest]["recipe"].get("paths", {}), run.calibration
+    described = {"name": run.name, "levels": list(run.models), "calibrated": calibration is not None}
+    described["data"] = Path(paths.get("features", "unknown")).name
+    described["features"] = {key: run.features[key] for key in kept if key in run.features}
+    return described | {"trained_on": calibration["trained_on"] if calibration else None}
+
+
 # ---------------------------------------------------------------- warnings in plain words
 
 
 def file_warnings(file, run):
     """What about this file lies outside what the run was trained on, or was not looked at."""
-    info, warnings = file.info, []
-    sampled = sum(len(window["seen"]) for window in file.windows)
-    if sampled < info["samples"] and not run.features["equalize"]:
-        warnings.append(f"The file is damaged: it was read up to {file.windows[-1]['seen'][-1][0]:.1f} s.")
+    info, equalized = file.info, run.features["equalize"]
+    if sum(len(window["seen"]) for window in file.windows) < info["samples"] and not equalized:
+        yield f"The file is damaged: it was read up to {file.windows[-1]['seen'][-1][0]:.1f} s."
     if len(file.windows) < info["windows"]:
-        warnings.append(f"{len(file.windows)} of its {info['windows']} windows were looked at.")
-    if not run.calibration or run.features["equalize"]:
-        return warnings
-    seen = run.calibration["trained_on"]
+        yield f"{len(file.windows)} of its {info['windows']} windows were looked at."
+    if not run.calibration or equalized:
+        return
+    seen, outside = run.calibration["trained_on"], []
     width, height = map(int, info["size"].split("x"))
-    outside = []
     for what, value, shown in (("width", width, f"{width} px wide"), ("height", height, f"{height} px high")):
         low, high = seen[what]
         if not low <= value <= high:
@@ -205,42 +214,42 @@ def file_warnings(file, run):
         if seen[what] and info[what] not in seen[what]:
             outside.append(f"its {what} is {info[what]} ({', '.join(seen[what])})")
     if outside:
-        warnings.append(f"The file is unlike the training clips: {'; '.join(outside)}. The answer may come from that.")
-    return warnings
+        yield f"The file is unlike the training clips: {'; '.join(outside)}. The answer may come from that."
+
+
+def met_before(nearest):
+    """Whether the file looks like a training clip itself."""
+    if nearest and nearest["clips"][0]["distance"] < SAME * nearest["usual"]["median"]:
+        same = nearest["clips"][0]["video"]
+        yield f"This file is, or is nearly, a training clip: {same}. The answer was learnt from it."
 
 
 def run_warnings(run):
     """What about the run makes its answers weak."""
-    warnings = []
     if run.features.get("simulated"):
-        warnings.append("This run was trained on simulated clips. What it says of real files means nothing.")
+        yield "This run was trained on simulated clips. What it says of real files means nothing."
     if not run.calibration:
-        warnings.append(
+        yield (
             "This run is not calibrated: its probabilities are the model's own, nothing is called unknown, and no"
             " training clips are named. Run attribute_video.py --calibrate."
         )
-        return warnings
-    seen = run.calibration["trained_on"]
+        return
+    seen, levels, unknown = (run.calibration[key] for key in ("trained_on", "levels", "unknown"))
     if seen["fewest"] < FEW:
-        warnings.append(
+        yield (
             f"This run was trained on few clips: {seen['videos']}, of which {seen['fewest']} of {seen['fewest_class']}."
             f" The paper has {FEW} labels per class after a start on millions."
         )
-    if untested := [level for level, own in run.calibration["levels"].items() if own["temperature"] is None]:
-        warnings.append(f"No val clips, so the probabilities are not calibrated at {names_of(untested)}.")
-    calibrated = {level: own for level, own in run.calibration["levels"].items() if own["temperature"] is not None}
-    if worse := [
-        name for name, own in calibrated.items() if own["after"]["ece"]["value"] > own["before"]["ece"]["value"]
-    ]:
-        warnings.append(f"Measured on test, calibrating made the probabilities less reliable at {names_of(worse)}.")
+    if untested := [level for level, own in levels.items() if own["temperature"] is None]:
+        yield f"No val clips, so the probabilities are not calibrated at {names_of(untested)}."
+    error = {level: [own[when]["ece"]["value"] for when in ("before", "after")] for level, own in levels.items()}
+    if worse := [level for level in levels if level not in untested and error[level][1] > error[level][0]]:
+        yield f"Measured on test, calibrating made the probabilities less reliable at {names_of(worse)}."
     if weak := [level for level, own in run.metrics.items() if not clear_of_chance(own)]:
-        warnings.append(f"On its own test clips this run is not clear of chance at {names_of(weak)}.")
+        yield f"On its own test clips this run is not clear of chance at {names_of(weak)}."
     if run.novelty is None:
-        own = run.calibration["unknown"]
-        warnings.append(
-            f"Too few val clips ({own['val_clips']}) to call a generator unknown at a rate of {own['rate']:g}."
-        )
-    return warnings
+        rate, clips = unknown["rate"], unknown["val_clips"]
+        yield f"Too few val clips ({clips}) to call a generator unknown at a rate of {rate:g}."
 
 
 def clear_of_chance(metrics):
@@ -251,12 +260,3 @@ def clear_of_chance(metrics):
 
 def names_of(levels):
     return ", ".join(map(level_name, levels))
-
-
-def describe_run(run):
-    kept = ("encoder", "layer", "tokens", "dim", "frames", "fps", "pool", "equalize", "simulated")
-    recipe = run.metrics[run.finest]["recipe"]
-    described = {"name": run.name, "levels": list(run.models), "calibrated": run.calibration is not None}
-    described["data"] = Path(recipe.get("arguments", {}).get("features", "unknown")).name
-    described["features"] = {key: run.features[key] for key in kept if key in run.features}
-    return described | {"trained_on": run.calibration["trained_on"] if run.calibration else None}

@@ -8,26 +8,24 @@ writes  runs/<run>/calibration.json  by level temperature (val), reliability and
                                      maps (V, L, L), label, video (V,); windows of theirs: window_embedding (W, D),
                                      window_clip, window_time (W,); signatures (C, L, L) and signature_classes (C,)
 
-`calibrate` is attribute_video.py's --calibrate. The first section is functions of arrays: V clips, C classes.
+`calibrate` is attribute_video.py's --calibrate. The first sections are functions of arrays: V clips, C classes.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.spatial.distance import cdist
 from scipy.stats import binomtest
-from tqdm import tqdm
 
-from common import LEVELS, git_commit, level_name, level_value, load_generators
-from report.run import CALIBRATION, CLIPS, fingerprint, load_run, window_outputs
-from report.scores import Clips, auroc, fit_scores, group_bootstrap
-from tokens.dataset import Windows, differing, features_file, read_arrays, read_index, replace_whole, write_json
-from tokens.split import features_recipe, first_per, usable
-from training.callbacks import index_digest, versions
-from training.evaluation import softmax, wilson_interval
-from training.signatures import fully_valid, stage_of
+from basics.artifacts import differing, make_recipe, read_arrays, write_arrays, write_json
+from basics.running import InputError
+from basics.statistics import draw_groups, wilson_interval
+from report.look import look_at_clips, nearest
+from report.run import CALIBRATION, CLIPS, TRAINING_CLIPS, fingerprint, load_run, stage_of, whole_clips
+from report.scores import SCORES, as_clips, auroc, fit_scores, group_bootstrap
+from tokens.dataset import features_recipe, first_per, index_digest, read_index, usable
+from tokens.generators import LEVELS, class_index, class_names, level_name, load_generators
+from training.evaluation import sum_members
 
 # ---------------------------------------------------------------- probabilities that mean what they say
 
@@ -41,24 +39,30 @@ def temper(probabilities, temperature):
 PRIOR = np.log(2)  # standard deviation of log T before any clip is seen
 
 
-def fit_temperature(probabilities, labels) -> float:
-    """The likeliest temperature of probabilities (V, C) with labels (V,); a clip's p is the mean over its windows.
+def fit_temperature(probabilities, labels, times=1) -> float:
+    """The likeliest temperature of probabilities (V, C) with labels (V,), each clip counted so many `times` (V,).
 
-    Temperature scaling (Guo et al. 2017) of the logits log p, with a normal prior on log T around T = 1. Without it T
-    would go to 0 wherever all of a few val clips are called right.
+    Temperature scaling (Guo et al. 2017) of the logits log p, p being a clip's mean over its windows, with a normal
+    prior on log T around T = 1. Without it T would go to 0 wherever all of a few val clips are called right.
     """
 
     def loss(log_temperature):
         likelihood = negative_log_likelihood(temper(probabilities, np.exp(log_temperature)), labels)
-        return likelihood.sum() + (log_temperature / PRIOR) ** 2 / 2
+        return (times * likelihood).sum() + (log_temperature / PRIOR) ** 2 / 2
 
     return float(np.exp(minimize_scalar(loss, bounds=(-4, 4), method="bounded").x))
 
 
 def temperature_interval(probabilities, labels, groups, repeats=100, seed=0):
     """95% percentiles of the temperature when groups (V,) are drawn with replacement."""
-    drawn = (np.repeat(np.arange(len(labels)), times) for times in resampled(groups, repeats, seed))
-    return np.percentile([fit_temperature(probabilities[own], labels[own]) for own in drawn], (2.5, 97.5)).tolist()
+    drawn = [fit_temperature(probabilities, labels, times) for times in resampled(groups, repeats, seed)]
+    return np.percentile(drawn, (2.5, 97.5)).tolist()
+
+
+def resampled(groups, repeats, seed):
+    """How often each clip counts, (repeats, V), when its whole group is drawn with replacement."""
+    random, member = np.random.default_rng(seed), np.unique(groups, return_inverse=True)[1]
+    return np.array([draw_groups(member, random) for _ in range(repeats)])
 
 
 def negative_log_likelihood(probabilities, labels):
@@ -78,11 +82,10 @@ def reliability(probabilities, labels, groups, repeats=1000, seed=0) -> dict:
     (V,), less its bias; None with a single group.
     """
     sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    place = np.minimum((sure * BINS).astype(int), BINS - 1)
-    gap = np.zeros((len(labels), BINS))
-    gap[np.arange(len(labels)), place] = sure - right
+    in_bin = np.eye(BINS)[np.minimum((sure * BINS).astype(int), BINS - 1)]  # (V, BINS)
     squares = np.square(probabilities - np.eye(probabilities.shape[1])[labels]).sum(axis=1)
-    columns = np.column_stack([negative_log_likelihood(probabilities, labels), squares, gap])
+    gaps = (sure - right)[:, None] * in_bin
+    columns = np.column_stack([negative_log_likelihood(probabilities, labels), squares, gaps])
 
     def measures(times):  # (..., V): how often each clip counts
         means = times @ columns / times.sum(axis=-1, keepdims=True)
@@ -90,40 +93,25 @@ def reliability(probabilities, labels, groups, repeats=1000, seed=0) -> dict:
 
     values, drawn = measures(np.ones(len(labels))), measures(resampled(groups, repeats, seed))
     drawn = np.maximum(drawn - drawn.mean(axis=0) + values, 0)
-    low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
-    several = len(set(groups)) > 1
-    found = {
-        name: {"value": float(values[i]), "interval": [float(low[i]), float(high[i])] if several else None}
-        for i, name in enumerate(("nll", "brier", "ece"))
-    }
+    intervals = np.percentile(drawn, (2.5, 97.5), axis=0).T.tolist() if len(set(groups)) > 1 else [None] * 3
+    found = [{"value": float(values[i]), "interval": intervals[i]} for i in range(3)]
     luck = np.random.default_rng(seed).random((repeats, len(labels))) < sure
-    in_bin = np.eye(BINS)[place]  # (V, BINS)
-    found["ece"]["perfect"] = float(np.abs((sure - luck) @ in_bin).sum(axis=1).mean() / len(labels))
-    return found
-
-
-def resampled(groups, repeats, seed):
-    """How often each clip counts (repeats, V) when its whole group is drawn with replacement."""
-    names, member = np.unique(groups, return_inverse=True)
-    random = np.random.default_rng(seed)
-    return random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=repeats)[:, member]
+    found[2]["perfect"] = float(np.abs((sure - luck) @ in_bin).sum(axis=1).mean() / len(labels))
+    return dict(zip(("nll", "brier", "ece"), found, strict=True))
 
 
 # ---------------------------------------------------------------- levels beside the generator's sums
 
 
 def sum_lineage(probabilities, classes, lineage, level):
-    """The generator's probabilities (..., C) summed along the table: ({class of the level: (...,)}, what is left).
+    """The generator's probabilities (..., C) summed along the table: those of the level's classes (..., K), the names
+    of these, and what is left (...,) for generators that are Unknown or Mixed there.
 
-    `lineage` is {generator: {level: its class or None}}; what is left belongs to generators that are Unknown or Mixed.
+    `lineage` is {generator: {level: its class or None}}.
     """
-    sums, left = {}, np.zeros(probabilities.shape[:-1])
-    for i, generator in enumerate(classes):
-        if own := lineage[generator][level]:
-            sums[own] = sums.get(own, 0) + probabilities[..., i]
-        else:
-            left = left + probabilities[..., i]
-    return sums, left
+    members = [lineage[generator][level] for generator in classes]
+    left = probabilities[..., [own is None for own in members]].sum(axis=-1)
+    return *sum_members(probabilities, members), left
 
 
 def agreement(own, summed, truth) -> dict:
@@ -152,70 +140,7 @@ def rejection_threshold(scores, rate):
     return float(np.sort(scores)[place - 1]) if place <= len(scores) else None
 
 
-# ---------------------------------------------------------------- one pass over the clips of the finest level
-
-WINDOWS = 16  # of a training clip, at most, that a new clip is compared with
-TOGETHER = 256  # clips whose windows are in memory at a time
-
-
-def clip_values(outputs, whole) -> dict:
-    """A clip's values from those of its windows: the means, and of maps that of windows (S,) without padding."""
-    maps = outputs["attention"][whole]
-    return {
-        "embedding": outputs["embedding"].mean(axis=0),
-        "logits": np.float64(outputs["logits"]).mean(axis=0),
-        "probabilities": softmax(outputs["logits"]).mean(axis=0),
-        "maps": maps.mean(axis=0) if len(maps) else np.full(outputs["attention"].shape[1:], np.nan, "float32"),
-    }
-
-
-def measure_clips(model, rows, batch, what):
-    """Arrays over clips, {"embedding", "logits", "probabilities", "maps"}, and over windows of theirs."""
-    clips, windows = [], {"window_embedding": [], "window_clip": [], "window_time": []}
-    with tqdm(total=len(rows), desc=what, unit="clip", dynamic_ncols=True) as bar:
-        for start in range(0, len(rows), TOGETHER):
-            part = rows[start : start + TOGETHER]
-            tokens = Windows(part)
-            outputs = window_outputs(model, tokens, batch)
-            for i, row in enumerate(part):
-                own = {key: values[tokens.video == i] for key, values in outputs.items()}
-                clips.append(clip_values(own, fully_valid(row)))
-                some = spread_evenly(row["windows"], WINDOWS)
-                with np.load(features_file(row["features"], row["path"]), allow_pickle=False) as arrays:
-                    windows["window_time"] += [*arrays["times"][some, 0]]
-                windows["window_embedding"] += [*own["embedding"][some].astype("float16")]
-                windows["window_clip"] += [start + i] * len(some)
-            bar.update(len(part))
-    found = {key: np.stack([clip[key] for clip in clips]) for key in clips[0]}
-    return found, {key: np.array(values) for key, values in windows.items()}
-
-
-def spread_evenly(count, most):
-    """At most `most` of the numbers 0 to count - 1: the middles of as many equal parts."""
-    most = min(count, most or count)
-    return (2 * np.arange(most) + 1) * count // (2 * most)
-
-
-def nearest(embedding, clips, count):
-    """The `count` training clips nearest to windows' embeddings (S, D), each by its nearest pair of windows:
-    (distance, number of the clip, number of its window, number of the window given), the nearest first.
-    """
-    distances = np.full(len(clips["window_clip"]), np.inf)
-    given = np.zeros(len(distances), int)
-    for i, own in enumerate(embedding):
-        here = cdist(own[None], clips["window_embedding"])[0]
-        given[here < distances] = i
-        distances = np.minimum(distances, here)
-    found = {}
-    for place in np.argsort(distances):
-        found.setdefault(int(clips["window_clip"][place]), (float(distances[place]), int(place), int(given[place])))
-        if len(found) == count:
-            break
-    return [(distance, clip, place, own) for clip, (distance, place, own) in found.items()]
-
-
 # ---------------------------------------------------------------- a run
-
 
 ROLE_KEYS = ("video", "generator", "group", "class", "split", "probabilities")
 
@@ -224,44 +149,40 @@ def calibrate(run, features, rate=0.05, score="Mahalanobis", limit=200, seed=0) 
     """Write calibration.json and calibration.npz of a run folder; returns the former.
 
     `features` is the folder that the run was trained on. At most `limit` clips of each generator and split are looked
-    at again at the finest level. Raises ValueError when a level, its embeddings or their features are missing or do
+    at again at the finest level. Raises InputError when a level, its embeddings or their features are missing or do
     not go together.
     """
     folder = Path(run)
     if not folder.is_dir():
-        raise ValueError(f"{run}: calibrating wants the folder that 02 and 03 wrote")
-    run = load_run(folder, calibrated=False)
+        raise InputError(f"{run}: calibrating wants the folder that 02 and 03 wrote")
+    run, arrays, index = load_run(folder, calibrated=False), {}, read_index(features)
     if keys := differing(features_recipe(features), run.features):
-        raise ValueError(f"{folder} was trained on other features than {features} ({', '.join(keys)})")
-    arrays, index = {level: read_roles(folder, level) for level in run.models}, read_index(features)
+        raise InputError(f"{folder} was trained on other features than {features} ({', '.join(keys)})")
+    for level in run.models:
+        path, again = folder / f"{level}_embeddings.npz", f"run {stage_of(level)} again"
+        arrays[level] = read_arrays(path, ROLE_KEYS, again, aligned=ROLE_KEYS)
     result = {"version": 1, "models": {level: fingerprint(folder / f"{level}.keras") for level in run.models}}
     result |= calibrate_levels(run, arrays)
     rows = rows_of(arrays[run.finest], index, features, limit, seed)
     if not rows["train"] or not rows["val"] + rows["test"]:
-        raise ValueError(f"{folder}: no clip of training, or none of val and test, is in {run.finest}_embeddings.npz")
+        raise InputError(f"{folder}: no clip of training, or none of val and test, is in {run.finest}_embeddings.npz")
     result["trained_on"] = describe_training(arrays[run.finest], rows["train"], run)
-    model, batch = run.models[run.finest], run.batch()
-    measured = {role: measure_clips(model, rows[role], batch, role) for role in rows if rows[role]}
-    clips = {role: clips_of(values, rows[role]) for role, (values, _) in measured.items()}
-    result["unknown"] = measure_unknown(clips, rows, score, rate) | {"level": run.finest}
-    (train, windows), (names, signatures) = measured["train"], class_signatures(clips["train"])
-    saved = train | windows | {"label": clips["train"].label, "video": np.array([row["path"] for row in rows["train"]])}
-    saved |= {"signature_classes": names, "signatures": signatures}
-    held_out = "val" if "val" in measured else "test"
-    result["nearest"] = {"split": held_out, "median": median_nearest(measured[held_out][1], saved)}
+    clips, windows = {}, {}
+    for role in filter(rows.get, rows):
+        clips[role], windows[role] = look_at_clips(run, rows[role], role)
+    result["unknown"] = measure_unknown(clips, score, rate) | {"level": run.finest}
+    held_out, member = ("val", windows["val"]) if "val" in clips else ("test", windows["test"])
+    near = [
+        nearest(member["window_embedding"][member["window_clip"] == i], windows["train"], 1)[0][0]
+        for i in range(len(rows[held_out]))
+    ]
+    result["nearest"] = {"split": held_out, "median": float(np.median(near))}
+    saved = {key: clips["train"][key] for key in TRAINING_CLIPS} | windows["train"] | class_signatures(clips["train"])
     given = {"run": str(folder), "features": str(features), "rate": rate, "score": score, "limit": limit, "seed": seed}
-    recipe = {"arguments": given, "index_sha256": index_digest(index), "versions": versions(), "git": git_commit()}
-    replace_whole(folder / CLIPS, lambda file: np.savez(file, **saved, recipe=json.dumps(recipe)), suffix=".npz")
+    recipe = make_recipe(given, ("run", "features"), packages=("keras",), index_sha256=index_digest(index))
+    write_arrays(folder / CLIPS, saved | {"recipe": recipe})
     write_json(folder / CALIBRATION, result | {"recipe": recipe})
     return result
-
-
-def read_roles(folder, level):
-    """The arrays ROLE_KEYS over a level's clips."""
-    path, again = folder / f"{level}_embeddings.npz", f"run {stage_of(level)} again"
-    if not path.exists():
-        raise ValueError(f"{path} is missing; {again}")
-    return read_arrays(path, ROLE_KEYS, again)
 
 
 def calibrate_levels(run, arrays):
@@ -269,7 +190,7 @@ def calibrate_levels(run, arrays):
     levels = {level: calibrate_level(arrays[level], model) for level, model in run.models.items()}
     if "gen" not in levels:
         return {"levels": levels, "lineage": None}
-    table = load_generators(run.metrics["gen"]["recipe"]["arguments"]["generators"])
+    table = load_generators(run.metrics["gen"]["recipe"]["paths"]["generators"])
     lineage = {name: lineage_of(name, table) for name in run.models["gen"].config["class_names"]}
     temperature = levels["gen"]["temperature"] or 1
     for level in levels.keys() - {"gen"}:
@@ -279,8 +200,7 @@ def calibrate_levels(run, arrays):
 
 def calibrate_level(arrays, model):
     """Temperature by val, and reliability on test before and after it; temperature None without val."""
-    classes = model.config["class_names"]
-    places = {name: i for i, name in enumerate(classes)}
+    places = {name: i for i, name in enumerate(model.config["class_names"])}
 
     def part(split):
         chosen = arrays["split"] == split
@@ -298,10 +218,9 @@ def calibrate_level(arrays, model):
 def lineage_of(generator, table):
     """{level: the generator's class there, or None where Unknown or Mixed}."""
     if generator not in table:
-        raise ValueError(f"{generator} is a class of gen.keras but not in the generator table that it was trained with")
-    found = {"bin": "Real" if generator == "Real" else "Fake", "gen": generator}
-    found |= {level: level_value(level, table[generator]) for level in LEVELS[1:-1]}
-    return {level: None if found[level] in ("Unknown", "Mixed") else found[level] for level in LEVELS}
+        raise InputError(f"{generator} is a class of gen.keras but not in the generator table that it was trained with")
+    places = {level: class_index(level, generator, table) for level in LEVELS}
+    return {level: None if place is None else class_names(level, table)[place] for level, place in places.items()}
 
 
 def level_agreement(run, arrays, level, lineage, temperature):
@@ -313,23 +232,20 @@ def level_agreement(run, arrays, level, lineage, temperature):
     both = [i for i, video in enumerate(own["video"].tolist()) if own["split"][i] == "test" and video in number]
     if not both:
         return None
-    classes = run.models[level].config["class_names"]
     tempered = temper(generator["probabilities"][[number[own["video"][i]] for i in both]], temperature)
-    sums, left = sum_lineage(tempered, run.models["gen"].config["class_names"], lineage, level)
-    names, values = np.array(list(sums)), np.stack(list(sums.values()))  # (K,), (K, V)
-    defined = values.max(axis=0) >= left
-    called = np.array(classes)[own["probabilities"][both].argmax(axis=1)]
-    return agreement(called[defined], names[values.argmax(axis=0)][defined], own["class"][both][defined])
+    sums, names, left = sum_lineage(tempered, run.models["gen"].config["class_names"], lineage, level)
+    called = np.array(run.models[level].config["class_names"])[own["probabilities"][both].argmax(axis=1)]
+    answers = called, np.array(names)[sums.argmax(axis=1)], own["class"][both]
+    return agreement(*(answer[sums.max(axis=1) >= left] for answer in answers))
 
 
 def rows_of(arrays, index, features, limit, seed):
     """Index rows by role, each with "class", at most `limit` of a generator and split."""
     known = {row["path"]: row for row in usable(index, features)}
-    listed = zip(*(arrays[key].tolist() for key in ("video", "class", "split")), strict=True)
     rows = {"train": [], "val": [], "test": [], "unseen": []}
-    for video, name, split in listed:
+    for video, name, split in zip(*(arrays[key].tolist() for key in ("video", "class", "split")), strict=True):
         if video not in known:
-            raise ValueError(f"{features} lacks {video}, which the run was made with; give the run's own --features")
+            raise InputError(f"{features} lacks {video}, which the run was made with; give the run's own --features")
         rows[split].append(known[video] | {"class": name})
     return {role: first_per(own, ("generator",), limit, seed) for role, own in rows.items()}
 
@@ -339,47 +255,37 @@ def describe_training(arrays, rows, run):
     names, counts = np.unique(arrays["class"][arrays["split"] == "train"], return_counts=True)
     seen = {"videos": int(counts.sum()), "fewest": int(counts.min()), "fewest_class": str(names[counts.argmin()])}
     seen |= {"simulated": bool(run.features.get("simulated")), "equalized": run.features["equalize"]}
-    sizes = np.array([[int(side) for side in row["size"].split("x")] for row in rows])
-    ranges = {"width": sizes[:, 0], "height": sizes[:, 1]}
-    ranges |= {key: np.array([float(row[key]) for row in rows]) for key in ("fps", "length")}
-    seen |= {key: [float(values.min()), float(values.max())] for key, values in ranges.items()}
+    facts = [(*row["size"].split("x"), row["fps"], row["length"]) for row in rows]
+    for key, values in zip(("width", "height", "fps", "length"), np.float64(facts).T, strict=True):
+        seen[key] = [float(values.min()), float(values.max())]
     return seen | {key: sorted({row[key] for row in rows} - {""}) for key in ("container", "codec")}
 
 
-def clips_of(values, rows):
-    return Clips(**values, label=np.array([row["class"] for row in rows]))
-
-
-def measure_unknown(clips, rows, score, rate):
+def measure_unknown(clips, score, rate):
     """The threshold of a score by val, what it rejects of test and of unseen generators, and the AUROC of all scores.
 
     Of all roles only clips that have a window without padding.
     """
-    whole = {role: np.isfinite(own.maps).all(axis=(1, 2)) for role, own in clips.items()}
-    clips = {role: Clips(*(field[whole[role]] for field in own)) for role, own in clips.items() if whole[role].any()}
-    rows = {role: np.array(rows[role], object)[whole[role]] for role in clips}
-    result = {"score": score, "rate": rate, "threshold": None, "val_clips": len(rows.get("val", ()))}
-    result |= {"test": None, "unseen": {}, "auroc": {}}
-    if "train" not in clips:
+    clips = {role: own for role in clips if len((own := whole_clips(clips[role]))["label"])}
+    result = {"score": score, "rate": rate, "threshold": None, "val_clips": 0, "test": None, "unseen": {}, "auroc": {}}
+    if "val" in clips:
+        result["val_clips"] = len(clips["val"]["label"])
+    if not {"train", "val"} <= clips.keys():
         return result
-    measure = fit_scores(clips["train"])
-    found = {role: measure(clips[role]) for role in clips if role != "train"}
-    threshold = rejection_threshold(found["val"][score], rate) if "val" in found else None
+    measure = fit_scores(as_clips(clips["train"]))
+    found = {role: measure(as_clips(clips[role])) for role in clips if role != "train"}
+    threshold = result["threshold"] = rejection_threshold(found["val"][score], rate)
     if threshold is None:
         return result
-    result["threshold"] = threshold
     if "test" in found:
         result["test"] = rejected(found["test"][score], threshold)
     if "unseen" in found:
-        generators = np.array([row["generator"] for row in rows["unseen"]])
-        for name in np.unique(generators):
+        for name in np.unique(generators := clips["unseen"]["generator"]):
             result["unseen"][str(name)] = rejected(found["unseen"][score][generators == name], threshold)
-    if "test" in found and "unseen" in found:
-        groups = [[row["group"] for row in rows[role]] for role in ("test", "unseen")]
-        for name in found["test"]:
-            sides = found["test"][name], found["unseen"][name]
-            interval = group_bootstrap(*sides, *groups, repeats=300)["auroc"]
-            result["auroc"][name] = {"value": auroc(*sides), "interval": interval}
+    for name in SCORES if {"test", "unseen"} <= found.keys() else ():
+        sides, groups = zip(*((found[role][name], clips[role]["group"]) for role in ("test", "unseen")), strict=True)
+        interval = group_bootstrap(*sides, *groups, repeats=300)["auroc"]
+        result["auroc"][name] = {"value": auroc(*sides), "interval": interval}
     return result
 
 
@@ -390,18 +296,10 @@ def rejected(scores, threshold):
 
 def class_signatures(train):
     """Classes (C,) with a training clip that has a map, and the mean maps (C, L, L) of those clips."""
-    whole = np.isfinite(train.maps).all(axis=(1, 2))
-    names, maps = np.unique(train.label[whole]), train.maps[whole]
-    means = [maps[train.label[whole] == name].mean(axis=0) for name in names]
-    return names, np.array(means).reshape(-1, *maps.shape[1:])
-
-
-def median_nearest(windows, saved):
-    """The median over clips of the distance to the nearest training clip."""
-    clips = np.unique(windows["window_clip"])
-    return float(
-        np.median([nearest(windows["window_embedding"][windows["window_clip"] == i], saved, 1)[0][0] for i in clips])
-    )
+    train = whole_clips(train)
+    names, maps = np.unique(train["label"]), train["maps"]
+    means = np.array([maps[train["label"] == name].mean(axis=0) for name in names])
+    return {"signature_classes": names, "signatures": means.reshape(-1, *maps.shape[1:])}
 
 
 def print_calibration(result):
@@ -411,23 +309,17 @@ def print_calibration(result):
         if own["temperature"] is None:
             print(f"{level_name(level)}: no val videos, so no temperature")
             continue
-        low, high = own["temperature_interval"]
-        cells = [
-            f"{key} {own['before'][key]['value']:.3f} -> {own['after'][key]['value']:.3f}" for key in own["before"]
-        ]
-        cells.append(f"ece of as many calibrated clips {own['after']['ece']['perfect']:.3f}")
-        videos = f"{own['val_videos']} val, {own['test_videos']} test videos"
-        temperature = f"temperature {own['temperature']:.2f} ({low:.2f} to {high:.2f})"
-        print(f"{level_name(level)}: {', '.join([temperature, *cells])}; {videos}")
+        cells = ["temperature {:.2f} ({:.2f} to {:.2f})".format(own["temperature"], *own["temperature_interval"])]
+        before, after = own["before"], own["after"]
+        cells += [f"{key} {before[key]['value']:.3f} -> {after[key]['value']:.3f}" for key in before]
+        cells += [f"ece of as many calibrated clips {after['ece']['perfect']:.3f}"]
+        print(f"{level_name(level)}: {', '.join(cells)}; {own['val_videos']} val, {own['test_videos']} test videos")
     unknown = result["unknown"]
     if unknown["threshold"] is None:
-        print(
-            f"unknown generators: no threshold, {unknown['val_clips']} val clips are too few for {unknown['rate']:.0%}"
-        )
-        return
-    cells = [f"{name} {own['rejected']} of {own['clips']}" for name, own in unknown["unseen"].items()]
-    if test := unknown["test"]:
-        cells = [f"known {test['rejected']} of {test['clips']}", *cells]
+        few = f"{unknown['val_clips']} val clips are too few for {unknown['rate']:.0%}"
+        return print(f"unknown generators: no threshold, {few}")
+    shares = {"known": unknown["test"]} if unknown["test"] else {}
+    cells = [f"{name} {own['rejected']} of {own['clips']}" for name, own in (shares | unknown["unseen"]).items()]
     print(f"called unknown ({unknown['score']} above {unknown['threshold']:.4g}): {', '.join(cells)}")
     for name, own in unknown["auroc"].items():
         print(f"AUROC of {name}: {own['value']:.2f} (chance 0.50)")

@@ -1,187 +1,130 @@
-"""Add generators that a model was never trained on to its run, from a handful of clips and without training: their
-embeddings are kept beside those of the training clips, and a clip is named by its nearest class.
+"""A generator that a run was never trained on joins it by a handful of clips, without training: their embeddings are
+kept beside those of the training clips, and a clip is named by its nearest class. attribute_video.py's --enrol.
 
-reads   features/<set>/ of the new clips (01_extract_features.py), runs/<run>/<level>.keras, <level>_embeddings.npz (03)
+reads   the clips, runs/<run>/<level>.keras, <level>.json, <level>_embeddings.npz of the finest level (03)
 writes  runs/<run>/<level>_enrolled.npz  embedding (V, D), generator and video (V,) of all generators enrolled so far
-
-    python enrol.py --run runs/zoo --level gen --features features/new --enrol Kling,Luma --clips 10
-
-Clips of the splits train and val are enrolled; those of test are kept out and named, and so are the run's own test
-clips, without and with the new classes. A generator enrolled again is replaced. Seconds for a few hundred clips.
 """
 
-import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
-from common import HERE, git_commit, load_generators, positive, resolve_generator, run_script
+from basics.artifacts import file_digest, make_recipe, read_arrays, write_arrays
+from basics.running import InputError
+from report.look import file_name, look
+from report.run import stage_of
 from report.scores import NAMINGS
-from tokens.dataset import Windows, differing, read_arrays, read_index, replace_whole
-from tokens.split import features_recipe, first_per, usable
-from training.callbacks import file_digest, index_digest, load_saga, names, spread, versions
-from training.evaluation import predict, score_names
-from training.signatures import run_files, stage_of
+from report.text import printable
+from tokens.generators import load_generators, resolve_generator
+from tokens.videos import reason
+from training.callbacks import spread
+from training.evaluation import score_names
 
 OWN = ("embedding", "class", "generator", "split")
-COLUMNS = {"generator": "generator", "video": "path"}  # of the enrolled clips, by column of the index
-ENROLLED = ("embedding", *COLUMNS)
+ENROLLED = ("embedding", "generator", "video")
 
 
-def get_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    add = parser.add_argument
-    add("--run", default="runs/zoo", help="folder of the trained model, and for what is written")
-    add("--level", choices=("task", "sd", "team", "gen"), default="gen", help="attribution level of the model")
-    add("--features", default="features/zoo", help="folder of the new clips, written by 01_extract_features.py")
-    add("--generators", default=str(HERE / "generators.csv"), help="the generator table, for aliases")
-    add("--enrol", type=names, required=True, help="A,B,...: generators to add, each a class of its own")
-    add(
-        "--method",
-        choices=tuple(NAMINGS),
-        default="mean",
-        help="nearest class: by mean, for one to five clips; mahalanobis, from ten on; by five neighbours",
-    )
-    add("--clips", type=positive, help="enrol at most this many clips per generator")
-    add("--limit", type=positive, help="at most this many videos per generator and split: a small run")
-    add("--batch-size", type=positive, default=64, help="windows per step")
-    add("--seed", type=int, default=0, help="seed of the choice of --clips")
-    return parser.parse_args(argv)
+def enrol(name, paths, run, encoder, method="mean", **options) -> dict:
+    """Add the clips of a new generator to the folder of a Run, in place of what it holds of the same generator.
 
-
-# ---------------------------------------------------------------- the run and the new clips
-
-
-def load_run(args):
-    """The model and the arrays OWN of its clips. Raises ValueError when clips of --features cannot join them."""
-    model_file, embeddings_file = run_files(args)
-    again = f"run {stage_of(args.level)} again"
-    model, own = load_saga(model_file, stage_of(args.level)), read_arrays(embeddings_file, OWN, again)
-    ours, theirs = features_recipe(args.features), model.config["features"]
-    if differ := differing(ours, theirs, besides=("simulated", "preset")):
-        raise ValueError(
-            f"{args.features} holds other features than {model_file} was trained on ({', '.join(differ)}); run 01"
-            " on the new clips as for those"
-        )
+    Options are those of look. Returns how the clips, each with itself left out, and the run's own test clips are
+    named. A clip that cannot be read is printed and left out. Raises InputError when none can be read, when the run
+    was trained on the generator or has collapsed, or when what it holds is damaged.
+    """
+    folder = Path(run.name)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: enrolling wants the folder that 03 wrote")
+    model_file, again = folder / f"{run.finest}.keras", f"run {stage_of(run.finest)} again"
+    if run.finest == "bin":
+        raise InputError(f"{folder} tells real from fake alone; train an attribution level by 03_attribute.py")
+    own = read_arrays(folder / f"{run.finest}_embeddings.npz", OWN, again, aligned=OWN)
     if spread(own["embedding"]) < 1e-4:
-        raise ValueError(f"{embeddings_file}: all embeddings are one point, the model has collapsed; {again}")
-    return model, own
+        raise InputError(f"{model_file}: all embeddings are one point, the model has collapsed; {again}")
+    name = resolve_generator(name, load_generators(run.metrics[run.finest]["recipe"]["paths"]["generators"])) or name
+    trained = own["generator"][np.isin(own["split"], ("train", "val"))].tolist()
+    if name in (*trained, *run.models[run.finest].config["class_names"]):
+        raise InputError(f"{name}: the model in {folder} was trained on it; it needs no enrolling")
+    path = folder / f"{run.finest}_enrolled.npz"
+    older, recipe = load_enrolled(path, model_file, run.models[run.finest].config["dim"])
+
+    run = run._replace(models={run.finest: run.models[run.finest]})
+    added, digests = embed(paths, run, encoder, **options)
+    added["generator"] = np.full(len(added["video"]), name)
+    kept = older["generator"] != name
+    enrolled = {key: np.concatenate([older[key][kept], added[key]]) for key in ENROLLED}
+    given = {"run": str(folder), "method": method}
+    made = make_recipe(given, ("run",), packages=("keras",), features=run.features, clips_sha256=digests)
+    recipe = recipe | {"generators": recipe["generators"] | {name: made}}
+    write_arrays(path, enrolled | {"recipe": recipe})
+    print(f"{clips_of(len(digests))} of {name} enrolled in {path}")
+    unread = len(paths) - len(digests)
+    return {"level": run.finest, "name": name, "unread": unread} | measure(own, enrolled, name, method)
 
 
-def clips_of(args, own, classes):
-    """Index rows to enrol and held-out rows of each new generator: {name: (rows, rows)}."""
-    rows = usable(read_index(args.features), args.features)
-    rows = first_per(rows, ("generator", "split"), args.limit, args.seed) if args.limit else rows
-    table = load_generators(args.generators)
-    trained = set(own["generator"][np.isin(own["split"], ("train", "val"))].tolist())
-    chosen = {}
-    for name in (resolve_generator(asked, table) or asked for asked in args.enrol):
-        if name in trained | set(classes):
-            raise ValueError(f"{name}: the model in {args.run} was trained on it; it needs no enrolling")
-        given = [row for row in rows if row["generator"] == name and row["split"] != "test"]
-        held_out = [row for row in rows if row["generator"] == name and row["split"] == "test"]
-        if not given:
-            there = ", ".join(sorted({row["generator"] for row in rows if row["split"] != "test"}))
-            raise ValueError(f"{args.features}: no clip of {name} outside the test split; there are clips of: {there}")
-        chosen[name] = first_per(given, ("generator",), args.clips or len(given), args.seed), held_out
-    return chosen
-
-
-def embed(model, rows, batch_size):
-    """Embeddings (V, D) of videos, each the mean over its windows."""
-    if not rows:
-        return np.zeros((0, model.config["dim"]), "float32")
-    return predict(model, Windows(rows), batch_size)[0].astype("float32")
-
-
-# ---------------------------------------------------------------- enrolled clips on disk
+def embed(paths, run, encoder, **options):
+    """{"embedding" (V, D), the mean over windows; "video" (V,)} of the files that can be read, and their digests."""
+    found = {}
+    for number, file in look(paths, run, encoder, **options):
+        if file.error is None and file.outputs:
+            embedding = np.mean([window[run.finest]["embedding"] for window in file.outputs], axis=0)
+            found[number] = embedding, file_name(paths[number]), file.info["sha256"]
+        else:
+            why = reason(file.error or InputError("no frame could be decoded"))
+            print(printable(f"{file_name(paths[number])}: not enrolled: {why}"))
+    if not found:
+        raise InputError(f"{', '.join(paths[:3])}: no clip that can be read, so nothing is enrolled")
+    embedding, video, digests = zip(*(found[number] for number in sorted(found)), strict=True)
+    return {"embedding": np.array(embedding, "float32"), "video": np.array(video)}, list(digests)
 
 
 def load_enrolled(path, model_file, width):
     """The arrays ENROLLED of the clips enrolled so far, of length 0 when there are none yet, and their recipe."""
     digest, remedy = file_digest(model_file), "delete it and enrol again"
     if not path.exists():
-        empty = {"embedding": np.zeros((0, width), "float32")} | dict.fromkeys(COLUMNS, np.zeros(0, "U1"))
+        empty = {"embedding": np.zeros((0, width), "float32")} | dict.fromkeys(ENROLLED[1:], np.zeros(0, "U1"))
         return empty, {"model_sha256": digest, "generators": {}}
-    arrays = read_arrays(path, ENROLLED, remedy)
-    recipe = json.loads(str(arrays.pop("recipe")))
+    arrays = read_arrays(path, (*ENROLLED, "recipe"), remedy, aligned=ENROLLED)
+    recipe = arrays.pop("recipe")
     if recipe.get("model_sha256") != digest:
-        raise ValueError(f"{path} is of another model than {model_file}; {remedy}")
+        raise InputError(f"{path} is of another model than {model_file}; {remedy}")
     return arrays, recipe
 
 
-def replace_generators(arrays, added):
-    """Enrolled arrays with those added in place of what they hold of the same generators."""
-    kept = ~np.isin(arrays["generator"], added["generator"])
-    return {key: np.concatenate([arrays[key][kept], added[key]]) for key in ENROLLED}
-
-
-# ---------------------------------------------------------------- numbers
-
-
-def measure(own, enrolled, held_out, method):
-    """How held-out clips {generator: (V, D)} and the run's own test clips are named, without and with the enrolled.
+def measure(own, enrolled, name, method) -> dict:
+    """How the enrolled clips of a generator are named, each with itself left out, and the run's own test clips,
+    without and with all that is enrolled.
 
     `own` are the arrays OWN of the run, `enrolled` those of all enrolled clips. Accuracies as score_names has them.
     """
     train, test = own["split"] == "train", own["split"] == "test"
-    embedding, labels = own["embedding"][train], own["class"][train]
-    joined = np.concatenate([labels, enrolled["generator"]])
-    before = NAMINGS[method](embedding, labels)
-    after = NAMINGS[method](np.concatenate([embedding, enrolled["embedding"]]), joined)
-    classes, found = len(np.unique(joined)), {}
-    for name, clips in held_out.items():
-        entry = {"clips": int((enrolled["generator"] == name).sum()), "held_out": len(clips)}
-        found[name] = entry | {"found": int((after(clips) == name).sum()) if len(clips) else None}
+    embedding = np.concatenate([own["embedding"][train], enrolled["embedding"]])
+    labels = np.concatenate([own["class"][train], enrolled["generator"]])
+    clips, naming, found = np.flatnonzero(labels == name), NAMINGS[method], None
+    if len(clips) > 1:
+        rests = [np.arange(len(labels)) != i for i in clips]
+        called = [naming(embedding[rest], labels[rest])(embedding[~rest])[0] for rest in rests]
+        found = called.count(name)
+    before, after = naming(own["embedding"][train], own["class"][train]), naming(embedding, labels)
     known = {
-        side: score_names(own["class"][test], naming(own["embedding"][test]))
-        for side, naming in (("before", before), ("after", after))
+        side: score_names(own["class"][test], call(own["embedding"][test]))
+        for side, call in (("before", before), ("after", after))
     }
-    return {"method": method, "classes": classes, "chance": 1 / classes, "enrolled": found, "known": known}
+    classes = len(np.unique(labels))
+    result = {"method": method, "classes": classes, "chance": 1 / classes, "clips": len(clips), "found": found}
+    return result | {"known": known}
 
 
-def print_report(result):
+def print_enrolled(result):
     print(f"\nof {result['classes']} classes, by {result['method']}; chance {result['chance']:.2f}:")
-    for name, entry in result["enrolled"].items():
-        share = "no clip of split test, so nothing can be measured"
-        if count := entry["held_out"]:
-            share = f"{entry['found']} of {count} held-out clips given its name, {entry['found'] / count:.2f}"
-        print(f"{name}, {entry['clips']} clips enrolled: {share}")
+    clips, found, share = result["clips"], result["found"], "too few to leave one out, so nothing can be measured"
+    if found is not None:
+        share = f"{found} of {clips} given its name with itself left out, {found / clips:.2f}"
+    print(f"{result['name']}, {clips_of(clips)} enrolled: {share}")
     before, after = result["known"].values()
     print(f"the run's own {after['videos']} test clips, without -> with the enrolled classes: ", end="")
     print(", ".join(f"{key} {before[key]:.2f} -> {after[key]:.2f}" for key in ("micro", "macro")), end="")
     print(f" (chance {after['majority']:.2f}, {result['chance']:.2f})")
 
 
-def main(argv=None):
-    args = get_args(argv)
-    path, model_file = (Path(args.run) / f"{args.level}{ending}" for ending in ("_enrolled.npz", ".keras"))
-
-    # ---------------------------------------------------------------- load
-    model, own = load_run(args)
-    chosen = clips_of(args, own, model.config["class_names"])
-    older, recipe = load_enrolled(path, model_file, model.config["dim"])
-
-    # ---------------------------------------------------------------- enrol
-    enrols = [row for side, _ in chosen.values() for row in side]
-    added = {key: np.array([row[column] for row in enrols]) for key, column in COLUMNS.items()}
-    enrolled = replace_generators(older, added | {"embedding": embed(model, enrols, args.batch_size)})
-    made = {"features": features_recipe(args.features), "index_sha256": index_digest(read_index(args.features))}
-    made |= {"arguments": vars(args), "versions": versions(), "git": git_commit()}
-    recipe["generators"] |= dict.fromkeys(chosen, made)
-    arrays = enrolled | {"recipe": json.dumps(recipe)}
-    replace_whole(path, lambda file: np.savez(file, **arrays), suffix=".npz")
-    print(f"{len(enrols)} clips of {', '.join(chosen)} enrolled in {path}")
-
-    # ---------------------------------------------------------------- measure
-    held_out = {name: embed(model, side, args.batch_size) for name, (_, side) in chosen.items()}
-    result = {"level": args.level} | measure(own, enrolled, held_out, args.method)
-    print_report(result)
-    return result
-
-
-if __name__ == "__main__":
-    run_script(main)
+def clips_of(count):
+    return f"{count} clip{'s' * (count != 1)}"

@@ -19,18 +19,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common import LEVELS, build_saga, keras, level_name
+from basics.artifacts import differing, open_zip, read_arrays, read_json, replace_whole
+from basics.running import InputError
+from common import build_saga, load_saga
 from report.scores import SCORES, Clips
-from tokens.dataset import differing, read_arrays, read_json, replace_whole
-from tokens.encoders import build_encoder
-from training.callbacks import load_saga
-from training.signatures import stage_of
+from report.text import template
+from tokens.generators import LEVELS, level_name
+from tokens.pretrained import build_encoder, one_line
+from training.evaluation import batch_outputs
 
 CALIBRATION, CLIPS, CARD = "calibration.json", "calibration.npz", "README.md"
 FILES = (*(f"{level}{ending}" for level in LEVELS for ending in (".keras", ".json")), CALIBRATION, CLIPS, CARD)
 # Five models are five graphs; TensorFlow takes that for one that is traced again and again.
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 MEASURED = ("videos", "accuracy", "accuracy_interval", "macro_accuracy", "macro_interval", "majority", "uniform")
+TRAINING_CLIPS = (*Clips._fields, "video")
+WINDOWS_OF_CLIPS = ("window_embedding", "window_clip", "window_time")
 BATCH_WINDOWS = 64  # at most, and fewer where they have many tokens:
 BATCH_TOKENS = 1 << 15  # with SigLIP's 5,832 a window, 1 GB of attention scores
 
@@ -56,19 +60,29 @@ class Run(NamedTuple):
         return max(1, min(BATCH_WINDOWS, BATCH_TOKENS // (self.features["frames"] * self.features["tokens"])))
 
 
+def stage_of(level):
+    return "02_pretrain_binary.py" if level == "bin" else "03_attribute.py"
+
+
 def load_run(run, dtype=None, calibrated=True) -> Run:
     """A run by folder, zip or handle, its models in `dtype` or as they were trained; with its calibration, or without.
 
-    Raises ValueError naming the file when there is no level, when levels do not go together, or one is damaged.
+    Raises InputError naming the file when there is no level, when levels do not go together, or one is damaged.
     """
     with opened(run) as folder:
         levels = [level for level in LEVELS if (folder / f"{level}.keras").exists()]
         if not levels:
-            raise ValueError(f"{run}: no <level>.keras in it; train one by 02 and 03, or name another --run")
+            raise InputError(f"{run}: no <level>.keras in it; train one by 02 and 03, or name another --run")
         metrics = {level: read_json(folder / f"{level}.json", (*MEASURED, "recipe")) for level in levels}
         calibration, clips = load_calibration(run, folder, levels) if calibrated else (None, None)
         models = {level: load_level(folder, level, dtype) for level in levels}
-        refuse_other_features(run, models)
+    (first, model), *others = models.items()
+    for level, other in others:
+        if keys := differing(model.config["features"], other.config["features"]):
+            raise InputError(
+                f"{run}: {first}.keras and {level}.keras were trained on different features ({', '.join(keys)}); train"
+                " all levels of a run on one features folder"
+            )
     return Run(str(run), models, metrics, calibration, clips, fit_novelty(calibration, clips))
 
 
@@ -81,17 +95,6 @@ def load_level(folder, level, dtype):
     return other
 
 
-def refuse_other_features(run, models):
-    """Raise ValueError unless all levels were trained on features made in one way."""
-    (first, model), *others = models.items()
-    for level, other in others:
-        if keys := differing(model.config["features"], other.config["features"]):
-            raise ValueError(
-                f"{run}: {first}.keras and {level}.keras were trained on different features ({', '.join(keys)}); train"
-                " all levels of a run on one features folder"
-            )
-
-
 def load_calibration(run, folder, levels):
     """calibration.json and the arrays beside it; (None, None) where the run has none."""
     if not (folder / CALIBRATION).exists():
@@ -99,32 +102,31 @@ def load_calibration(run, folder, levels):
     calibration = read_json(folder / CALIBRATION, ("models", "levels", "lineage", "unknown", "trained_on", "nearest"))
     again = f"run attribute_video.py --calibrate --run {run} again"
     if calibration["models"] != {level: fingerprint(folder / f"{level}.keras") for level in levels}:
-        raise ValueError(f"{run}/{CALIBRATION} was made for other models than are there now; {again}")
-    if not (folder / CLIPS).exists():
-        raise ValueError(f"{run}/{CLIPS} is missing; {again}")
-    clips = read_arrays(folder / CLIPS, ("embedding", "probabilities", "logits", "maps", "label", "video"), again)
-    with np.load(folder / CLIPS, allow_pickle=False) as arrays:
-        return calibration, {key: arrays[key] for key in arrays.files} | clips
+        raise InputError(f"{run}/{CALIBRATION} was made for other models than are there now; {again}")
+    keys = (*TRAINING_CLIPS, *WINDOWS_OF_CLIPS, "signature_classes", "signatures")
+    return calibration, read_arrays(folder / CLIPS, keys, again, aligned=TRAINING_CLIPS)
 
 
 def fit_novelty(calibration, clips):
     """The score of unknown generators that a threshold was chosen for; None where there is no threshold."""
     if not calibration or calibration["unknown"]["threshold"] is None:
         return None
-    train = Clips(*(clips[name] for name in Clips._fields))
-    whole = np.isfinite(train.maps).all(axis=(1, 2))
     field, fit = SCORES[calibration["unknown"]["score"]]
-    score = fit(getattr(train, field)[whole], train.label[whole])
+    train = whole_clips({key: clips[key] for key in TRAINING_CLIPS})
+    score = fit(train[field], train["label"])
     return lambda new: score(getattr(new, field))
+
+
+def whole_clips(arrays) -> dict:
+    """Arrays over those of some clips that have a window without padding, and so a map."""
+    whole = np.isfinite(arrays["maps"]).all(axis=(1, 2))
+    return {key: values[whole] for key, values in arrays.items()}
 
 
 def fingerprint(path) -> str:
     """A name for the content of a .keras file, from the checksums that its zip directory holds."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            sums = sorted((member.filename, member.CRC) for member in archive.infolist())
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: cannot be read as a model ({error}); train it again") from error
+    with open_zip(path, "train it again") as archive:
+        sums = sorted((member.filename, member.CRC) for member in archive.infolist())
     return hashlib.sha256(repr(sums).encode()).hexdigest()
 
 
@@ -132,29 +134,21 @@ def load_encoder(features: dict, encoder=None, weights=None, dtype=None):
     """The encoder that features were made with, by their recipe.
 
     `encoder`, `weights` and `dtype` replace a preset's name or folder, MobileNet's file, and the encoder's dtype.
-    Raises ValueError when the weights are other ones than the recipe's.
+    Raises InputError when the weights are other ones than the recipe's.
     """
     name = encoder or features.get("preset") or features["encoder"]
     dtype = dtype or features.get("encoder_dtype")
     made = build_encoder(name, features["pool"], features.get("layer"), weights, dtype)
     wanted, found = features.get("weights_sha256"), made.recipe.get("weights_sha256")
-    sizes = {"tokens": made.tokens, "dim": made.dim}
-    if wanted != found or sizes != {key: features[key] for key in sizes}:
-        raise ValueError(f"{name}: not the encoder, or not the weights, that this run's features were made with")
+    if wanted != found or (made.tokens, made.dim) != (features["tokens"], features["dim"]):
+        raise InputError(f"{name}: not the encoder, or not the weights, that this run's features were made with")
     return made
-
-
-# ---------------------------------------------------------------- windows through a model
 
 
 def window_outputs(model, windows, batch) -> dict:
     """logits (S, C), embedding (S, D) and attention (S, L, L), the mean over heads, of windows' tokens (S, L, T, D)."""
     parts = []
-    for start in range(0, len(windows), batch):
-        tokens = np.asarray(windows[np.arange(start, min(start + batch, len(windows)))], "float32")
-        # A full batch is worth compiling for; others come in many sizes.
-        outputs = model.predict_on_batch(tokens) if len(tokens) == batch else model(tokens)
-        outputs = {key: keras.ops.convert_to_numpy(value) for key, value in outputs.items()}
+    for _, outputs in batch_outputs(model, windows, batch, compiled=False):
         parts.append(outputs | {"attention": outputs["attention"].mean(axis=1)})
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
@@ -174,21 +168,18 @@ def opened(run):
     elif Path(run).is_dir():
         yield Path(run)
     elif Path(run).exists():
-        raise ValueError(f"{run}: neither a folder nor a zip file")
+        raise InputError(f"{run}: neither a folder nor a zip file")
     else:
-        raise ValueError(f"{run}: no such folder, zip or handle; `python reproduce.py demo` makes runs/demo")
+        raise InputError(f"{run}: no such folder, zip or handle; `python reproduce.py demo` makes runs/demo")
 
 
 def unpack(path, folder):
     """Unpack the files of a run, wherever in the zip they lie; nothing else is written."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                if (name := Path(member.filename).name) in FILES:
-                    with archive.open(member) as source, open(folder / name, "wb") as target:
-                        shutil.copyfileobj(source, target)
-    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
-        raise ValueError(f"{path}: damaged zip ({error}); export the run again") from error
+    with open_zip(path, "export the run again") as archive:
+        for member in archive.infolist():
+            if (name := Path(member.filename).name) in FILES:
+                with archive.open(member) as source, open(folder / name, "wb") as target:
+                    shutil.copyfileobj(source, target)
 
 
 def download(handle):
@@ -203,23 +194,22 @@ def download(handle):
 
             return Path(kagglehub.model_download(handle.removeprefix("kaggle://")))
     except Exception as error:  # of either client, or the network
-        from tokens.pretrained import one_line
-
-        raise ValueError(
+        raise InputError(
             f"{handle} cannot be downloaded ({one_line(error)}); fetch its files into a folder and pass --run FOLDER"
         ) from error
-    raise ValueError(f"{handle}: handles begin with hf:// or kaggle://")
+    raise InputError(f"{handle}: handles begin with hf:// or kaggle://")
 
 
 def export_run(run, path):
     """Write a calibrated run and its model card to a zip, or to a folder where `path` has no .zip.
 
-    Raises ValueError when the run is not calibrated, or when the folder holds other files.
+    Raises InputError when the run is not calibrated, or when the folder holds other files.
     """
-    whole = load_run(run)
+    whole, path = load_run(run), Path(path)
     if not whole.calibration:
-        raise ValueError(f"{run} is not calibrated; run attribute_video.py --calibrate --run {run} first")
-    path, card = Path(path), model_card(whole)
+        raise InputError(f"{run} is not calibrated; run attribute_video.py --calibrate --run {run} first")
+    # the README.md with the front matter that Hugging Face reads
+    card = template("card.md", level_name).render(run=whole, limits=LIMITS)
     with opened(run) as folder:
         names = [name for name in FILES if (folder / name).exists() and name != CARD]
         if path.suffix == ".zip":
@@ -232,58 +222,11 @@ def export_run(run, path):
 
             return replace_whole(path, write)
         if path.exists() and any(file.name not in FILES for file in path.iterdir()):
-            raise ValueError(f"{path} holds other files; export into a new folder or a .zip")
+            raise InputError(f"{path} holds other files; export into a new folder or a .zip")
         path.mkdir(parents=True, exist_ok=True)
         for name in names:
             shutil.copyfile(folder / name, path / name)
         (path / CARD).write_text(card, encoding="utf-8")
-
-
-def model_card(run: Run) -> str:
-    """The README.md of an exported run, with the front matter that Hugging Face reads."""
-    calibration, features = run.calibration, run.features
-    seen, unknown = calibration["trained_on"], calibration["unknown"]
-    lines = ["---", "library_name: keras", "tags: [video-classification, ai-generated-video-attribution]", "---", ""]
-    lines += ["# Which generator made this video?", ""]
-    lines += [
-        "A run of SAGA (arXiv 2511.12834) in Keras: real/fake, generation task, Stable Diffusion version, team and"
-    ]
-    lines += [f"generator, of which it has {', '.join(level_name(level) for level in run.models)}."]
-    if features.get("simulated"):
-        lines += ["", "**Trained on simulated clips: it says nothing about real files.**"]
-    lines += ["", "    python attribute_video.py --run THIS_FOLDER_OR_ZIP clip.mp4", ""]
-    lines += [f"Encoder: `{features['encoder']}`, {features['tokens']} tokens of width {features['dim']} a frame,"]
-    lines += [
-        f"{features['fps']} frames a second in windows of {features['frames']}. Trained on {seen['videos']} videos;"
-    ]
-    lines += [f"the class with the fewest, {seen['fewest_class']}, has {seen['fewest']}.", ""]
-    head = ["level", "classes", "test videos", "micro accuracy (95%)", "macro", "chance, micro / macro", "temperature"]
-    lines += [f"| {' | '.join([*head, 'ECE'])} |", "|---" * 8 + "|"]
-    for level, metrics in run.metrics.items():
-        own, (low, high) = calibration["levels"][level], metrics["accuracy_interval"]
-        ece = (
-            f"{own['before']['ece']['value']:.3f} -> {own['after']['ece']['value']:.3f}" if own["temperature"] else "-"
-        )
-        cells = [level_name(level), len(metrics["classes"]), metrics["videos"]]
-        cells += [f"{metrics['accuracy']:.2f} ({low:.2f} to {high:.2f})", f"{metrics['macro_accuracy']:.2f}"]
-        cells += [f"{metrics['majority']:.2f} / {metrics['uniform']:.2f}"]
-        cells += [f"{own['temperature']:.2f}" if own["temperature"] else "none", ece]
-        lines += [f"| {' | '.join(map(str, cells))} |"]
-    lines += ["", "## Generators it never saw", ""]
-    if unknown["threshold"] is None:
-        lines += ["No threshold: too few val videos for the rate asked for."]
-    else:
-        test = unknown["test"] or {"rejected": 0, "clips": 0}
-        lines += [f'Rejected above {unknown["threshold"]:.4g} of the score "{unknown["score"]}", set to reject']
-        lines += [f"{unknown['rate']:.0%} of known clips; on test it rejects {test['rejected']} of {test['clips']}."]
-    found = [f"{name} {own['rejected']} of {own['clips']}" for name, own in unknown["unseen"].items()]
-    lines += [
-        f"Unseen generators rejected: {', '.join(found)}." if found else "It was not tested on unseen generators."
-    ]
-    lines += ["", "## Limits", "", *(f"- {limit}" for limit in LIMITS), "", "## Classes", ""]
-    lines += [f"- {level_name(level)}: {', '.join(model.config['class_names'])}" for level, model in run.models.items()]
-    lines += ["", "`calibration.npz` names training videos. No licence is stated here; add the one you give it.", ""]
-    return "\n".join(lines)
 
 
 LIMITS = (

@@ -6,7 +6,7 @@ names for the clips of such a generator once a few of them are given.
     auroc(seen["energy"], unseen["energy"])
 
 A higher score is likelier unseen, and unseen is the positive class. Functions of arrays, without Keras: V clips,
-C classes, embeddings of width D, L frames per window. Whatever cannot be computed raises a ValueError.
+C classes, embeddings of width D, L frames per window. Whatever cannot be computed raises an InputError.
 """
 
 from typing import NamedTuple
@@ -14,13 +14,13 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
-from scipy.stats import binomtest
 from sklearn.covariance import LedoitWolf
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler, normalize
+from sklearn.preprocessing import normalize
+
+from basics.running import InputError
+from basics.statistics import draw_groups, wilson_interval
 
 # ---------------------------------------------------------------- scores of the classifier
 
@@ -51,9 +51,9 @@ def class_means(values, labels):
     """Means (K, N) of the K classes in labels (V,), and values (V, N) less the mean of their own class."""
     values, (_, place) = np.float64(values), np.unique(labels, return_inverse=True)
     if not len(values) or len(values) != len(place):
-        raise ValueError(f"{len(values)} training clips and {len(place)} labels; there must be some, and as many")
+        raise InputError(f"{len(values)} training clips and {len(place)} labels; there must be some, and as many")
     if not np.isfinite(values).all():
-        raise ValueError("values of training clips are not finite; leave out clips without a window free of padding")
+        raise InputError("values of training clips are not finite; leave out clips without a window free of padding")
     means = np.stack([values[place == k].mean(axis=0) for k in range(place.max() + 1)])
     return means, values - means[place]
 
@@ -114,6 +114,10 @@ class Clips(NamedTuple):
     label: np.ndarray | None = None  # (V,)
 
 
+def as_clips(arrays) -> Clips:
+    return Clips(*map(arrays.get, Clips._fields))
+
+
 SCORES = {  # name: field of Clips, fit(field, label) of the training clips -> score(field)
     "maximum softmax": ("probabilities", lambda *train: maximum_softmax),
     "energy": ("logits", lambda *train: energy),
@@ -137,7 +141,7 @@ def fit_scores(train: Clips):
 def check_scores(seen, unseen):
     for name, scores in (("seen", seen), ("unseen", unseen)):
         if not len(scores) or not np.isfinite(scores).all():
-            raise ValueError(f"{len(scores)} scores of {name} clips: there must be some, all of them finite")
+            raise InputError(f"{len(scores)} scores of {name} clips: there must be some, all of them finite")
 
 
 def auroc(seen, unseen) -> float:
@@ -167,67 +171,14 @@ def group_bootstrap(seen, unseen, seen_group, unseen_group, tpr=0.95, repeats=10
     check_scores(seen, unseen)
     sides = [(seen, np.unique(seen_group, return_inverse=True)[1])]
     sides += [(unseen, np.unique(unseen_group, return_inverse=True)[1])]
-    if min(place.max() for _, place in sides) == 0:
+    if min(group.max() for _, group in sides) == 0:
         return {"auroc": None, "fpr_at_tpr": None}
     random, drawn = np.random.default_rng(seed), np.empty((repeats, 2))
     for i in range(repeats):
-        sample = []
-        for scores, place in sides:
-            groups = place.max() + 1
-            times = np.bincount(random.integers(groups, size=groups), minlength=groups)
-            sample.append(np.repeat(scores, times[place]))
+        sample = [np.repeat(scores, draw_groups(group, random)) for scores, group in sides]
         drawn[i] = auroc(*sample), fpr_at_tpr(*sample, tpr)
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0).tolist()
     return {"auroc": [low[0], high[0]], "fpr_at_tpr": [low[1], high[1]]}
-
-
-class LeftOut(NamedTuple):
-    """Scores by a model that one generator was left out of: (V, S), or (V,) of one score as in group_bootstrap."""
-
-    seen: np.ndarray  # (V, S), test clips of the generators it trained on
-    unseen: np.ndarray  # (U, S), clips of the generator left out, all its test clips among them
-    seen_group: np.ndarray  # (V,), of the index
-    unseen_group: np.ndarray  # (U,)
-
-
-def combine(left_out: dict[str, LeftOut]) -> dict[str, LeftOut]:
-    """Per left-out generator, its S scores combined to one: (V, S) -> (V,), (U, S) -> (U,), the log odds of unseen.
-
-    A logistic regression on standardised scores (stacking, Wolpert 1992) is fitted on unseen clips, and nobody has
-    those of a generator never met: so on the other left-out generators' alone. Nor on any group that it scores, or it
-    would know the answers: clips of the tested generator are dropped from the others' seen ones, and seen clips are
-    scored in two halves by groups, each by a fit without it; unseen ones by the mean of both fits. The models may be
-    different ones or the same; every score is taken to be on one scale in all of them.
-    """
-    combined = {}
-    for tested, own in left_out.items():
-        others = [scores for name, scores in left_out.items() if name != tested]
-        half = np.unique(own.seen_group, return_inverse=True)[1] % 2
-        seen, unseen = np.empty(len(half)), []
-        for side in np.unique(half):
-            scored = half == side
-            decide = fit_combination(others, np.concatenate([own.unseen_group, own.seen_group[scored]]), tested)
-            seen[scored] = decide(own.seen[scored])
-            unseen.append(decide(own.unseen))
-        combined[tested] = own._replace(seen=seen, unseen=np.mean(unseen, axis=0))
-    return combined
-
-
-def fit_combination(others, barred, tested):
-    """score((V, S)) -> (V,), the log odds of unseen, fitted on the other LeftOuts' clips outside the barred groups."""
-    scores, labels = [], []
-    for other in others:
-        for side, group, label in ((other.seen, other.seen_group, 0), (other.unseen, other.unseen_group, 1)):
-            free = side[~np.isin(group, barred)]
-            scores.extend(free)
-            labels.extend([label] * len(free))
-    if len(set(labels)) < 2:
-        raise ValueError(f"{tested}: a combination needs another left-out generator, and seen clips in other groups")
-    return (
-        make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
-        .fit(scores, labels)
-        .decision_function
-    )
 
 
 # ---------------------------------------------------------------- where unseen clips land
@@ -241,14 +192,14 @@ def lands_on(probabilities, others, classes, wanted) -> dict:
     trained to keep them off. 95% intervals (Wilson 1927) take clips as independent: with few sources, too narrow.
     """
     if wanted not in classes:
-        raise ValueError(f"{wanted} is no class of the model ({', '.join(classes)}); train it with one that has it")
+        raise InputError(f"{wanted} is no class of the model ({', '.join(classes)}); train it with one that has it")
     if not len(probabilities) or not len(others):
-        raise ValueError(f"{wanted}: {len(probabilities)} clips and {len(others)} others; there must be some of both")
+        raise InputError(f"{wanted}: {len(probabilities)} clips and {len(others)} others; there must be some of both")
     result = {}
     for share, clips in (("share", probabilities), ("chance", others)):
         count = int(np.sum(np.argmax(clips, axis=1) == list(classes).index(wanted)))
-        low, high = binomtest(count, len(clips)).proportion_ci(method="wilson")
-        result |= {f"{share}_videos": len(clips), share: count / len(clips), f"{share}_interval": [low, high]}
+        result |= {f"{share}_videos": len(clips), share: count / len(clips)}
+        result |= {f"{share}_interval": wilson_interval(count, len(clips))}
     return result
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.manifold import TSNE
 from small import SMALL, write_clip, write_folder
 from stages import stage
 
@@ -30,12 +31,18 @@ def graphs(request):
         tf.config.run_functions_eagerly(True)
 
 
+def first_two_dimensions(self, values):
+    return np.array(values)[:, :2]
+
+
+REAL_TSNE, TSNE.fit_transform = TSNE.fit_transform, first_two_dimensions
+
+
 @pytest.fixture(autouse=True)
-def pretended_tsne(request, monkeypatch):
-    """Tests marked `tsne` run the real one; for all others it takes the first two dimensions."""
-    if not request.node.get_closest_marker("tsne"):
-        pretend = lambda self, values: np.array(values)[:, :2]  # noqa: E731
-        monkeypatch.setattr("sklearn.manifold.TSNE.fit_transform", pretend)
+def tsne(request, monkeypatch):
+    """Tests marked `tsne` compute it; for all others it takes the first two dimensions, session fixtures included."""
+    if request.node.get_closest_marker("tsne"):
+        monkeypatch.setattr(TSNE, "fit_transform", REAL_TSNE)
 
 
 @pytest.fixture(scope="session")

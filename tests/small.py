@@ -6,6 +6,7 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from stages import module
 
 from basics.artifacts import file_digest, make_recipe, write_json
 from tokens.dataset import features_file, features_recipe, index_digest, read_index, write_features, write_index
@@ -13,7 +14,7 @@ from tokens.generators import TABLE, load_generators
 from tokens.split import choose_videos
 
 RECIPE = {"encoder": "invented", "frames": 8, "tokens": 2, "dim": 12, "simulated": True}
-SMALL = ["--epochs", "2", "--batch-size", "16", "--learning-rate", "1e-3", "--temporal-blocks", "2"]  # of 02 and 03
+SMALL = ["--epochs", "2", "--batch-size", "32", "--learning-rate", "3e-3", "--temporal-blocks", "2"]  # of 02 and 03
 
 # ---------------------------------------------------------------- features
 
@@ -70,6 +71,13 @@ def untrained_run(features, folder, level="gen", seed=0, classifier=1, **choice)
     metrics, arrays = evaluate(model, videos, level, 16)
     save_run(model, metrics, arrays, folder, recipe, 0.0)
     return Path(folder)
+
+
+def stage_two_losses(*flags):
+    """What 03 compiles for these flags: losses by output, their weights, what is logged."""
+    stage_two = module("03_attribute")
+    args = stage_two.get_args(flags)
+    return stage_two.stage_two_loss(args.loss, args.ce_weight, args.margin, args.positives, args.normalize)
 
 
 # ---------------------------------------------------------------- videos

@@ -3,14 +3,14 @@
 import contextlib
 import csv
 import html.parser
-import importlib
 import io
 import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
-import time
+import threading
 import types
 import zipfile
 from pathlib import Path
@@ -20,64 +20,54 @@ import cv2
 import jsonschema
 import numpy as np
 import pytest
+from small import moving, untrained_run, write_clip
+from stages import stage
 
 import attribute_video
 from attribute_video import attribute
-from common import HERE, LEVELS
-from experiments import datasets as corpora
-from experiments import report_accuracy as held_out
-from experiments.stages import script, stage
-from report import answer as reports
+from basics.artifacts import file_digest, read_arrays, read_json, write_arrays
+from basics.running import ROOT, InputError
+from report import answer as answers
+from report import look, scores
 from report import run as runs
 from report.calibrate import calibrate
 from report.text import answered, harmless, open_html, printable, text_report
-from tokens import split as selection
-from tokens.dataset import read_index
-from training import callbacks as training
-from training.evaluation import evaluate
+from tokens.dataset import read_index, write_index
+from tokens.generators import LEVELS
 
-SCHEMA = jsonschema.Draft202012Validator(json.loads((HERE / "report" / "report.schema.json").read_text()))
+SCHEMA = jsonschema.Draft202012Validator(json.loads((ROOT / "report" / "report.schema.json").read_text()))
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-CLIPS = {"Real": 12, "SVD": 8, "Pika": 8, "ModelScope": 8, "WildScrape": 6}
 
 
 # ---------------------------------------------------------------- a run with random weights
 
 
 @pytest.fixture(scope="module")
-def videos(tmp_path_factory):
-    """Clips of a few simulated generators, one of them under a name that is outside the table."""
-    folder = tmp_path_factory.mktemp("report") / "zoo"
-    stage("simulate_videos", "--out", folder, "--clips-per-generator", 8)
-    for own in folder.iterdir():
-        if own.is_dir() and own.name not in (*CLIPS, "HotShot"):
-            shutil.rmtree(own)
-    (folder / "HotShot").rename(folder / "WildScrape")
+def videos(zoo, tmp_path_factory):
+    """The zoo, and six clips of a generator that is outside the table."""
+    folder = shutil.copytree(zoo, tmp_path_factory.mktemp("report") / "zoo")
+    for i in range(6):
+        write_clip(folder / "WildScrape" / f"000{i}.mp4", fps=8, frames=moving(16, seed=i))
     return folder
 
 
 @pytest.fixture(scope="module")
 def features(videos):
+    """Of each generator two clips are test and two val."""
     folder = videos.parent / "features"
     stage("01_extract_features", "--videos", videos, "--features", folder, "--pool", 2)
+    splits = dict.fromkeys(("0000", "0001"), "test") | dict.fromkeys(("0002", "0003"), "val")
+    rows = [row | {"split": splits.get(Path(row["path"]).stem, "train")} for row in read_index(folder)]
+    write_index(folder / "index-1-of-1.csv", rows)
     return folder
 
 
 @pytest.fixture(scope="module")
 def bare(features):
-    """What 02 and 03 leave behind, from weights as they are drawn, which is faster than training; not calibrated."""
-    folder, rows = features.parent / "bare", read_index(features)
+    """Five levels, not calibrated. Their probabilities are far from even, so that a mistake shows."""
     for level in LEVELS:
-        flags = ["--features", features, "--run", folder, "--temporal-blocks", 2]
-        flags += [] if level == "bin" else ["--level", level]
-        args = importlib.import_module(script(level)).get_args([str(flag) for flag in flags])
-        chosen = selection.choose_videos(rows, level, args)
-        model = training.new_model(args, chosen.classes)
-        for weight in model.classifier.weights:  # probabilities far from even, so that a mistake shows
-            weight.assign(4 * weight)
-        metrics, arrays = evaluate(model, chosen, level, batch_size=64)
-        training.save_run(model, metrics, arrays, args, training.make_recipe(level, args, rows), time.time())
-    return folder
+        untrained_run(features, features.parent / "bare", level, classifier=4)
+    return features.parent / "bare"
 
 
 @pytest.fixture(scope="module")
@@ -93,21 +83,25 @@ def run(run_folder):
     return runs.load_run(run_folder)
 
 
-def write_video(path, frames, fps=8):
-    with av.open(str(path), "w", format="mp4") as output:
-        stream = output.add_stream("libx264", rate=fps)
-        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
-        for frame in frames:
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        output.mux(stream.encode())
-    return path
+@pytest.fixture(autouse=True, scope="module")
+def models():
+    """A model is loaded once, however many folders have it."""
+    with pytest.MonkeyPatch.context() as patch:
+        loaded, load_saga = {}, runs.load_saga
+        patch.setattr(
+            runs,
+            "load_saga",
+            lambda path, script: (
+                loaded.get(digest := file_digest(path)) or loaded.setdefault(digest, load_saga(path, script))
+            ),
+        )
+        yield
 
 
-def moving(count, size=64, seed=0):
-    """Frames of a textured square that moves."""
-    image = np.random.default_rng(seed).integers(0, 255, (size, 4 * size, 3), np.uint8)
-    image = cv2.GaussianBlur(image, (5, 5), 0)
-    return [np.ascontiguousarray(image[:, i : i + size]) for i in range(count)]
+@pytest.fixture
+def loaded(run, monkeypatch):
+    """The command need not load the run again."""
+    monkeypatch.setattr(runs, "load_run", lambda folder, dtype=None: run)
 
 
 def main(*arguments):
@@ -117,23 +111,23 @@ def main(*arguments):
 # ---------------------------------------------------------------- the numbers
 
 
-def test_report_of_a_file_differs_from_what_the_run_says_of_its_features(videos, bare, features):
+def test_report_of_a_file_says_what_the_run_says_of_its_features(videos, bare, features):
     rows = [row for row in read_index(features) if row["generator"] != "WildScrape"]
-    uncalibrated = attribute([videos / row["source"] for row in rows[:12]], bare)
+    uncalibrated = attribute([videos / row["source"] for row in rows[::3]], bare)
     for level in LEVELS:
-        with np.load(bare / f"{level}_embeddings.npz") as arrays:
-            expected = dict(zip(arrays["video"].tolist(), arrays["probabilities"], strict=True))
-        classes = json.loads((bare / f"{level}.json").read_text())["classes"]
-        compared = [pair for pair in zip(rows, uncalibrated, strict=False) if pair[0]["path"] in expected]
+        arrays = read_arrays(bare / f"{level}_embeddings.npz")
+        expected = dict(zip(arrays["video"].tolist(), arrays["probabilities"], strict=True))
+        classes = read_json(bare / f"{level}.json")["classes"]
+        compared = [pair for pair in zip(rows[::3], uncalibrated, strict=True) if pair[0]["path"] in expected]
         assert compared
         for row, report in compared:
             found = report["levels"][level]["probabilities"]
             assert [found[name] for name in classes] == pytest.approx(expected[row["path"]], abs=0.01)
 
 
-def test_calibrated_report_does_not_add_up(videos, run, run_folder):
+def test_calibrated_report_adds_up(videos, run, run_folder):
     (report,) = attribute(videos / "SVD" / "0001.mp4", run)
-    calibration = json.loads((run_folder / "calibration.json").read_text())
+    calibration = read_json(run_folder / "calibration.json")
     (plain,) = attribute(videos / "SVD" / "0001.mp4", run._replace(calibration=None, clips=None, novelty=None))
     for level, own in report["levels"].items():
         assert sum(own["probabilities"].values()) == pytest.approx(1, abs=1e-4)
@@ -147,23 +141,20 @@ def test_calibrated_report_does_not_add_up(videos, run, run_folder):
     generators, team = report["levels"]["gen"]["probabilities"], report["levels"]["team"]["by_generator"]
     assert team["probabilities"]["Stability AI"] == pytest.approx(generators["SVD"], abs=1e-5)
     task = report["levels"]["task"]["by_generator"]
-    total = sum(task["probabilities"].values()) + task["not_defined"]
-    assert total == pytest.approx(1, abs=1e-4)
+    assert sum(task["probabilities"].values()) + task["not_defined"] == pytest.approx(1, abs=1e-4)
     fake = report["levels"]["bin"]["by_generator"]["probabilities"]["Fake"]
     assert fake == pytest.approx(1 - generators["Real"], abs=1e-4)
 
 
-def test_training_clip_is_not_recognised(videos, run, run_folder, features):
-    splits = {row["source"]: row["split"] for row in read_index(features) if row["generator"] == "SVD"}
-    train, test = (next(own for own, split in splits.items() if split == wanted) for wanted in ("train", "test"))
-    known, new = attribute([videos / train, videos / test], run)
-    assert known["nearest"]["clips"][0]["video"] == train
-    assert any("training clip" in warning for warning in known["warnings"])
+def test_training_clip_is_recognised(videos, run):
+    known, new = attribute([videos / "SVD" / "0005.mp4", videos / "SVD" / "0001.mp4"], run)
+    assert known["nearest"]["clips"][0]["video"] == "SVD/0005.mp4"
+    assert any("is nearly, a training clip" in warning for warning in known["warnings"])
     assert not any("is nearly, a training clip" in warning for warning in new["warnings"])
 
 
-def test_unknown_generator_is_decided_by_the_threshold(videos, run):
-    for threshold, answer in ((0.0, reports.UNKNOWN), (1e9, None)):
+def test_threshold_decides_what_is_an_unknown_generator(videos, run):
+    for threshold, answer in ((0.0, answers.UNKNOWN), (1e9, None)):
         own = run.calibration | {"unknown": run.calibration["unknown"] | {"threshold": threshold}}
         (report,) = attribute(videos / "SVD" / "0001.mp4", run._replace(calibration=own))
         level = report["levels"]["gen"]
@@ -171,38 +162,35 @@ def test_unknown_generator_is_decided_by_the_threshold(videos, run):
         assert report["levels"]["bin"]["answer"] == report["levels"]["bin"]["best"]
 
 
-def test_windows_of_a_bounded_look_are_others_than_those_of_the_whole(tmp_path, run):
-    path = write_video(tmp_path / "long.mp4", moving(80))
+def test_bounded_look_sees_windows_of_the_whole(tmp_path, run):
+    path = write_clip(tmp_path / "long.mp4", fps=8, frames=moving(80))
     (whole,), (some,) = attribute(path, run), attribute(path, run, max_windows=3)
     assert whole["media"]["windows"] == some["media"]["windows"] == 10
     windows = some["levels"]["gen"]["windows"]
     assert [window["start"] for window in windows] == [1, 5, 8]
     for window in windows:
         twin = next(own for own in whole["levels"]["gen"]["windows"] if own["start"] == window["start"])
-        assert twin["class"] == window["class"] and twin["probability"] == pytest.approx(
-            window["probability"], abs=1e-3
-        )
+        assert twin["class"] == window["class"]
+        assert twin["probability"] == pytest.approx(window["probability"], abs=1e-3)
     assert any("3 of its 10 windows" in warning for warning in some["warnings"])
     assert [frame["seconds"] for frame in some["explanation"]["frames"]][:2] == [1, 1.125]
 
 
-def test_equalized_run_does_not_equalize_every_window(videos, tmp_path):
-    folder = tmp_path / "equalized"
-    stage("01_extract_features", "--videos", videos, "--features", folder, "--pool", 2, "--equalize", 192, "--limit", 6)
-    args = importlib.import_module("03_attribute").get_args(["--features", str(folder), "--run", str(tmp_path / "run")])
-    rows = read_index(folder)
-    chosen = selection.choose_videos(rows, "gen", args)
-    metrics, arrays = evaluate(model := training.new_model(args, chosen.classes), chosen, "gen", batch_size=64)
-    training.save_run(model, metrics, arrays, args, training.make_recipe("gen", args, rows), time.time())
-    row = next(row for row in rows if row["path"] in arrays["video"])
-    (report,) = attribute(videos / row["source"], tmp_path / "run")
+def test_equalized_run_equalizes_every_window(videos, tmp_path):
+    folder, run = tmp_path / "equalized", tmp_path / "run"
+    flags = ["--pool", 2, "--equalize", 256, "--limit", 4]
+    stage("01_extract_features", "--videos", videos, "--features", folder, *flags)
+    rows = [row | {"split": "test" if "0000" in row["path"] else "train"} for row in read_index(folder)]
+    write_index(folder / "index-1-of-1.csv", rows)
+    untrained_run(folder, run)
+    (report,) = attribute(videos / "SVD" / "0000.mp4", run)
     assert report["media"]["size"] == "128x128" and report["media"]["windows"] == 2
-    first = report["levels"]["gen"]["windows"][0]
-    expected = arrays["probabilities"][arrays["video"] == row["path"]][0]
-    assert first["probability"] == pytest.approx(expected.max(), abs=0.01)
+    arrays = read_arrays(run / "gen_embeddings.npz")
+    expected = arrays["probabilities"][arrays["video"] == "SVD/0000.mp4"][0]
+    assert report["levels"]["gen"]["windows"][0]["probability"] == pytest.approx(expected.max(), abs=0.01)
     assert list(report["levels"]) == ["gen"]
-    short = write_video(tmp_path / "short.mp4", moving(5))
-    assert "shorter than 1 s" in attribute(short, tmp_path / "run")[0]["error"]
+    short = write_clip(tmp_path / "short.mp4", fps=8, frames=moving(5))
+    assert "shorter than 1 s" in attribute(short, run)[0]["error"]
 
 
 # ---------------------------------------------------------------- files of every kind
@@ -213,17 +201,17 @@ def still(path, size=(64, 64)):
     return path
 
 
-def test_blank_frozen_or_short_file_gets_an_answer(tmp_path, run):
-    blank = write_video(tmp_path / "blank.mp4", [np.full((64, 64, 3), 90, np.uint8)] * 16)
-    frozen = write_video(tmp_path / "frozen.mp4", moving(1) * 16)
-    short = write_video(tmp_path / "short.mp4", moving(5))
+def test_blank_frozen_or_short_file_gives_too_little_evidence(tmp_path, run):
+    blank = write_clip(tmp_path / "blank.mp4", fps=8, frames=[np.full((64, 64, 3), 90, np.uint8)] * 16)
+    frozen = write_clip(tmp_path / "frozen.mp4", fps=8, frames=moving(1) * 16)
+    short = write_clip(tmp_path / "short.mp4", fps=8, frames=moving(5))
     picture = still(tmp_path / "still.png")
-    whole = write_video(tmp_path / "whole.mp4", moving(16))
+    whole = write_clip(tmp_path / "whole.mp4", fps=8, frames=moving(16))
     found = attribute([blank, frozen, short, picture, whole], run)
     told = [" ".join(report["evidence"]["reasons"]) for report in found]
     assert "blank" in told[0] and "frozen" in told[1] and "shorter" in told[2] and "shorter" in told[3] and not told[4]
     for report in found[:4]:
-        assert {own["answer"] for own in report["levels"].values()} == {reports.TOO_LITTLE}
+        assert {own["answer"] for own in report["levels"].values()} == {answers.TOO_LITTLE}
         assert report["levels"]["bin"]["best"] in ("Real", "Fake")
     assert found[2]["unknown"] is None and found[2]["explanation"]["map"] is None
     for report in found:
@@ -231,9 +219,8 @@ def test_blank_frozen_or_short_file_gets_an_answer(tmp_path, run):
 
 
 def hostile(folder):
-    """Files by name that cannot be answered, each beside a word of the reason."""
-    good = write_video(folder / "good.mp4", moving(16))
-    data = good.read_bytes()
+    """Files that cannot be answered."""
+    data = write_clip(folder / "good.mp4", fps=8, frames=moving(16)).read_bytes()
     files = {"empty.mp4": b"", "text.mp4": b"not a video\n" * 100, "head.mp4": data[:40], "noise.webp": os.urandom(999)}
     files |= {"cut.png": still(folder / "x.png").read_bytes()[:60], "zero.gif": b"GIF89a" + bytes(20)}
     for name, content in files.items():
@@ -251,19 +238,19 @@ def hostile(folder):
     return [folder / name for name in (*files, "bomb.bmp", "sound.mp4", "folder.mp4", "pipe.mp4", "missing.mp4")]
 
 
-def test_hostile_file_stops_the_others_or_gets_no_reason(tmp_path, run, run_folder, capsys):
+def test_hostile_file_gets_a_reason_and_all_others_are_answered(tmp_path, loaded, capsys):
     bad = [*hostile(tmp_path), Path("/dev/zero")]
     (tmp_path / "x.png").unlink()
     cut = tmp_path / "truncated.mp4"
-    whole = write_video(tmp_path / "whole.mp4", moving(200)).read_bytes()
+    whole = write_clip(tmp_path / "whole.mp4", fps=8, frames=moving(200)).read_bytes()
     cut.write_bytes(whole)
     with open(cut, "r+b") as file:  # the index at the end stays, the frames before it do not
         file.seek(len(whole) // 3)
         file.write(bytes(len(whole) // 3))
     good = [tmp_path / "good.mp4", cut, still(tmp_path / "dot.png", (1, 1)), still(tmp_path / "wide.png", (40, 16384))]
     order = [path for pair in zip(bad, [*good, *[None] * len(bad)], strict=False) for path in pair if path]
-    with pytest.raises(ValueError, match=f"{len(bad)} of {len(order)} files"):
-        main(*order, "--run", run_folder, "--json", tmp_path / "out.jsonl", "--csv", tmp_path / "out.csv")
+    with pytest.raises(InputError, match=f"{len(bad)} of {len(order)} files"):
+        main(*order, "--json", tmp_path / "out.jsonl", "--csv", tmp_path / "out.csv")
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["file"] for line in lines] == [str(path) for path in order]
     for line in lines:
@@ -274,19 +261,10 @@ def test_hostile_file_stops_the_others_or_gets_no_reason(tmp_path, run, run_fold
     assert capsys.readouterr().out.count("not answered") == len(bad)
 
 
-def test_formats_are_answered_by_some_readers_only(tmp_path, run):
+def test_files_of_many_formats_are_answered(tmp_path, run):
     frames = moving(16)
-    for suffix, codec, pixels in (
-        ("webm", "libvpx-vp9", "yuv420p"),
-        ("gif", "gif", "rgb8"),
-        ("avi", "mpeg4", "yuv420p"),
-    ):
-        with av.open(str(tmp_path / f"clip.{suffix}"), "w") as output:
-            stream = output.add_stream(codec, rate=8)
-            stream.height, stream.width, stream.pix_fmt = 64, 64, pixels
-            for frame in frames:
-                output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            output.mux(stream.encode())
+    for suffix in ("webm", "gif", "avi"):
+        write_clip(tmp_path / f"clip.{suffix}", fps=8, frames=frames)
     animation = cv2.Animation()
     animation.frames, animation.durations = [cv2.cvtColor(f, cv2.COLOR_RGB2BGRA) for f in frames], [125] * 16
     cv2.imwriteanimation(str(tmp_path / "clip.webp"), animation)
@@ -301,7 +279,7 @@ def test_formats_are_answered_by_some_readers_only(tmp_path, run):
 @pytest.mark.parametrize(
     "error, words", [(None, "present"), ("ManifestNotFound", "absent"), ("NotSupported", "not checked: what is this")]
 )
-def test_c2pa_manifest_is_missed_or_fetched_from_elsewhere(tmp_path, monkeypatch, error, words):
+def test_c2pa_manifest_is_looked_for_in_the_file_alone(tmp_path, monkeypatch, error, words):
     """Stands in for c2pa-python, which need not be installed."""
     asked = []
 
@@ -316,29 +294,27 @@ def test_c2pa_manifest_is_missed_or_fetched_from_elsewhere(tmp_path, monkeypatch
             raise getattr(C2paError, error)("what\nis this")
         return contextlib.nullcontext()
 
-    def context(settings):
-        asked.append(settings)
-
-    module = types.SimpleNamespace(C2paError=C2paError, Reader=reader, Context=types.SimpleNamespace(from_dict=context))
+    context = types.SimpleNamespace(from_dict=asked.append)
+    module = types.SimpleNamespace(C2paError=C2paError, Reader=reader, Context=context)
     monkeypatch.setitem(sys.modules, "c2pa", module)
-    assert attribute_video.c2pa_state(tmp_path / "a.mp4").startswith(words)
+    assert look.c2pa_state(tmp_path / "a.mp4").startswith(words)
     assert asked == [{"verify": {"remote_manifest_fetch": False}}]
     monkeypatch.setitem(sys.modules, "c2pa", None)
-    assert "not installed" in attribute_video.c2pa_state(tmp_path / "a.mp4")
+    assert "not installed" in look.c2pa_state(tmp_path / "a.mp4")
 
 
 NASTY = "=a'b\"c<script>alert(1)&\n\x1b[31m日本ж.mp4"
 
 
-def test_name_of_a_file_is_acted_on(tmp_path, run_folder, capsys, monkeypatch):
+def test_name_of_a_file_is_only_shown(tmp_path, loaded, capsys, monkeypatch):
     path = tmp_path / NASTY
-    shutil.copy(write_video(tmp_path / "plain.mp4", moving(16)), path)
+    shutil.copy(write_clip(tmp_path / "plain.mp4", fps=8, frames=moving(16)), path)
     broken = os.fsdecode(os.fsencode(tmp_path) + b"/not-\xff-utf8.mp4")
     shutil.copy(tmp_path / "plain.mp4", broken)
     monkeypatch.chdir(tmp_path)
     outputs = [tmp_path / f"out.{suffix}" for suffix in ("jsonl", "csv", "html")]
     kinds = zip(("--json", "--csv", "--html"), outputs, strict=True)
-    main(path.name, broken, "--run", run_folder, *(part for kind in kinds for part in kind))
+    main(path.name, broken, *(part for kind in kinds for part in kind))
     assert json.loads(outputs[0].read_text().splitlines()[0])["file"] == path.name
     assert "�" in json.loads(outputs[0].read_text().splitlines()[1])["file"]
     with open(outputs[1], newline="", encoding="utf-8") as file:
@@ -348,7 +324,7 @@ def test_name_of_a_file_is_acted_on(tmp_path, run_folder, capsys, monkeypatch):
     assert "\x1b" not in capsys.readouterr().out
 
 
-def test_cell_is_a_formula():
+def test_cell_is_never_a_formula():
     for text in ("=1+1", "+1", "-1", "@a", "\tx"):
         assert harmless(text) == f"'{text}"
     assert harmless("a=b") == "a=b" and harmless(-1.5) == -1.5
@@ -358,8 +334,8 @@ def test_cell_is_a_formula():
 # ---------------------------------------------------------------- warnings
 
 
-def test_weakness_of_run_or_file_goes_without_saying(tmp_path, run, bare, videos):
-    clip = write_video(tmp_path / "large.mp4", moving(16, size=96), fps=5)
+def test_weakness_of_run_or_file_is_told(tmp_path, run, bare, videos):
+    clip = write_clip(tmp_path / "large.mp4", fps=5, frames=moving(16, size=96))
     (told,) = attribute(clip, run)
     (plain,) = attribute(videos / "SVD" / "0001.mp4", bare)
     words = " ".join(told["warnings"])
@@ -368,9 +344,10 @@ def test_weakness_of_run_or_file_goes_without_saying(tmp_path, run, bare, videos
     assert "not clear of chance" in words  # the weights are random
     assert "not calibrated" in " ".join(plain["warnings"]) and plain["nearest"] is None and plain["unknown"] is None
     assert all(own["by_generator"] is None and not own["calibrated"] for own in plain["levels"].values())
+    assert plain["run"]["data"] == told["run"]["data"] == "features"
 
 
-def test_disagreement_is_not_said_or_trust_is_guessed(videos, run):
+def test_disagreement_is_told_and_trust_is_measured(videos, run):
     (found,) = attribute(videos / "SVD" / "0001.mp4", run)
     summed = {"best": "Other", "agrees": False, "probabilities": {"Other": 0.7}, "not_defined": 0.1}
     counts = {"clips": 300, "differ": 24, "own_right": 18, "generator_right": 6}
@@ -382,154 +359,189 @@ def test_disagreement_is_not_said_or_trust_is_guessed(videos, run):
     assert "TEAM-L: its own model says" not in text_report(found)
 
 
-def test_generator_of_no_version_votes_for_one(videos, run):
+def test_generator_of_no_version_votes_for_none(videos, run):
     """Pika's Stable Diffusion version is Unknown: where Pika is likeliest, its share is no vote for another version."""
     (found,) = attribute(videos / "SVD" / "0001.mp4", run)
-    generators = list(run.models["gen"].config["class_names"])
     levels = found["levels"]
-    levels["gen"]["probabilities"] = {name: 0.1 for name in generators} | {"Pika": 1 - 0.1 * (len(generators) - 1)}
-    reports.add_generator_sums(levels, run)
+    levels["gen"]["probabilities"] = {"Real": 0.1, "SVD": 0.1, "Pika": 0.7, "ModelScope": 0.1}
+    answers.add_generator_sums(levels, run)
     sd = levels["sd"]["by_generator"]
     assert sd["not_defined"] == pytest.approx(0.7) and sd["agrees"] is None
+    assert sd["probabilities"] == {"SD 2.1": pytest.approx(0.2), "Real": pytest.approx(0.1)}
     assert levels["bin"]["by_generator"]["best"] == "Fake" and levels["bin"]["by_generator"]["not_defined"] == 0
 
 
 # ---------------------------------------------------------------- the command
 
 
-def test_list_on_standard_input_is_not_answered_line_by_line(run_folder, videos, tmp_path):
-    """The process stays, and answers a file before the next is named."""
-    command = [sys.executable, str(HERE / "attribute_video.py"), "-", "--run", str(run_folder), "--json", "-"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+def test_list_on_standard_input_is_answered_line_by_line(run_folder, videos, monkeypatch):
+    """A file is answered before the next is named."""
+    source, sink = os.pipe()
+    said = queue.Queue()
+    monkeypatch.setattr(sys, "stdin", os.fdopen(source, encoding="utf-8"))
+    monkeypatch.setattr(sys, "stdout", types.SimpleNamespace(write=said.put, flush=lambda: None))
+
+    def command():
+        with pytest.raises(InputError, match="1 of 3 files could not be read"):
+            main("-", "--run", run_folder, "--json", "-")
+        said.put("ended")
+
+    thread = threading.Thread(target=command)
+    thread.start()
+    with os.fdopen(sink, "wb", buffering=0) as names:
         for name in ("SVD/0001.mp4", "Pika/0002.mp4"):
-            process.stdin.write(f"{videos / name}\n".encode())
-            process.stdin.flush()
-            assert json.loads(process.stdout.readline())["file"].endswith(name)
-        process.stdin.write(b"nowhere.mp4\n")
-        process.stdin.close()
-        assert json.loads(process.stdout.readline())["error"]
-        said = process.stderr.read().decode()
-        assert process.wait() == 1 and "1 of 3 files could not be read" in said and "Traceback" not in said
+            names.write(f"{videos / name}\n".encode())
+            assert json.loads(said.get(timeout=60))["file"].endswith(name)
+        names.write(b"nowhere.mp4\n")
+    assert json.loads(said.get(timeout=60))["error"] and said.get(timeout=60) == "ended"
+    thread.join()
 
 
-def test_resumed_list_is_answered_anew_or_loses_a_file(run_folder, videos, tmp_path, capsys):
+def test_resumed_list_keeps_answers_and_tries_failures_again(loaded, videos, tmp_path):
     clips, out = [videos / "SVD" / f"000{i}.mp4" for i in range(3)], tmp_path / "out.jsonl"
-    with pytest.raises(ValueError, match="1 of 2"):
-        main(clips[0], tmp_path / "late.mp4", "--run", run_folder, "--json", out)
+    with pytest.raises(InputError, match="1 of 2"):
+        main(clips[0], tmp_path / "late.mp4", "--json", out)
     kept = out.read_text().splitlines()[0]
     out.write_text(out.read_text() + kept[:500])  # interrupted while it wrote
     shutil.copy(clips[2], tmp_path / "late.mp4")
-    assert main(clips[0], tmp_path / "late.mp4", clips[1], "--run", run_folder, "--json", out, "--resume") == 2
+    assert main(clips[0], tmp_path / "late.mp4", clips[1], "--json", out, "--resume") == 2
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["file"] for line in lines] == [str(path) for path in (clips[0], tmp_path / "late.mp4", clips[1])]
     assert out.read_text().splitlines()[0] == kept and not any(line["error"] for line in lines)
-    for content in ('{"a": 1}\n', "my notes\nand more\n", '{\n "file": 1\n}\n'):
-        (tmp_path / "other").write_text(content)
-        with pytest.raises(ValueError, match="holds no reports"):
+    for content in (b'{"a": 1}\n', b"my notes\nand more\n", b'{\n "file": 1\n}\n', b"\xff\xfe\n"):
+        (tmp_path / "other").write_bytes(content)
+        with pytest.raises(InputError, match="holds no reports"):
             answered(tmp_path / "other")
-        assert (tmp_path / "other").read_text() == content
+        assert (tmp_path / "other").read_bytes() == content
 
 
-def test_arguments_that_do_not_go_together_are_taken():
-    for wrong in (
-        ["a.mp4", "--resume"],
-        ["a.mp4", "--resume", "--json", "a", "--csv", "b"],
-        [],
-        ["a.mp4", "--calibrate"],
-        ["a.mp4", "--export", "x.zip"],
-        ["a.mp4", "--max-windows", "0"],
-        ["a.mp4", "--score", "energy"],
-        ["a.mp4", "--false-rejection", "0.1"],
-    ):
-        with pytest.raises(SystemExit) as stop:
-            attribute_video.get_args(wrong)
-        assert stop.value.code == 2
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "a.mp4 --resume",
+        "a.mp4 --resume --json a --csv b",
+        "",
+        "a.mp4 --calibrate",
+        "a.mp4 --export x.zip",
+        "a.mp4 --max-windows 0",
+        "a.mp4 --score energy",
+        "a.mp4 --false-rejection 0.1",
+        "a.mp4 --method neighbours",
+        "--enrol Kling",
+        "a.mp4 --enrol Kling --json x",
+        "--enrol Kling --export x.zip",
+    ],
+)
+def test_arguments_that_do_not_go_together_end_with_status_2(wrong):
+    with pytest.raises(SystemExit) as stop:
+        attribute_video.get_args(wrong.split())
+    assert stop.value.code == 2
 
 
-def test_limit_reads_all_files(videos, run_folder, tmp_path):
-    assert main(videos / "SVD", videos / "Pika", "--run", run_folder, "--limit", 2, "--json", tmp_path / "r.jsonl") == 2
+def test_command_offers_the_scores_and_namings_that_there_are():
+    assert tuple(scores.SCORES) == attribute_video.SCORES and tuple(scores.NAMINGS) == attribute_video.NAMINGS
+
+
+def test_limit_reads_so_many_files(videos, loaded, tmp_path):
+    assert main(videos / "SVD", videos / "Pika", "--limit", 2, "--json", tmp_path / "r.jsonl") == 2
     assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 2
 
 
-def test_run_that_is_none_has_no_plain_error(tmp_path, bare, run_folder, features, videos):
+def test_run_that_is_none_is_a_plain_error(tmp_path, bare, run_folder, features):
     for path, words in ((tmp_path / "no", "no such folder"), (tmp_path, "no <level>.keras"), (__file__, "neither a")):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(InputError, match=words):
             runs.load_run(path)
     damaged = shutil.copytree(run_folder, tmp_path / "damaged")
     (damaged / "sd.keras").write_bytes(b"PK\3\4 nothing")
-    with pytest.raises(ValueError, match="sd.keras"):
+    with pytest.raises(InputError, match="sd.keras"):
         runs.load_run(damaged)
     shutil.copy(bare / "team.keras", damaged / "sd.keras")  # another model than was calibrated
-    with pytest.raises(ValueError, match="other models"):
+    with pytest.raises(InputError, match="other models"):
         runs.load_run(damaged)
     shutil.copy(bare / "sd.keras", damaged / "sd.keras")
+    (damaged / "calibration.npz").write_bytes(b"junk")
+    with pytest.raises(InputError, match="calibration.npz: damaged.*--calibrate"):
+        runs.load_run(damaged)
     (damaged / "calibration.npz").unlink()
-    with pytest.raises(ValueError, match="calibration.npz is missing"):
+    with pytest.raises(InputError, match="calibration.npz is missing"):
         runs.load_run(damaged)
     (damaged / "calibration.json").write_text("{")
-    with pytest.raises(ValueError, match="not valid JSON"):
+    with pytest.raises(InputError, match="not valid JSON"):
         runs.load_run(damaged)
-    with pytest.raises(ValueError, match="not calibrated"):
+    with pytest.raises(InputError, match="not calibrated"):
         runs.export_run(bare, tmp_path / "x.zip")
-    with pytest.raises(ValueError, match="other features"):
-        other = shutil.copytree(features, tmp_path / "features")
-        recipe = json.loads((other / "recipe.json").read_text())
-        (other / "recipe.json").write_text(json.dumps(recipe | {"fps": 4}))
-        calibrate(shutil.copytree(bare, tmp_path / "copy"), other)
 
 
-def test_levels_on_different_features_are_mixed(bare, tmp_path):
+def test_calibrating_wants_the_features_of_the_run(bare, features, tmp_path):
+    other = shutil.copytree(features, tmp_path / "features")
+    recipe = read_json(other / "recipe.json")
+    (other / "recipe.json").write_text(json.dumps(recipe | {"fps": 4}))
+    with pytest.raises(InputError, match=r"other features.*\(fps\)"):
+        calibrate(bare, other)
+    rows = [row for row in read_index(features) if row["path"] != "SVD/0005.mp4"]
+    (other / "recipe.json").write_text(json.dumps(recipe))
+    write_index(other / "index-1-of-1.csv", rows)
+    with pytest.raises(InputError, match="lacks SVD/0005.mp4"):
+        calibrate(bare, other)
+    with pytest.raises(InputError, match="wants the folder"):
+        calibrate(tmp_path / "nowhere", features)
+
+
+def test_levels_on_different_features_are_refused(bare, tmp_path):
     mixed = shutil.copytree(bare, tmp_path / "mixed")
-    model = training.load_saga(bare / "sd.keras", "03")
+    model = runs.load_saga(bare / "sd.keras", "03")
     config = model.config | {"features": model.config["features"] | {"pool": 1}}
     runs.build_saga(**config).save(mixed / "sd.keras")
-    with pytest.raises(ValueError, match="different features"):
+    with pytest.raises(InputError, match="different features"):
         runs.load_run(mixed)
 
 
-def test_calibration_of_a_run_without_val_or_with_few_clips_is_made_up(bare, features, tmp_path):
+def test_calibration_without_val_clips_says_so(bare, features, tmp_path):
     copy = shutil.copytree(bare, tmp_path / "run")
     for level in LEVELS:
-        with np.load(copy / f"{level}_embeddings.npz") as arrays:
-            own = dict(arrays)
-        own["split"] = np.where(own["split"] == "val", "train", own["split"])
-        np.savez(copy / f"{level}_embeddings.npz", **own)
+        arrays = read_arrays(copy / f"{level}_embeddings.npz")
+        arrays["split"] = np.where(arrays["split"] == "val", "train", arrays["split"])
+        write_arrays(copy / f"{level}_embeddings.npz", arrays)
     found = calibrate(copy, features)
     assert all(level["temperature"] is None for level in found["levels"].values())
     assert found["unknown"]["threshold"] is None and found["nearest"]["split"] == "test"
     run = runs.load_run(copy)
     assert run.novelty is None
-    words = " ".join(reports.run_warnings(run))
+    words = " ".join(answers.run_warnings(run))
     assert "No val clips" in words and "Too few val clips (0)" in words
 
 
 # ---------------------------------------------------------------- the experiment on held-out files
 
 
-def test_experiment_scores_other_clips_or_answers_than_the_run(bare, features, videos, tmp_path, monkeypatch):
+def test_experiment_scores_the_clips_and_answers_of_the_run(bare, features, videos, tmp_path, monkeypatch):
+    from experiments import datasets, report_accuracy
+
     args = types.SimpleNamespace(seeds=1, run=str(tmp_path / "runs"), encoder_weights=None)
-    data = corpora.Data("f", features, (None,), 5, {}, "digest", videos)
-    monkeypatch.setattr(held_out, "new_generators", lambda data: (["WildScrape"], ()))
-    monkeypatch.setattr(held_out, "train_arm", lambda *arguments: [bare])
-    results = held_out.measure_report(args, data)
+    data = datasets.Data("f", features, (None,), 5, {}, "digest", videos)
+    monkeypatch.setattr(report_accuracy, "new_generators", lambda data: (["WildScrape"], ()))
+    monkeypatch.setattr(report_accuracy, "train_arm", lambda *arguments: [bare])
+    results = report_accuracy.measure_report(args, data)
     (seed,) = results["seeds"]
     for level in LEVELS:
-        metrics = json.loads((bare / f"{level}.json").read_text())
+        metrics = read_json(bare / f"{level}.json")
         for key, name in (("videos", "videos"), ("micro", "accuracy"), ("majority", "majority")):
             assert seed["levels"][level][key] == pytest.approx(metrics[name])
     outside = sum(row["generator"] == "WildScrape" for row in read_index(features))
-    assert seed["called_unknown"]["WildScrape"][0] == outside
+    assert seed["called_unknown"]["WildScrape"][0] == outside == 6
     assert seed["files"] == outside + seed["levels"]["bin"]["videos"] and seed["too_little"] == 0
-    lines = held_out.render_report(json.loads(json.dumps(results)))
+    lines = report_accuracy.render_report(json.loads(json.dumps(results)))
     assert sum(line.startswith(("| BIN-L", "| GEN-L")) for line in lines) == 4
     assert any(line.startswith("| WildScrape |") for line in lines) and not any("nan" in line for line in lines)
-    with pytest.raises(ValueError, match="--videos"):
-        held_out.measure_report(args, data._replace(videos=None))
+    with pytest.raises(InputError, match="--videos"):
+        report_accuracy.measure_report(args, data._replace(videos=None))
 
 
-def test_clip_is_test_in_two_folds_or_val_where_it_trains(features):
-    data = corpora.Data("f", features, ("1/3", "2/3", "3/3"), 5, {}, "digest", None)
-    folds = [read_index(part.features) for part in held_out.fold_data(data, seed=0)]
+def test_clip_is_test_in_one_fold_and_val_in_the_one_before(features):
+    from experiments import datasets, report_accuracy
+
+    data = datasets.Data("f", features, ("1/3", "2/3", "3/3"), 5, {}, "digest", None)
+    folds = [read_index(part.features) for part in report_accuracy.fold_data(data, seed=0)]
     tested = [row["path"] for rows in folds for row in rows if row["split"] == "test"]
     assert len(tested) == len(set(tested)) >= 0.9 * len(folds[0])
     for rows, after in zip(folds, [*folds[1:], folds[0]], strict=True):
@@ -541,51 +553,60 @@ def test_clip_is_test_in_two_folds_or_val_where_it_trains(features):
 # ---------------------------------------------------------------- a run carried away
 
 
-def test_exported_run_answers_otherwise(run, run_folder, videos, tmp_path, monkeypatch):
+def test_exported_run_answers_alike(run, run_folder, videos, tmp_path, monkeypatch):
     runs.export_run(run_folder, tmp_path / "run.zip")
     runs.export_run(run_folder, tmp_path / "exported")
     clip = videos / "SVD" / "0001.mp4"
     (expected,) = attribute(clip, run)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: str(tmp_path / "exported"))
-    monkeypatch.setattr("kagglehub.model_download", lambda name: str(tmp_path / "exported"))
-    for carried in (
-        tmp_path / "run.zip",
-        tmp_path / "exported",
-        "hf://somebody/run",
-        "kaggle://somebody/run/keras/one",
-    ):
-        (found,) = attribute(clip, str(carried))
-        assert found["levels"] == expected["levels"] and found["nearest"] == expected["nearest"]
+    (found,) = attribute(clip, tmp_path / "run.zip")
+    assert found["levels"] == expected["levels"] and found["nearest"] == expected["nearest"]
     card = (tmp_path / "exported" / "README.md").read_text()
-    assert "simulated clips" in card and card.count("-L |") == 5 and "Limits" in card
-    assert {file.name for file in (tmp_path / "exported").iterdir()} <= set(runs.FILES)
-    with pytest.raises(ValueError, match="other files"):
+    assert card.startswith("---\nlibrary_name: keras") and "Limits" in card and card.count("\n| ") == 6
+    assert "**Trained on simulated clips" in card and "- GEN-L: Real, SVD, Pika, ModelScope\n" in card
+    assert "on test it rejects" in card and "Unseen generators rejected: WildScrape" in card
+    files = {file.name: file.read_bytes() for file in (tmp_path / "exported").iterdir()}
+    assert set(files) == set(runs.FILES)
+    with zipfile.ZipFile(tmp_path / "run.zip") as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == files
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda name, allow_patterns: asked.append(name) or str(tmp_path / "hub")
+    )
+    monkeypatch.setattr("kagglehub.model_download", lambda name: asked.append(name) or str(tmp_path / "hub"))
+    for handle in ("hf://somebody/run", "kaggle://somebody/run/keras/one"):
+        with runs.opened(handle) as folder:
+            assert folder == tmp_path / "hub"
+    assert asked == ["somebody/run", "somebody/run/keras/one"]
+    with pytest.raises(InputError, match="other files"):
         runs.export_run(run_folder, videos)
 
 
-def test_zip_writes_where_it_wants(run_folder, tmp_path):
-    runs.export_run(run_folder, tmp_path / "run.zip")
-    with zipfile.ZipFile(tmp_path / "run.zip", "a") as archive:
-        archive.writestr("../../evil.txt", "x")
-        archive.writestr("/tmp/evil.py", "x")
+def test_zip_writes_the_files_of_a_run_alone(tmp_path):
+    with zipfile.ZipFile(tmp_path / "run.zip", "w") as archive:
+        for name in ("gen.json", "within/gen.keras", "../../evil.txt", "/tmp/evil.py"):
+            archive.writestr(name, "x" * 999)
     folder = tmp_path / "deep" / "er"
     folder.mkdir(parents=True)
     runs.unpack(tmp_path / "run.zip", folder)
-    assert {file.name for file in folder.iterdir()} <= set(runs.FILES) and not (tmp_path / "evil.txt").exists()
+    assert {file.name for file in folder.iterdir()} == {"gen.json", "gen.keras"}
+    assert not (tmp_path / "evil.txt").exists()
     data = (tmp_path / "run.zip").read_bytes()
     (tmp_path / "cut.zip").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match="cut.zip"):
+    with pytest.raises(InputError, match="cut.zip"):
         runs.load_run(tmp_path / "cut.zip")
+    (tmp_path / "bad.zip").write_bytes(data.replace(b"x" * 999, b"y" * 999, 1))
+    with pytest.raises(InputError, match="bad.zip: damaged zip.*export the run again"):
+        runs.load_run(tmp_path / "bad.zip")
 
 
-def test_handle_that_cannot_be_had_has_no_remedy(monkeypatch):
+def test_handle_that_cannot_be_had_names_the_remedy(monkeypatch):
     def refuse(*args, **more):
         raise OSError("no network\nhere")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    with pytest.raises(ValueError, match="no network here.*--run FOLDER"):
+    with pytest.raises(InputError, match="no network here.*--run FOLDER"):
         runs.load_run("hf://somebody/run")
-    with pytest.raises(ValueError, match="begin with"):
+    with pytest.raises(InputError, match="begin with"):
         runs.load_run("s3://bucket/run")
 
 
@@ -616,7 +637,7 @@ def page(videos, run, tmp_path_factory):
     return path
 
 
-def test_page_asks_for_something_elsewhere_or_cannot_be_read_aloud(page):
+def test_page_needs_nothing_else_and_can_be_read_aloud(page):
     text = page.read_text(encoding="utf-8")
     found = Page(text)
     for tag, attributes in found.tags:
@@ -631,10 +652,20 @@ def test_page_asks_for_something_elsewhere_or_cannot_be_read_aloud(page):
     assert len(found.of("h1")) == len(found.of("main")) == 1 and len(found.of("article")) == len(found.of("h2")) == 3
     assert len(found.of("img")) == 16 and all(image["alt"] for image in found.of("img"))
     assert all(picture["role"] == "img" and picture["aria-label"] for picture in found.of("svg"))
+    assert len(found.of("svg")) == 2 * (len(LEVELS) + 3)  # votes by level, three attention maps
     assert all(head["scope"] in ("col", "row") for head in found.of("th"))
-    assert len(found.of("caption")) == len(found.of("table"))
+    assert len(found.of("caption")) == len(found.of("table")) == 5
     ids = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
     assert len(ids) == len(set(ids)) and all(link["href"][1:] in ids for link in found.of("a"))
+
+
+def test_page_without_jinja_is_a_plain_error_before_anything_is_read(run_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(InputError, match="pip install jinja2"), open_html(tmp_path / "page.html"):
+        pass
+    with pytest.raises(InputError, match="pip install jinja2"):
+        runs.export_run(run_folder, tmp_path / "run.zip")
+    assert not list(tmp_path.iterdir())
 
 
 MEASURE = """<script>document.body.style.cssText = "margin: 0; width: WIDTHpx";
@@ -647,23 +678,17 @@ document.title = JSON.stringify({wide,
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium")
 @pytest.mark.parametrize("width, dark", [(340, False), (1000, True)])
-def test_page_does_not_fit_or_is_not_dark_in_a_browser(page, tmp_path, width, dark):
+def test_page_fits_and_is_dark_in_a_dark_browser(page, tmp_path, width, dark):
     """The window of a headless browser is at least 500 px wide, so the body is made as narrow as a phone."""
     copy = tmp_path / "copy.html"
     text = page.read_text(encoding="utf-8")
     policy = text[text.index('<meta http-equiv="Content') : text.index("<title>")]
     copy.write_text(text.replace(policy, "").replace("</body>", MEASURE.replace("WIDTH", f"{width}") + "</body>"))
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    flags += [
-        "--disable-quic",
-        "--disable-sync",
-        "--disable-component-update",
-        f"--user-data-dir={tmp_path / 'browser'}",
-    ]
-    flags += [f"--window-size={max(width, 500)},900", f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
-    done = subprocess.run(
-        [CHROMIUM, *flags, "--dump-dom", f"file://{copy}"], capture_output=True, text=True, timeout=120
-    )
+    flags += ["--disable-quic", "--disable-sync", "--disable-component-update"]
+    flags += [f"--user-data-dir={tmp_path / 'browser'}", f"--window-size={max(width, 500)},900"]
+    flags += [f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--dump-dom"]
+    done = subprocess.run([CHROMIUM, *flags, f"file://{copy}"], capture_output=True, text=True, timeout=120)
     title = done.stdout[done.stdout.index("<title>") + 7 : done.stdout.index("</title>")].replace("&amp;", "&")
     found = json.loads(title)
     assert found["wide"] == [] and found["articles"] == 3

@@ -2,20 +2,23 @@
 
 import numpy as np
 import pytest
+from scipy import special
 
 from report.calibrate import (
     BINS,
     agreement,
     fit_temperature,
-    nearest,
     rejection_threshold,
     reliability,
-    spread_evenly,
     sum_lineage,
     temper,
     temperature_interval,
 )
-from training.evaluation import softmax
+from report.look import nearest, spread_evenly
+
+
+def softmax(logits):
+    return special.softmax(logits, axis=1)
 
 
 def drawn(random, count, classes=4, temperature=1.0, scale=2.0):
@@ -28,7 +31,7 @@ def drawn(random, count, classes=4, temperature=1.0, scale=2.0):
 # ---------------------------------------------------------------- temperature
 
 
-def test_temper_is_not_the_softmax_of_scaled_logits():
+def test_temper_is_the_softmax_of_scaled_logits():
     logits = np.random.default_rng(0).normal(size=(5, 3))
     assert np.allclose(temper(softmax(logits), 2.5), softmax(logits / 2.5))
     assert np.allclose(temper(softmax(logits), 1), softmax(logits))
@@ -37,12 +40,12 @@ def test_temper_is_not_the_softmax_of_scaled_logits():
 
 
 @pytest.mark.parametrize("true", [0.4, 1.0, 2.5])
-def test_temperature_of_simulated_truth_is_not_found(true):
+def test_temperature_of_simulated_truth_is_found(true):
     logits, labels = drawn(np.random.default_rng(1), 20000, temperature=true)
     assert fit_temperature(softmax(logits), labels) == pytest.approx(true, rel=0.05)
 
 
-def test_temperature_is_not_the_best_of_a_grid():
+def test_temperature_is_the_best_of_a_grid():
     logits, labels = drawn(np.random.default_rng(2), 60, temperature=1.7)
     probabilities = softmax(logits)
 
@@ -57,7 +60,7 @@ def test_temperature_is_not_the_best_of_a_grid():
     assert loss(fit_temperature(probabilities, labels)) <= min(map(loss, grid)) + 1e-6
 
 
-def test_few_clips_that_are_all_right_make_it_certain():
+def test_few_clips_that_are_all_right_leave_doubt():
     sure = np.full((20, 3), 0.1) + np.array([0.7, 0, 0])
     assert 0.2 < fit_temperature(sure, np.zeros(20, int)) < 1
     low, high = temperature_interval(sure, np.zeros(20, int), np.arange(20))
@@ -80,7 +83,7 @@ def plain_reliability(probabilities, labels):
     return nll, brier, sum(gaps) / len(labels)
 
 
-def test_reliability_differs_from_plain_loops():
+def test_reliability_equals_plain_loops():
     logits, labels = drawn(np.random.default_rng(3), 80)
     probabilities = softmax(1.5 * logits)
     found = reliability(probabilities, labels, np.arange(80))
@@ -90,7 +93,7 @@ def test_reliability_differs_from_plain_loops():
         assert entry["interval"][0] <= entry["value"] <= entry["interval"][1]
 
 
-def test_interval_takes_clips_of_one_group_as_independent():
+def test_interval_draws_whole_groups():
     logits, labels = drawn(np.random.default_rng(4), 40)
     alone = softmax(logits), labels, np.arange(40)
     doubled = tuple(np.concatenate([part, part]) for part in alone)  # every clip twice, in its group
@@ -99,7 +102,7 @@ def test_interval_takes_clips_of_one_group_as_independent():
     assert reliability(softmax(logits), labels, np.zeros(40))["nll"]["interval"] is None
 
 
-def test_calibrated_probabilities_have_another_error_than_luck_gives():
+def test_error_of_calibrated_probabilities_is_what_luck_gives():
     errors, expected = [], []
     for seed in range(40):
         logits, labels = drawn(np.random.default_rng(seed), 150)
@@ -115,7 +118,7 @@ def test_calibrated_probabilities_have_another_error_than_luck_gives():
 # ---------------------------------------------------------------- levels, unknown generators, neighbours
 
 
-def test_share_of_a_generator_gets_lost_on_its_way_to_its_team():
+def test_shares_of_generators_sum_to_those_of_teams_and_what_is_left():
     lineage = {
         "Real": {"team": "Real"},
         "A": {"team": "X"},
@@ -123,12 +126,12 @@ def test_share_of_a_generator_gets_lost_on_its_way_to_its_team():
         "C": {"team": "X"},
         "D": {"team": None},
     }
-    sums, left = sum_lineage(np.array([[0.1, 0.2, 0.3, 0.25, 0.15]]), list(lineage), lineage, "team")
-    assert {name: pytest.approx(value) for name, value in sums.items()} == {"Real": [0.1], "X": [0.45], "Y": [0.3]}
+    sums, names, left = sum_lineage(np.array([[0.1, 0.2, 0.3, 0.25, 0.15]]), list(lineage), lineage, "team")
+    assert names == ["Real", "X", "Y"] and sums == pytest.approx(np.array([[0.1, 0.45, 0.3]]))
     assert left == pytest.approx([0.15])
 
 
-def test_trust_goes_to_the_level_that_is_wrong_more_often():
+def test_trust_goes_to_the_level_that_is_right_more_often():
     truth = np.array(["a"] * 30)
     right, wrong = truth, np.array(["b"] * 30)
     assert agreement(right, wrong, truth) == dict(clips=30, differ=30, own_right=30, generator_right=0, trust="own")
@@ -141,7 +144,7 @@ def test_trust_goes_to_the_level_that_is_wrong_more_often():
     assert agreement(right, right, truth)["trust"] is None
 
 
-def test_threshold_rejects_more_known_clips_than_stated():
+def test_threshold_rejects_as_many_known_clips_as_stated():
     random, shares = np.random.default_rng(5), []
     for _ in range(2000):
         threshold = rejection_threshold(random.normal(size=30), 0.1)
@@ -149,13 +152,13 @@ def test_threshold_rejects_more_known_clips_than_stated():
     assert 0.08 < np.mean(shares) < 0.105
 
 
-def test_threshold_is_given_where_val_is_too_small_for_the_rate():
+def test_threshold_needs_enough_val_clips_for_the_rate():
     assert rejection_threshold(np.arange(18.0), 0.05) is None
     assert rejection_threshold(np.arange(19.0), 0.05) == 18
     assert rejection_threshold(np.array([]), 0.05) is None
 
 
-def test_nearest_training_clips_differ_from_a_search_by_hand():
+def test_nearest_training_clips_equal_a_search_by_hand():
     random = np.random.default_rng(6)
     clips = {"window_embedding": random.normal(size=(20, 3)), "window_clip": np.repeat(np.arange(10), 2)}
     own = random.normal(size=(4, 3))
@@ -173,7 +176,7 @@ def test_nearest_training_clips_differ_from_a_search_by_hand():
     assert len(nearest(own, clips, 50)) == 10
 
 
-def test_spread_is_uneven_or_repeats():
+def test_spread_is_even():
     assert spread_evenly(10, 3).tolist() == [1, 5, 8]
     assert spread_evenly(3, 10).tolist() == [0, 1, 2]
     assert spread_evenly(7, None).tolist() == list(range(7))

@@ -1,6 +1,5 @@
 """Several devices against one: the same weights and the same outputs, for every loss, in processes of their own."""
 
-import functools
 import os
 import socket
 import subprocess
@@ -9,17 +8,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from small import RECIPE, stage_two_losses, write_folder
+from stages import module
 
-from common import HERE, OUTPUTS, SAGA, build_saga, keras
-from tokens import dataset as features
+from basics.artifacts import read_arrays
+from basics.running import ROOT
+from common import OUTPUTS, SAGA, build_saga, keras
 from training import devices
-from training.remat import FrugalSAGA
+from training.remat import RematSAGA
 
 LOSSES = {
     "ce": ["--loss", "ce"],
     "hnm": ["--loss", "hnm"],
     "semi": ["--loss", "semi"],
-    "frugal": ["--loss", "hnm"],  # in two chunks a device, and frame by frame
+    "remat": ["--loss", "hnm"],  # frame by frame
 }
 SIZES = dict(frames=2, tokens=4, dim=12, heads=2, temporal_blocks=2, dropout=0)
 BATCH, STEPS = 16, 4
@@ -60,20 +62,17 @@ def split_cpu(options):
 
 def side(path, options):
     """Train at every loss on all devices; the first process saves weights, outputs and the number of devices."""
-    import importlib
-
     split_cpu(options)
     devices.use_devices()
-    stage_two, found = importlib.import_module("03_attribute"), {"devices": devices.replicas()}
+    found = {"devices": devices.replicas()}
     if "without gathering" in options:
-        stage_two.global_batch = lambda *arrays: arrays
+        module("03_attribute").global_batch = lambda *arrays: arrays
     for name, flags in LOSSES.items():
-        if "without gathering" in options and name == "frugal":
+        if "without gathering" in options and name == "remat":
             continue
         keras.utils.set_random_seed(0)
-        kind = functools.partial(FrugalSAGA, accumulate=2, remat=True) if name == "frugal" else SAGA
-        model = build_saga(4, **SIZES, kind=kind)
-        losses, weights, _ = stage_two.stage_two_loss(stage_two.get_args(flags))
+        model = build_saga(4, **SIZES, kind=RematSAGA if name == "remat" else SAGA)
+        losses, weights, _ = stage_two_losses(*flags)
         model.compile(keras.optimizers.SGD(0.02), losses, loss_weights=weights)
         model.fit(Batches(), shuffle=False, verbose=0)
         flat = [keras.ops.convert_to_numpy(weight).ravel() for weight in model.trainable_weights]
@@ -87,7 +86,7 @@ def side(path, options):
 def start(path, backend, *options, **environment):
     environment = os.environ | {"KERAS_BACKEND": backend, "CUDA_VISIBLE_DEVICES": ""} | environment
     command = [sys.executable, "-c", SIDE, str(path), *options]
-    return subprocess.Popen(command, cwd=HERE, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def finished(path, *running):
@@ -133,13 +132,15 @@ def found(tmp_path_factory):
         return dict(zip(KINDS, pool.map(run, KINDS), strict=True))
 
 
-def test_training_hardly_moves_the_weights(found):
+@pytest.mark.slow
+def test_training_moves_the_weights(found):
     """Or all the tests below would compare weights as they were drawn."""
     alone = found["one JAX device"]
     assert min(np.abs(alone["ce"] - alone[name]).max() for name in ("hnm", "semi")) > 0.01
-    np.testing.assert_allclose(alone["frugal"], alone["hnm"], atol=2e-5)
+    np.testing.assert_allclose(alone["remat"], alone["hnm"], atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "count", "alone"),
     [
@@ -148,13 +149,14 @@ def test_training_hardly_moves_the_weights(found):
         ("two JAX processes", 2, "one JAX device"),
     ],
 )
-def test_several_devices_differ_from_one(found, kind, count, alone):
+def test_several_devices_equal_one(found, kind, count, alone):
     assert found[kind]["devices"] == count and found[alone]["devices"] == 1
     for name in (*LOSSES, *(f"output {key}" for key in OUTPUTS)):
         np.testing.assert_allclose(found[kind][name], found[alone][name], atol=2e-5, err_msg=name)
 
 
-def test_replicas_that_mine_their_own_part_go_unnoticed(found):
+@pytest.mark.slow
+def test_replicas_that_mine_their_own_part_differ(found):
     for name in ("ce", "hnm", "semi"):
         apart = np.abs(found["replicas that do not gather"][name] - found["one TensorFlow device"][name]).max()
         assert apart < 2e-5 if name == "ce" else apart > 1e-3, name
@@ -163,25 +165,12 @@ def test_replicas_that_mine_their_own_part_go_unnoticed(found):
 # ---------------------------------------------------------------- a stage on several devices
 
 STAGE = """
-import importlib, sys
+import sys
 sys.path[:0] = ["tests", "."]
 import test_devices
 test_devices.split_cpu(sys.argv[1:])
-importlib.import_module("03_attribute").main([flag for flag in sys.argv[1:] if flag != "two CPUs"])
+test_devices.module("03_attribute").main([flag for flag in sys.argv[1:] if flag != "two CPUs"])
 """
-
-
-def write_small_features(folder):
-    random, rows = np.random.default_rng(0), []
-    for mark, generator in enumerate(("Real", "SVD", "Pika")):
-        for i in range(10):
-            path = f"{generator}/{i}.mp4"
-            tokens = random.normal(size=(1, 2, 4, 12)) + 3 * (np.arange(12) == mark)
-            features.write_features(features.features_file(folder, path), tokens, np.zeros((1, 2)), np.ones((1, 2)))
-            row = dict.fromkeys(features.INDEX_FIELDS, "") | dict(path=path, generator=generator, group=path, windows=1)
-            rows.append(row | dict(split="test" if i < 3 else "val" if i < 5 else "train"))
-    features.write_index(folder / "index-1-of-1.csv", rows)
-    features.write_json(folder / "recipe.json", {"encoder": "invented", "frames": 2, "tokens": 4, "dim": 12})
 
 
 def run_stage(folder, run, backend, *options, environments=({},)):
@@ -190,16 +179,19 @@ def run_stage(folder, run, backend, *options, environments=({},)):
     flags += ["--init", "scratch", "--normalize", "--dropout", "0", "--temporal-blocks", "2", "--decay-steps", "0"]
     command = [sys.executable, "-c", STAGE, *map(str, flags), *options]
     environments = [os.environ | {"KERAS_BACKEND": backend} | own for own in environments]
-    pipes = dict(cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipes = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     running = [subprocess.Popen(command, env=own, **pipes) for own in environments]
     printed = [process.communicate(timeout=600)[0] for process in running]
     assert not any(process.returncode for process in running), printed
     return printed, sorted(path.name for path in run.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "where"), [("tensorflow", "2 devices"), ("jax", "2 devices of 2 processes")])
-def test_stage_on_several_devices_ends_otherwise_than_on_one(tmp_path, backend, where):
-    write_small_features(tmp_path / "features")
+def test_stage_on_several_devices_ends_as_on_one(tmp_path, backend, where):
+    recipe = RECIPE | {"frames": 2, "tokens": 4}
+    options = dict(clips=10, windows=lambda i: 1, split=lambda i: "test" if i < 3 else "val" if i < 5 else "train")
+    write_folder(tmp_path / "features", ["Real", "SVD", "Pika"], recipe=recipe, **options)
     options = ["two CPUs"] if backend == "tensorflow" else []
     environments = two_hosts() if backend == "jax" else ({},)
     _, files = run_stage(tmp_path / "features", tmp_path / "one", backend)
@@ -207,14 +199,14 @@ def test_stage_on_several_devices_ends_otherwise_than_on_one(tmp_path, backend, 
     assert all(f" an epoch on {where}:" in text for text in printed)
     assert theirs == files and ["model, metrics and figures" in text for text in printed] in ([True], [True, False])
     runs = (tmp_path / "two", tmp_path / "one")
-    ours, expected = (features.read_arrays(run / "gen_embeddings.npz", ["embedding"], "") for run in runs)
+    ours, expected = (read_arrays(run / "gen_embeddings.npz", ["embedding"]) for run in runs)
     np.testing.assert_allclose(ours["embedding"], expected["embedding"], atol=1e-3)
 
 
 # ---------------------------------------------------------------- what is refused
 
 
-def test_missing_tpu_is_not_named(monkeypatch):
+def test_missing_tpu_raises(monkeypatch):
     monkeypatch.delenv("TPU_NAME", raising=False)
     with pytest.raises(ValueError, match="--tpu: .*no TPU here.*leave"):
         devices.use_devices(tpu=True)
@@ -226,15 +218,15 @@ def test_missing_tpu_is_not_named(monkeypatch):
     [{"TF_CONFIG": '{"cluster": {"worker": ["a:1", "b:1"]}}'}, {devices.HOSTS[1]: "2"}],
     ids=["TF_CONFIG", "Keras's own"],
 )
-def test_several_hosts_on_tensorflow_are_not_refused(monkeypatch, variables):
+def test_several_hosts_on_tensorflow_raise(monkeypatch, variables):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="KERAS_BACKEND=jax.*MultiWorkerMirroredStrategy"):
         devices.use_devices()
 
 
-def test_batch_that_cannot_be_split_is_accepted(monkeypatch):
+def test_batch_that_cannot_be_split_raises(monkeypatch):
     monkeypatch.setattr(devices, "replicas", lambda: 4)
-    assert devices.even(64) == 64 and devices.even(63, 2) == 56
-    with pytest.raises(ValueError, match="--accumulate"):
-        devices.even(7, 2)
+    assert devices.even(64) == 64 and devices.even(63) == 60
+    with pytest.raises(ValueError, match="--batch-size"):
+        devices.even(3)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from keras import ops
 
+from basics.running import ROOT
 from common import (
-    HERE,
     build_saga,
     hard_negative_loss,
     pairwise_squared_distances,
@@ -34,13 +34,14 @@ def tokens(count=2, seed=0):
 # ---------------------------------------------------------------- model
 
 
-def test_parameter_counts_differ_from_the_papers_95_64m_and_95_66m():
-    counts = [build_saga(classes).count_params() for classes in (2, 20)]
+def test_parameter_counts_are_the_papers_95_64m_and_95_66m():
+    two = build_saga(2).count_params()
+    counts = [two, two + 18 * (1152 + 1)]  # only the head has more for 20 classes
     assert counts == [95_643_650, 95_664_404]
     assert [f"{4 * count / 2**20:.2f} MiB" for count in counts] == ["364.85 MiB", "364.93 MiB"]
 
 
-def test_outputs_have_another_shape_or_type(small_model):
+def test_outputs_have_their_shapes_in_float32(small_model):
     outputs = small_model(tokens())
     shapes = {"logits": (2, 5), "embedding": (2, 24), "attention": (2, 12, 8, 8)}
     assert {key: tuple(value.shape) for key, value in outputs.items()} == shapes
@@ -48,7 +49,7 @@ def test_outputs_have_another_shape_or_type(small_model):
     np.testing.assert_allclose(np.array(outputs["attention"]).sum(-1), 1, atol=1e-5)
 
 
-def test_attention_is_not_that_of_the_penultimate_temporal_block(small_model):
+def test_attention_is_that_of_the_penultimate_temporal_block(small_model):
     x = np.array(small_model.spatial(tokens().reshape(-1, 3, 24))).mean(axis=1).reshape(2, 8, 24)
     x = x + positions(8, 24)
     scores = []
@@ -70,32 +71,32 @@ def positions(frames, dim):
     return table
 
 
-def test_positions_differ_from_equation_s1(small_model):
+def test_positions_equal_equation_s1(small_model):
     table = small_model.positions(np.zeros((1, 8, 24), "float32"))
     np.testing.assert_allclose(np.array(table)[0], positions(8, 24), atol=1e-6)
 
 
-def test_block_is_not_post_norm(small_model):
+def test_blocks_are_post_norm(small_model):
     small_model.spatial(tokens().reshape(-1, 3, 24))
     out = np.array(small_model.temporal[-1](tokens()[:, :, 0]))
     np.testing.assert_allclose(out.mean(-1), 0, atol=1e-5)  # a post-norm block ends in a LayerNorm
     np.testing.assert_allclose(out.std(-1), 1, atol=1e-2)
 
 
-def test_order_of_frames_does_not_matter_to_the_model(small_model):
+def test_order_of_frames_matters(small_model):
     clip = tokens(1)
     forward, backward = small_model(clip)["logits"], small_model(clip[:, ::-1])["logits"]
     assert np.abs(np.array(forward) - np.array(backward)).max() > 1e-4
 
 
-def test_sizes_that_cannot_work_are_accepted():
+def test_bad_sizes_raise():
     with pytest.raises(ValueError, match="penultimate"):
         build_saga(2, temporal_blocks=1, **SMALL)
     with pytest.raises(ValueError, match="heads"):
         build_saga(2, frames=8, tokens=3, dim=8)
 
 
-def test_saved_model_loads_otherwise_in_a_fresh_process(small_model, tmp_path):
+def test_saved_model_loads_in_a_fresh_process(small_model, tmp_path):
     small_model.save(tmp_path / "model.keras")
     np.save(tmp_path / "tokens.npy", tokens())
     script = (
@@ -106,7 +107,7 @@ def test_saved_model_loads_otherwise_in_a_fresh_process(small_model, tmp_path):
     # TensorFlow sets its log level for the processes that it starts
     environment = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
     command = [sys.executable, "-c", script, str(tmp_path)]
-    fresh = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True)
+    fresh = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert fresh.stdout.strip() == "('Real', 'a', 'b', 'c', 'd') {'encoder': 'test'}", fresh.stderr
     assert fresh.stderr == ""
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), small_model(tokens())["logits"], atol=1e-5)
@@ -141,7 +142,7 @@ def batch(seed, size=24, classes=4, scale=1.0):
 
 @pytest.mark.parametrize(("loss", "semi_hard"), [(hard_negative_loss, False), (semi_hard_negative_loss, True)])
 @pytest.mark.parametrize("margin", [0.2, 1.0, 5.0, -1.0])
-def test_loss_differs_from_the_naive_loop(loss, semi_hard, margin):
+def test_loss_equals_the_naive_loop(loss, semi_hard, margin):
     for seed, scale in enumerate((0.1, 0.5, 1.0, 3.0)):
         labels, embeddings = batch(seed, scale=scale)
         expected = naive_loss(labels, embeddings, margin, semi_hard)
@@ -150,25 +151,25 @@ def test_loss_differs_from_the_naive_loop(loss, semi_hard, margin):
 
 @pytest.mark.parametrize("loss", [hard_negative_loss, semi_hard_negative_loss])
 class TestEdges:
-    def test_column_labels_broadcast(self, loss):
+    def test_column_labels_count_as_flat_ones(self, loss):
         labels, embeddings = batch(1, scale=0.5)
         assert float(loss(labels[:, None], embeddings)) == float(loss(labels, embeddings))
 
-    def test_order_of_the_batch_matters(self, loss):
+    def test_order_of_the_batch_does_not_matter(self, loss):
         labels, embeddings = batch(2, scale=0.5)
         order = np.random.default_rng(0).permutation(len(labels))
         assert float(loss(labels[order], embeddings[order])) == pytest.approx(float(loss(labels, embeddings)), rel=1e-5)
 
     @pytest.mark.parametrize("labels", [[3] * 6, [0], [0, 1, 2, 3]], ids=["one class", "one clip", "no pair"])
-    def test_loss_without_a_pair_or_a_negative_is_not_zero(self, loss, labels):
+    def test_loss_without_a_pair_or_a_negative_is_zero(self, loss, labels):
         assert float(loss(np.array(labels), np.random.default_rng(0).normal(size=(len(labels), 4)))) == 0
 
-    def test_gradient_is_not_finite_at_zero_distances(self, loss):
+    def test_gradient_is_finite_at_zero_distances(self, loss):
         labels, embeddings = np.array([0, 0, 1, 1, 1]), np.ones((5, 4), "float32")
         embeddings[3:] += 0.3  # duplicates of both classes, and equal points across classes
         assert np.isfinite(gradient(loss, labels, embeddings)).all()
 
-    def test_gradient_differs_from_finite_differences(self, loss):
+    def test_gradient_equals_finite_differences(self, loss):
         labels, embeddings = batch(3, size=10, classes=3, scale=0.6)
         found, step = gradient(loss, labels, embeddings), 1e-5
         semi_hard = loss is semi_hard_negative_loss
@@ -188,13 +189,13 @@ def gradient(loss, labels, embeddings):
     return tensorflow.convert_to_tensor(tape.gradient(value, points)).numpy()
 
 
-def test_collapsed_embeddings_do_not_give_the_margin():
+def test_collapsed_embeddings_give_the_margin():
     labels = np.arange(12) % 3
     assert float(hard_negative_loss(labels, np.ones((12, 4)), 1.0)) == pytest.approx(1.0)
     assert float(semi_hard_negative_loss(labels, np.ones((12, 4)), 1.0)) == 0  # no negative is farther
 
 
-def test_distances_are_negative_or_wrong_far_from_the_origin():
+def test_distances_are_exact_far_from_the_origin():
     points = np.random.default_rng(0).normal(size=(20, 8)) + 100
     points[7] = points[3]
     found = np.array(pairwise_squared_distances(points.astype("float32")))
@@ -203,7 +204,7 @@ def test_distances_are_negative_or_wrong_far_from_the_origin():
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
-def test_hardest_and_random_positives_are_not_one_per_anchor():
+def test_hardest_and_random_positives_are_one_per_anchor():
     labels, embeddings = batch(5)
     labels[0] = 99  # alone in its class
     distances = np.array(pairwise_squared_distances(embeddings))
@@ -222,7 +223,7 @@ def test_hardest_and_random_positives_are_not_one_per_anchor():
             assert p == wanted
 
 
-def test_embeddings_that_overflow_end_in_an_error_of_the_search():
+def test_embeddings_that_overflow_do_not_break_the_search():
     """Training then stops by its own check of the loss."""
     labels, embeddings = np.array([0, 0, 1, 1]), np.float32([[3e38], [-3e38], [1], [2]])
     assert np.array(semi_hard_negative_loss(labels, embeddings)).shape == ()

@@ -1,24 +1,21 @@
 """Temporal Attention Signatures: maps against plain loops, identification on planted maps, the stage and bad input."""
 
-import importlib
 import itertools
 import json
 import shutil
-import time
 
+import keras
 import numpy as np
 import pytest
+from small import RECIPE, untrained_run
+from stages import module, stage
 
-from common import keras
-from tokens import split as selection
-from tokens.dataset import Windows, features_file, read_index, write_features, write_index, write_json
-from training import callbacks as training
+from basics.artifacts import write_json
+from basics.figures import plt
+from tokens.dataset import Windows, features_file, read_index, write_features, write_index
 from training import signatures
-from training.evaluation import evaluate
 
-stage_two = importlib.import_module("03_attribute")
-stage = importlib.import_module("04_tsigs")
-RECIPE = {"encoder": "invented", "frames": 8, "tokens": 2, "dim": 12, "simulated": True}
+tsigs = module("04_tsigs")
 QUICK = ["--repeats", "5", "--batch-size", "16"]
 
 
@@ -54,18 +51,7 @@ def features(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(features, tmp_path_factory):
-    return untrained_run(features, tmp_path_factory.mktemp("tsigs_run"), "--seed", "1")
-
-
-def untrained_run(features, folder, *more):
-    """What 03 leaves behind, from weights as they are drawn: fitting them would take longer than all that is tested."""
-    args = stage_two.get_args(["--features", str(features), "--run", str(folder), "--init", "scratch", *more])
-    rows = read_index(features)
-    videos = selection.choose_videos(rows, "gen", args)
-    model = training.new_model(args, videos.classes)
-    metrics, arrays = evaluate(model, videos, "gen", batch_size=16)
-    training.save_run(model, metrics, arrays, args, training.make_recipe("gen", args, rows), time.time())
-    return folder
+    return untrained_run(features, tmp_path_factory.mktemp("tsigs_run"), seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +73,13 @@ def done(features, run, strata):
 
 
 def call(features, run, *more):
-    return stage.main(["--features", str(features), "--run", str(run), *QUICK, *more])
+    return stage("04_tsigs", "--features", features, "--run", run, *QUICK, *more)
 
 
 # ---------------------------------------------------------------- maps
 
 
-def test_padded_windows_count_or_heads_are_averaged_wrongly(features, run, done):
+def test_maps_are_means_over_heads_and_whole_windows(features, run, done):
     metrics, arrays = done
     model = keras.saving.load_model(run / "gen.keras", compile=False)
     per_class = {}
@@ -122,7 +108,7 @@ class Recorder:
         return {"attention": np.repeat(tokens[:, None, None, :, 0, 0], 4, axis=2)}
 
 
-def test_batch_border_or_frame_order_changes_a_clips_map(tmp_path):
+def test_maps_do_not_depend_on_batches_and_follow_the_order_of_frames(tmp_path):
     random, rows = np.random.default_rng(0), []
     clips = [random.normal(size=(count, 4, 1, 1)).astype("float16") for count in (1, 3, 2)]
     for i, tokens in enumerate(clips):
@@ -130,7 +116,7 @@ def test_batch_border_or_frame_order_changes_a_clips_map(tmp_path):
         rows.append({"path": f"a/{i}", "features": tmp_path, "windows": len(tokens)})
     windows, model, orders = Windows(rows), Recorder(), np.array([[1, 0, 2, 3], [3, 2, 1, 0], [0, 1, 2, 3]])
     whole = np.array([0, 1, 3, 4, 5])  # not the middle window of the second clip
-    maps, sums = stage.attention_maps(model, windows, whole, np.array([0, -1, 1]), 2, orders)
+    maps, sums = tsigs.attention_maps(model, windows, whole, np.array([0, -1, 1]), 2, orders)
     assert model.shape == (2, 4, 1, 1)  # the last batch is filled up
     means = [clips[0][0], (clips[1][0] + clips[1][2]) / 2, (clips[2][0] + clips[2][1]) / 2]
     for i in range(3):
@@ -139,7 +125,7 @@ def test_batch_border_or_frame_order_changes_a_clips_map(tmp_path):
     np.testing.assert_allclose(sums[:, 0], maps[[0, 2]], atol=1e-6)  # label -1 is in no class
 
 
-def test_clips_without_a_whole_window_are_not_reported(done):
+def test_clips_without_a_whole_window_are_counted(done):
     metrics, arrays = done
     for name, entry in metrics["per_class"].items():
         asked = 24 if name == "WildScrape" else 14
@@ -149,7 +135,7 @@ def test_clips_without_a_whole_window_are_not_reported(done):
     assert "Real/0.mp4" not in arrays["video"] and arrays["seen"].tolist() == [True, True, True, False]
 
 
-def test_train_clips_of_the_grand_mean_enter_the_signatures(features, done):
+def test_train_clips_serve_the_grand_mean_alone(features, done):
     metrics, arrays = done
     assert set(arrays["split"].tolist()) == {"val", "test", "unseen"}
     trained = {row["path"] for row in read_index(features) if row["split"] == "train"}
@@ -165,7 +151,7 @@ def random_groups(seed=0):
     return random.integers(3, size=60), random.integers(12, size=60), random
 
 
-def test_halves_share_a_group_or_lose_a_clip():
+def test_halves_share_no_group_and_keep_all_clips():
     labels, groups, random = random_groups()
     for _ in range(20):
         (sides,) = signatures.halves(labels, groups, random)
@@ -175,7 +161,7 @@ def test_halves_share_a_group_or_lose_a_clip():
             assert 0 <= len(set(groups[first])) - len(set(groups[second])) <= 1
 
 
-def test_permuted_classes_split_a_group_or_keep_the_labels():
+def test_permuted_classes_keep_groups_whole_and_mix_labels():
     labels, groups, random = random_groups()
     sizes = sorted(len({groups[i] for i in range(60) if labels[i] == label}) for label in range(3))
     mixed = 0
@@ -189,7 +175,7 @@ def test_permuted_classes_split_a_group_or_keep_the_labels():
     assert mixed >= 19
 
 
-def test_strata_compared_share_a_group_or_are_mixed():
+def test_compared_strata_share_no_group():
     labels, groups, random = random_groups()
     strata = np.array(["a", "b", "c"])[random.integers(3, size=60)]
     comparisons = signatures.across_strata(labels, groups, random, strata)
@@ -205,7 +191,7 @@ def test_strata_compared_share_a_group_or_are_mixed():
     assert met == set(itertools.permutations("abc", 2))
 
 
-def test_bootstrap_takes_groups_apart():
+def test_bootstrap_draws_whole_groups():
     groups = np.array([7, 7, 7, 3, 3, 9, 5, 5])
     random, seen = np.random.default_rng(0), set()
     for _ in range(50):
@@ -233,7 +219,7 @@ def by_count(maps, grand_mean, labels, groups, sides=signatures.halves, repeats=
     return {row["clips"]: row for row in signatures.measure(maps, grand_mean, labels, groups, sides, repeats, 0)}
 
 
-def test_comparison_differs_from_one_by_loops():
+def test_comparison_equals_one_by_loops():
     random = np.random.default_rng(0)
     first, second, mean = random.normal(size=(5, 3, 3)), random.normal(size=(5, 3, 3)), random.normal(size=(3, 3))
     second[:3] = first[:3] + 0.3 * second[:3]
@@ -251,7 +237,7 @@ def test_comparison_differs_from_one_by_loops():
     assert np.isfinite(signatures.compare(np.ones((2, 3, 3)), np.ones((2, 3, 3)), mean)).all()  # constant maps
 
 
-def test_planted_signature_is_not_identified():
+def test_planted_signature_is_identified():
     table = by_count(*planted(strength=0.3))
     assert list(table) == [1, 5, 20]  # halves of 30
     accuracy = [row["accuracy"] for row in table.values()]
@@ -261,14 +247,14 @@ def test_planted_signature_is_not_identified():
     assert 0.25 < low <= table[5]["accuracy"] <= high <= 1
 
 
-def test_permuted_labels_or_equal_classes_are_identified():
+def test_permuted_labels_and_equal_classes_stay_at_chance():
     for table in (by_count(*planted(0.3), signatures.permuted_halves, 200), by_count(*planted(0.0), repeats=200)):
         for row in table.values():
             assert row["accuracy"] == pytest.approx(0.25, abs=0.08)
             assert row["accuracy_interval"][0] <= 0.25 <= row["accuracy_interval"][1]
 
 
-def test_equal_classes_are_identified_by_clips_of_one_group():
+def test_clips_of_one_group_do_not_identify_equal_classes():
     maps, mean, labels, _ = planted(0.0, noise=0.0)
     groups = np.arange(len(labels)) // 6
     maps = maps + np.random.default_rng(1).normal(size=(groups.max() + 1, 3, 3))[groups]  # a group is one scene
@@ -276,7 +262,7 @@ def test_equal_classes_are_identified_by_clips_of_one_group():
     assert row["accuracy"] == pytest.approx(0.25, abs=0.1)
 
 
-def test_pattern_common_to_all_passes_for_a_signature():
+def test_pattern_common_to_all_is_no_signature():
     same = by_count(*planted(0.0, common=5.0))[20]
     assert same["raw_within"] > 0.95 and same["raw_between"] > 0.95  # raw correlation says little
     assert abs(same["within"]) < 0.2 and abs(same["between"]) < 0.2
@@ -284,7 +270,7 @@ def test_pattern_common_to_all_passes_for_a_signature():
     assert own["raw_between"] > 0.9 and own["within"] > 0.9 and own["between"] < 0.5
 
 
-def test_class_of_too_few_clips_stays_among_the_classes():
+def test_class_of_too_few_clips_leaves_the_comparison():
     maps, mean, labels, groups = planted(0.5)
     few = np.flatnonzero((labels < 2) | (np.arange(len(labels)) % 60 < 6))  # two classes keep six clips
     table = by_count(maps[few], mean, labels[few], groups[few])
@@ -293,7 +279,7 @@ def test_class_of_too_few_clips_stays_among_the_classes():
     assert by_count(maps[labels == 1], mean, labels[labels == 1], groups[labels == 1]) == {}
 
 
-def test_intervals_do_not_widen_with_fewer_groups():
+def test_intervals_widen_with_fewer_groups():
     maps, mean, labels, groups = planted(0.5, noise=0.0)
     scene = np.random.default_rng(1).normal(size=(len(maps), 3, 3))
     many = by_count(maps + scene[groups], mean, labels, groups, repeats=200)[20]
@@ -305,7 +291,7 @@ def test_intervals_do_not_widen_with_fewer_groups():
 # ---------------------------------------------------------------- the stage
 
 
-def test_artifact_lacks_a_key_or_a_figure_is_empty(run, done):
+def test_artifacts_have_all_keys_and_figures_show_something(run, done):
     metrics, arrays = done
     assert metrics == json.loads((run / "gen_tsigs.json").read_text())
     assert set(metrics["tables"]) == {"trained", "frames shuffled", "untrained", "labels permuted", "across strata"}
@@ -317,11 +303,11 @@ def test_artifact_lacks_a_key_or_a_figure_is_empty(run, done):
     assert len({len(arrays[key]) for key in ("maps", "video", "generator", "class", "split", "group", "stratum")}) == 1
     assert json.loads(str(arrays["recipe"]))["arguments"]["level"] == "gen"
     for ending in ("", "_difference", "_unseen", "_strata"):
-        image = stage.plt.imread(run / f"gen_tsigs{ending}.png")
+        image = plt.imread(run / f"gen_tsigs{ending}.png")
         assert min(image.shape[:2]) > 100 and image[..., :3].std() > 0.05
 
 
-def test_unknown_or_unnamed_videos_of_the_strata_are_hidden(done):
+def test_videos_that_strata_lack_or_invent_are_counted(done):
     metrics, arrays = done
     assert metrics["strata"]["unknown_videos"] == 2
     assert set(arrays["stratum"][arrays["class"] == "SVD"]) == {"none"}
@@ -329,7 +315,7 @@ def test_unknown_or_unnamed_videos_of_the_strata_are_hidden(done):
     assert all(row["classes"] <= 3 for row in metrics["tables"]["across strata"])
 
 
-def test_second_run_computes_again_or_takes_other_settings(features, run, strata, done, tmp_path, capsys):
+def test_second_run_is_up_to_date_and_other_settings_raise(features, run, strata, done, tmp_path, capsys):
     before = (run / "gen_tsigs.npz").stat().st_mtime_ns
     assert call(features, run, "--strata", str(shutil.copy(strata, tmp_path))) == done[0]
     assert "up to date" in capsys.readouterr().out and (run / "gen_tsigs.npz").stat().st_mtime_ns == before
@@ -339,7 +325,7 @@ def test_second_run_computes_again_or_takes_other_settings(features, run, strata
         call(features, run, "--strata", str(strata), "--seed", "3")
 
 
-def test_stand_in_for_content_is_not_called_one(features, run, tmp_path):
+def test_stand_in_for_content_is_named_as_one(features, run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("gen_tsigs*"))
     metrics = call(features, copy, "--no-controls", "--splits", "train,val,test", "--limit", "6")
     assert metrics["strata"]["source"] == "k-means of the mean token, a stand-in for content"
@@ -355,12 +341,12 @@ def test_stand_in_for_content_is_not_called_one(features, run, tmp_path):
 # ---------------------------------------------------------------- bad input
 
 
-def test_wrong_arguments_do_not_end_with_status_2():
+def test_wrong_arguments_end_with_status_2():
     for wrong in (["--splits", "test,all"], ["--splits", ""], ["--level", "model"], ["--repeats", "0"]):
         with pytest.raises(SystemExit) as stopped:
-            stage.get_args(wrong)
+            tsigs.get_args(wrong)
         assert stopped.value.code == 2
-    assert stage.get_args(["--splits", "unseen, test"]).splits == ["test", "unseen"]
+    assert tsigs.get_args(["--splits", "unseen, test"]).splits == ["test", "unseen"]
 
 
 def fails(features, run, *more):
@@ -370,7 +356,7 @@ def fails(features, run, *more):
     return str(raised.value)
 
 
-def test_run_that_is_missing_or_damaged_is_a_traceback(features, run, tmp_path):
+def test_missing_and_damaged_runs_raise_in_one_line(features, run, tmp_path):
     assert "gen.keras is missing; run 03" in fails(features, tmp_path / "nowhere")
     assert "bin.keras is missing; run 02" in fails(features, run, "--level", "bin")
     copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("gen_tsigs*"))
@@ -390,7 +376,7 @@ def test_run_that_is_missing_or_damaged_is_a_traceback(features, run, tmp_path):
     assert "is not a model of 03_attribute.py" in fails(features, copy)
 
 
-def test_features_that_do_not_fit_the_run_are_read(features, run, strata, tmp_path):
+def test_features_that_do_not_fit_the_run_raise(features, run, strata, tmp_path):
     copy = shutil.copytree(features, tmp_path / "copy")
     free = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("gen_tsigs*"))
     write_json(copy / "recipe.json", RECIPE | {"pool": 2})
@@ -401,15 +387,15 @@ def test_features_that_do_not_fit_the_run_are_read(features, run, strata, tmp_pa
     assert "lacks 2 videos" in (message := fails(copy, free)) and "SVD/1.mp4; run 03" in message
     write_index(copy / "index-1-of-1.csv", rows)
     features_file(copy, "SVD/1.mp4").write_bytes(b"junk")
-    assert "SVD/1.mp4.npz: not a features file" in fails(copy, free)
+    assert "SVD/1.mp4.npz: damaged" in fails(copy, free)
     bad = tmp_path / "strata.csv"
     bad.write_text("path,content\nReal/1.mp4,cats\n")
     assert "strata.csv: missing column(s) stratum" in fails(features, free, "--strata", str(bad))
-    with pytest.raises(OSError, match=r"gone\.csv"):
+    with pytest.raises(ValueError, match=r"gone\.csv is missing"):
         call(features, free, "--strata", str(tmp_path / "gone.csv"))
 
 
-def test_nothing_to_compare_is_a_traceback(features, run, tmp_path):
+def test_nothing_to_compare_raises(features, run, tmp_path):
     free = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("gen_tsigs*"))
     assert "have only: WildScrape" in fails(features, free, "--splits", "unseen")
     copy = shutil.copytree(features, tmp_path / "copy")

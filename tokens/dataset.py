@@ -245,12 +245,16 @@ def window_numbers(video):
 
 
 def read_batches(windows, batches):
-    """Yield windows[batch], tokens (B, L, T, D), of each batch in order; the next ones are read meanwhile."""
-    batches, waiting, pool = iter(batches), deque(), ThreadPoolExecutor(windows.workers)
+    """Yield windows[batch], tokens (B, L, T, D), of each batch in order; the next ones are read meanwhile.
+
+    `windows` are Windows, or their tokens in an array.
+    """
+    workers = getattr(windows, "workers", 1)
+    batches, waiting, pool = iter(batches), deque(), ThreadPoolExecutor(workers)
     try:
         for batch in batches:
             waiting.append(pool.submit(windows.__getitem__, batch))
-            if len(waiting) > windows.workers:
+            if len(waiting) > workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -53,7 +53,10 @@ def load_checkpoint(path, model, recipe):
     """Restore a checkpoint into a compiled model; (state, best weights) or ({}, None) when there is none."""
     if not path.exists():
         return {}, None
-    arrays, variables = read_arrays(path, remedy="start anew with --overwrite"), saved_variables(model)
+    variables, remedy = saved_variables(model), "start anew with --overwrite"
+    arrays = read_arrays(path, remedy=remedy)
+    if "state" not in arrays or f"variable_{len(variables) - 1}" not in arrays:
+        raise InputError(f"{path}: damaged, or of another model; {remedy}")
     state = json.loads(str(arrays["state"]))
     refuse_other(path, state["recipe"], recipe)
     values = [arrays[f"variable_{i}"] for i in range(len(variables))]

@@ -135,11 +135,15 @@ def coarser(probabilities, classes, level):
 
     The share of generators that are Unknown or Mixed at the level is left out, so a row may sum to less than 1.
     """
-    table, names = load_generators(), class_names(level)
-    places = [class_index(level, generator, table) for generator in classes]
-    present = sorted({place for place in places if place is not None})
-    member = np.array([[place == own for own in present] for place in places], float)  # (C, K)
-    return probabilities @ member, [names[place] for place in present]
+    return sum_members(probabilities, at_level(np.array(classes), level).tolist())
+
+
+def sum_members(probabilities, members):
+    """Probabilities (..., C) summed over those of one name in members (C,): (..., K), and the K names. Whose name is
+    empty or None is left out.
+    """
+    names = [name for name in dict.fromkeys(members) if name]
+    return probabilities @ np.array([[own == name for name in names] for own in members], float), names
 
 
 def at_level(generators, level):

@@ -59,7 +59,7 @@ def choose_rows(path, index, classes, features, splits, limit=None, seed=0):
     """Index rows of the clips of `splits` and of the grand mean's, with "class", "split", "asked" and "reference"; from
     the embeddings file at `path`.
     """
-    again = "run its stage again"
+    again = f"run {stage_of(Path(path).name.split('_')[0])} again"
     arrays = read_arrays(path, ("video", "generator", "class", "split"), again)
     listed = list(zip(*(own.tolist() for own in arrays.values()), strict=True))
     if foreign := {label for _, _, label, split in listed if split != "unseen"} - set(classes):

@@ -1,7 +1,5 @@
-"""--accumulate and --remat against the undivided batch: the same weights, with less held at a time."""
+"""--remat against the plain model: the same weights, with less held at a time; attention fused on a GPU."""
 
-import functools
-import importlib
 import os
 import subprocess
 import sys
@@ -9,14 +7,16 @@ import types
 
 import numpy as np
 import pytest
+from small import stage_two_losses
 
-from common import HERE, OUTPUTS, build_saga, keras
+from basics.running import ROOT
+from common import OUTPUTS, SAGA, build_saga, keras
 from training import devices
-from training.remat import FrugalSAGA
+from training.remat import RematSAGA
 
 SIZES = dict(frames=4, tokens=9, dim=24, heads=2, temporal_blocks=2)
-FRUGAL = [dict(remat=True), dict(accumulate=3)]  # both together: tests/test_devices.py
 LOSSES = [["--loss", "ce"], ["--loss", "hnm"], ["--loss", "semi", "--normalize", "--margin", "0.2"]]
+HNM = ["--loss", "hnm"]
 
 
 def random_tokens(batch):
@@ -24,12 +24,11 @@ def random_tokens(batch):
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
-def trained(flags, dropout=0.0, dtype="float32", xla="auto", **frugal):
+def trained(flags, kind=SAGA, dropout=0.0, dtype="float32", xla="auto"):
     """Weights after three steps of SGD, and the last losses."""
     keras.utils.set_random_seed(0)
-    model = build_saga(5, **SIZES, dropout=dropout, dtype=dtype, kind=functools.partial(FrugalSAGA, **frugal))
-    stage_two = importlib.import_module("03_attribute")
-    losses, weights, _ = stage_two.stage_two_loss(stage_two.get_args(flags))
+    model = build_saga(5, **SIZES, dropout=dropout, dtype=dtype, kind=kind)
+    losses, weights, _ = stage_two_losses(*flags)
     model.compile(keras.optimizers.SGD(0.05), losses, loss_weights=weights, jit_compile=xla)
     for _ in range(3):
         found = model.train_on_batch(random_tokens(12), dict.fromkeys(OUTPUTS, np.arange(12) % 5))
@@ -37,75 +36,50 @@ def trained(flags, dropout=0.0, dtype="float32", xla="auto", **frugal):
 
 
 @pytest.mark.parametrize("flags", LOSSES, ids=" ".join)
-def test_weights_differ_from_those_of_the_undivided_batch(flags):
+def test_remat_trains_the_weights_of_the_plain_model(flags):
     expected, losses = trained(flags)
-    for frugal in FRUGAL:
-        weights, found = trained(flags, **frugal)
-        np.testing.assert_allclose(weights, expected, atol=2e-5, err_msg=str(frugal))
-        np.testing.assert_allclose(found, losses, rtol=1e-4, err_msg=str(frugal))
+    weights, found = trained(flags, RematSAGA)
+    np.testing.assert_allclose(weights, expected, atol=2e-5)
+    np.testing.assert_allclose(found, losses, rtol=1e-4)
 
 
-def test_chunks_that_mine_among_themselves_go_unnoticed(monkeypatch):
-    """The test above, of a loss that is the mean of the chunks' own, with labels that repeat in each chunk."""
-    stage_two = importlib.import_module("03_attribute")
-    whole = trained(["--loss", "hnm"])[0]
-    terms = stage_two.triplet_terms
-
-    def of_chunks(labels, embeddings, *more):
-        found = zip(*(terms(labels[i::2], embeddings[i::2], *more) for i in range(2)), strict=True)
-        return [keras.ops.concatenate([keras.ops.ravel(part) for part in parts]) for parts in found]
-
-    monkeypatch.setattr(stage_two, "triplet_terms", of_chunks)
-    assert np.abs(whole - trained(["--loss", "hnm"])[0]).max() > 1e-3
-
-
-@pytest.mark.parametrize("frugal", FRUGAL, ids=str)
-def test_xla_cannot_compile_it(frugal):
+@pytest.mark.slow
+@pytest.mark.graph
+def test_xla_compiles_remat():
     """As Keras does by itself on a GPU or TPU."""
-    compiled, plain = (trained(["--loss", "hnm"], xla=xla, **frugal)[0] for xla in (True, False))
+    compiled, plain = (trained(HNM, RematSAGA, xla=xla)[0] for xla in (True, False))
     np.testing.assert_allclose(compiled, plain, atol=2e-5)
 
 
-def test_gradients_of_chunks_are_summed_in_bfloat16():
-    """In mixed precision: as near to float32's weights as the undivided batch, not a tenth further."""
+@pytest.mark.graph
+def test_gradients_of_frames_are_summed_in_float32():
+    """In mixed precision: as near to float32's weights as the plain model, not a tenth further."""
     exact = trained(["--loss", "ce"])[0]
-    found = [trained(["--loss", "ce"], dtype="mixed_bfloat16", **how)[0] for how in ({}, dict(accumulate=6))]
-    whole, chunks = (np.abs(weights - exact).mean() for weights in found)
-    assert 0 < chunks < 1.05 * whole
+    found = [trained(["--loss", "ce"], kind, dtype="mixed_bfloat16")[0] for kind in (SAGA, RematSAGA)]
+    plain, remat = (np.abs(weights - exact).mean() for weights in found)
+    assert 0 < remat < 1.05 * plain
 
 
-def test_classifier_of_a_chunk_computes_in_bfloat16():
-    logits = []
-    for chunks in (1, 2):
-        keras.utils.set_random_seed(0)
-        kind = functools.partial(FrugalSAGA, accumulate=chunks)
-        model = build_saga(5, **SIZES, dropout=0.0, dtype="mixed_bfloat16", kind=kind)
-        logits.append(np.array(model(random_tokens(4), training=True)["logits"]))
-    np.testing.assert_allclose(*logits, atol=1e-6)
-
-
-@pytest.mark.parametrize("frugal", FRUGAL, ids=str)
-def test_predictions_differ_from_the_plain_models(frugal):
+def test_predictions_equal_the_plain_models():
     models = []
-    for own in ({}, frugal):
+    for kind in (SAGA, RematSAGA):
         keras.utils.set_random_seed(0)
-        models.append(build_saga(5, **SIZES, dropout=0.3, kind=functools.partial(FrugalSAGA, **own)))
+        models.append(build_saga(5, **SIZES, dropout=0.3, kind=kind))
     plain, ours = (model.predict_on_batch(random_tokens(5)) for model in models)
     np.testing.assert_allclose(plain["embedding"], ours["embedding"], atol=1e-5)
 
 
-@pytest.mark.parametrize("frugal", FRUGAL, ids=str)
-def test_dropout_is_drawn_anew_going_back(frugal, monkeypatch):
-    again = trained(["--loss", "hnm"], dropout=0.3, **frugal)[0]
+def test_dropout_is_the_same_going_back(monkeypatch):
+    again = trained(HNM, RematSAGA, dropout=0.3)[0]
     monkeypatch.setattr(keras, "remat", lambda function: function)
-    remembered = trained(["--loss", "hnm"], dropout=0.3, **frugal)[0]
+    remembered = trained(HNM, RematSAGA, dropout=0.3)[0]
     np.testing.assert_allclose(again, remembered, atol=2e-5)
-    assert np.abs(again - trained(["--loss", "hnm"], **frugal)[0]).max() > 1e-3  # dropout does something
+    assert np.abs(again - trained(HNM, RematSAGA)[0]).max() > 1e-3  # dropout does something
 
 
-def test_chunks_or_frames_share_their_dropout():
+def test_frames_have_dropout_of_their_own():
     keras.utils.set_random_seed(0)
-    model = build_saga(2, **SIZES, dropout=0.5, kind=functools.partial(FrugalSAGA, accumulate=2, remat=True))
+    model = build_saga(2, **SIZES, dropout=0.5, kind=RematSAGA)
     same = np.ones((2, *(SIZES[key] for key in ("frames", "tokens", "dim"))), np.float32)
     first, second = np.array(model(same, training=True)["embedding"])
     assert np.abs(first - second).max() > 0.01
@@ -115,17 +89,17 @@ def test_chunks_or_frames_share_their_dropout():
 
 COMPILED = """
 import sys; sys.path[:0] = ["tests", "."]
-import test_memory
-print(*map(test_memory.working_bytes, [{}, *test_memory.FRUGAL, dict(accumulate=3, remat=True)]))
+import test_remat
+print(*map(test_remat.working_bytes, (test_remat.SAGA, test_remat.RematSAGA)))
 """
 
 
-def working_bytes(frugal):
+def working_bytes(kind):
     """What XLA sets aside for the gradients of a batch, beside inputs and outputs."""
     import jax
 
     sizes = dict(frames=8, tokens=64, dim=48, heads=4, temporal_blocks=2)
-    model = build_saga(2, **sizes, dropout=0.1, kind=functools.partial(FrugalSAGA, **frugal))
+    model = build_saga(2, **sizes, dropout=0.1, kind=kind)
     states = [[variable.value for variable in part] for part in devices.states(model)]
 
     def loss(weights, state, tokens):
@@ -135,17 +109,18 @@ def working_bytes(frugal):
     return gradients.compile().memory_analysis().temp_size_in_bytes
 
 
-def test_no_memory_is_saved():
+@pytest.mark.slow
+def test_remat_saves_memory():
     environment = os.environ | {"KERAS_BACKEND": "jax"}
-    done = subprocess.run([sys.executable, "-c", COMPILED], cwd=HERE, env=environment, capture_output=True, text=True)
-    plain, remat, chunks, both = map(int, done.stdout.split())
-    assert remat < plain / 3 and chunks < plain / 2 and both < remat, done.stdout
+    done = subprocess.run([sys.executable, "-c", COMPILED], cwd=ROOT, env=environment, capture_output=True, text=True)
+    plain, remat = map(int, done.stdout.split())
+    assert remat < plain / 3, done.stdout
 
 
 FUSED = """
 import sys; sys.path[:0] = ["tests", "."]
-import test_memory
-test_memory.compare_attention()
+import test_remat
+test_remat.compare_attention()
 """
 
 
@@ -168,7 +143,7 @@ def compare_attention():
     assert (name, other) == ("_compute_attention", "fused") and plain.std() > 0.1
 
 
-def test_heads_that_the_kernel_refuses_are_given_to_it(monkeypatch):
+def test_heads_that_the_kernel_refuses_keep_keras_attention(monkeypatch):
     monkeypatch.setattr(devices, "BACKEND", "jax")
     monkeypatch.setitem(sys.modules, "jax", types.SimpleNamespace(default_backend=lambda: "gpu"))
     for dim, fused in ((144, False), (1024, False), (1152, True)):  # heads of 12, 85 and 96
@@ -177,6 +152,7 @@ def test_heads_that_the_kernel_refuses_are_given_to_it(monkeypatch):
         assert (attention._compute_attention != "Keras's") == fused
 
 
-def test_fused_attention_computes_otherwise():
+@pytest.mark.slow
+def test_fused_attention_computes_the_same():
     environment = os.environ | {"KERAS_BACKEND": "jax"}
-    subprocess.run([sys.executable, "-c", FUSED], cwd=HERE, env=environment, check=True)
+    subprocess.run([sys.executable, "-c", FUSED], cwd=ROOT, env=environment, check=True)

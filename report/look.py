@@ -1,0 +1,282 @@
+"""What a run sees: files through the encoder and all levels, decoded once, on threads, and batched across files; clips
+of features through its finest level; and which of these are nearest to a file.
+
+    for number, file in look(expand(["clips/"]), run, encoder): file.info, file.windows, file.outputs
+"""
+
+import itertools
+import os
+import queue
+import sys
+import threading
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from scipy.spatial.distance import cdist
+from scipy.special import softmax
+from tqdm import tqdm
+
+from basics.artifacts import file_digest, read_arrays
+from basics.running import InputError
+from report.run import WINDOWS_OF_CLIPS, window_outputs
+from tokens.dataset import Windows, features_file, read_valid
+from tokens.encoders import encode_frames
+from tokens.listing import is_shown, suffix_of
+from tokens.videos import STILL_SUFFIXES, VIDEO_SUFFIXES, Video
+from tokens.writing import TooShortError, equalize
+
+STRIP = 8  # frames shown of a file
+FILES_TOGETHER = 64  # that are decoded ahead of each other and share batches
+
+# ---------------------------------------------------------------- which files
+
+
+def expand(paths):
+    """Files, and of each folder the videos and images below it; a folder without any stays, to be reported."""
+    for path in map(os.fspath, paths):
+        found = []
+        for folder, _, names in os.walk(path) if os.path.isdir(path) else ():
+            found += [os.path.join(folder, name) for name in names if is_media(name)]
+        yield from sorted(found) or [path]
+
+
+def file_name(path):
+    """A path as text that can be written anywhere; bytes that are not UTF-8 are replaced."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def is_media(name):
+    return is_shown(name) and suffix_of(name) in VIDEO_SUFFIXES | STILL_SUFFIXES
+
+
+def batches(given, answered=(), limit=None):
+    """Lists of paths that are answered together, of arguments or of lines of standard input as they come: `limit` in
+    all, without those `answered` already.
+    """
+    paths, count = expand(given), 0
+    parts = read_lines() if given == ["-"] else iter(lambda: list(itertools.islice(paths, FILES_TOGETHER)), [])
+    for part in parts:
+        part = [path for path in expand(part) if file_name(path) not in answered][: limit and limit - count]
+        count += len(part)
+        yield part
+        if count == limit:
+            return
+
+
+def read_lines():
+    """Lists of the lines of standard input that are there, one or more; the next ones are read meanwhile."""
+    lines, more = queue.Queue(FILES_TOGETHER), True
+
+    def feed():
+        try:
+            for line in sys.stdin.buffer if sys.stdin else ():
+                lines.put(os.fsdecode(line).rstrip("\r\n"))
+        finally:
+            lines.put(None)
+
+    threading.Thread(target=feed, daemon=True).start()
+    while more:
+        part = [lines.get()]
+        while part[-1] is not None and len(part) < FILES_TOGETHER and not lines.empty():
+            part.append(lines.get())
+        more = part[-1] is not None
+        yield list(filter(None, part))
+
+
+# ---------------------------------------------------------------- reading: on threads, one call per file
+
+
+def read_file(path, run, encoder, max_windows, images):
+    """Yield the messages of a file: "info", then per window "window" and "frames". Raises with the reason it cannot."""
+    if os.path.isdir(path):
+        raise InputError("a folder without videos or images")
+    frames, fps, size = (run.features[key] for key in ("frames", "fps", "equalize"))
+    with Video(path) as video:
+        count = len(video.numbers(fps))
+        windows = -(-count // frames)
+        chosen = spread_evenly(windows, max_windows)
+        numbers = [k for window in chosen for k in range(window * frames, min((window + 1) * frames, count))]
+        shown = {numbers[i] for i in spread_evenly(len(numbers), STRIP)} if images else ()
+        info = {"container": video.container, "codec": video.codec, "size": video.size, "fps": round(video.fps, 3)}
+        info |= {"seconds": round(video.length, 3), "sha256": file_digest(path), "c2pa": c2pa_state(path)}
+        yield "info", info | {"windows": windows, "samples": len(numbers)}
+        samples = video.sample(fps, numbers)
+        for window in chosen:
+            seen = []
+            part = watched(itertools.islice(samples, min(frames, count - window * frames)), seen, shown, fps)
+            if size:
+                prepared = equalized_frames(part, size, fps, frames, encoder, first=window == chosen[0])
+            else:
+                prepared = [encoder.prepare(frame) for _, frame in part]
+            if not prepared:
+                return
+            yield "window", {"seen": seen, "frames": len(prepared)}
+            yield "frames", prepared
+
+
+def spread_evenly(count, most):
+    """At most `most` of the numbers 0 to count - 1: the middles of as many equal parts."""
+    most = min(count, most or count)
+    return (2 * np.arange(most) + 1) * count // (2 * most)
+
+
+def equalized_frames(part, size, fps, frames, encoder, first):
+    """A window made equal as 01 --equalize makes clips; a last one that is too short is left out."""
+    try:
+        with Video(equalize(part, size, fps, frames)) as video:
+            return [encoder.prepare(frame) for _, frame in video.sample(fps)]
+    except TooShortError:
+        if first:
+            raise
+        return []
+
+
+def watched(samples, seen, shown, fps):
+    """Pass samples on; note of each its time, contrast and change in grey levels, and a JPEG of those to be shown."""
+    before = None
+    for seconds, frame in samples:
+        small = cv2.resize(frame, (64, 64), interpolation=cv2.INTER_AREA)
+        grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype("float32")
+        change = 0.0 if before is None else float(np.abs(grey - before).mean())
+        picture = thumbnail(frame) if round(seconds * fps) in shown else None
+        seen.append((float(seconds), float(grey.std()), change, picture))
+        before = grey
+        yield seconds, frame
+
+
+def thumbnail(frame, height=120):
+    width = min(max(1, round(frame.shape[1] * height / frame.shape[0])), 4 * height)
+    small = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
+    return cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+
+
+def c2pa_state(path):
+    """Whether a C2PA manifest is in the file; no network is asked for one that lies elsewhere, none is validated."""
+    try:
+        import c2pa
+    except ImportError:
+        return "not checked: c2pa-python is not installed"
+    try:
+        offline = c2pa.Context.from_dict({"verify": {"remote_manifest_fetch": False}})
+        with c2pa.Reader(path, context=offline):
+            return "present, not validated"
+    except c2pa.C2paError.ManifestNotFound:
+        return "absent"
+    except c2pa.C2paError as error:
+        return f"not checked: {' '.join(str(error).split())}"
+
+
+# ---------------------------------------------------------------- windows of many files through all levels
+
+
+@dataclass
+class File:
+    """What is known so far of a file."""
+
+    info: dict = field(default_factory=dict)
+    windows: list = field(default_factory=list)  # {"seen": what `watched` notes, "frames": how many are encoded}
+    tokens: list = field(default_factory=list)  # (T, D) of the frames so far of a window that is not full
+    filled: int = 0  # windows whose tokens are there
+    outputs: list = field(default_factory=list)  # {level: window_outputs} of each of them
+    ended: bool = False
+    error: Exception | None = None
+
+
+def classify(waiting, run):
+    """Add the outputs of all levels for windows (file, tokens (L, T, D)) that wait to their files; then none waits."""
+    tokens = np.stack([window for _, window in waiting])
+    outputs = {level: window_outputs(model, tokens, run.batch()) for level, model in run.models.items()}
+    for i, (file, _) in enumerate(waiting):
+        file.outputs.append({level: {key: own[i] for key, own in found.items()} for level, found in outputs.items()})
+    waiting.clear()
+
+
+def look(paths, run, encoder, max_windows=None, images=False, batch_size=64, threads=None):
+    """Yield (number, File) of all paths once their windows went through all levels, in order of completion."""
+    files, waiting, frames = {}, [], run.features["frames"]
+
+    def done():
+        for number in [number for number, file in files.items() if file.ended and len(file.outputs) == file.filled]:
+            yield number, files.pop(number)
+
+    def read(number):
+        return read_file(paths[number], run, encoder, max_windows, images)
+
+    for number, kind, content in encode_frames(read, len(paths), encoder, batch_size, threads):
+        file = files.setdefault(number, File())
+        if kind == "info":
+            file.info = content
+        elif kind == "window":
+            file.windows.append(content)
+        elif kind == "tokens":
+            file.tokens.append(content)
+            if len(file.tokens) == file.windows[file.filled]["frames"]:
+                padding = file.tokens[-1:] * (frames - len(file.tokens))
+                waiting.append((file, np.stack(file.tokens + padding)))
+                file.tokens, file.filled = [], file.filled + 1
+        else:
+            file.ended, file.error = True, content
+        if len(waiting) == run.batch():
+            classify(waiting, run)
+        yield from done()
+    if waiting:
+        classify(waiting, run)
+    yield from done()
+
+
+# ---------------------------------------------------------------- clips of features through the finest level
+
+WINDOWS = 16  # of a training clip, at most, that a new clip is compared with
+TOGETHER = 256  # clips whose windows are in memory at a time
+
+
+def clip_values(outputs, whole) -> dict:
+    """A clip's values from those of its windows: the means, and of maps that of windows (S,) without padding."""
+    maps = outputs["attention"][whole]
+    return {
+        "embedding": outputs["embedding"].mean(axis=0),
+        "logits": np.float64(outputs["logits"]).mean(axis=0),
+        "probabilities": softmax(np.float64(outputs["logits"]), axis=1).mean(axis=0),
+        "maps": maps.mean(axis=0) if len(maps) else np.full(outputs["attention"].shape[1:], np.nan, "float32"),
+    }
+
+
+def look_at_clips(run, rows, what):
+    """Arrays over clips, those of clip_values and of their rows, and over windows of theirs, WINDOWS_OF_CLIPS."""
+    clips, windows = [], []
+    with tqdm(total=len(rows), desc=what, unit="clip", dynamic_ncols=True) as bar:
+        for start in range(0, len(rows), TOGETHER):
+            part = rows[start : start + TOGETHER]
+            tokens = Windows(part)
+            outputs = window_outputs(run.models[run.finest], tokens, run.batch())
+            for i, row in enumerate(part):
+                own = {key: values[tokens.video == i] for key, values in outputs.items()}
+                clips.append(clip_values(own, read_valid(row).all(axis=1)))
+                some = spread_evenly(row["windows"], WINDOWS)
+                times = read_arrays(features_file(row["features"], row["path"]), ("times",))["times"]
+                clip = np.full(len(some), start + i)
+                windows.append((own["embedding"][some].astype("float16"), clip, times[some, 0]))
+            bar.update(len(part))
+    found = {key: np.stack([clip[key] for clip in clips]) for key in clips[0]}
+    named = {"label": "class", "video": "path", "generator": "generator", "group": "group"}
+    found |= {key: np.array([row[column] for row in rows]) for key, column in named.items()}
+    return found, dict(zip(WINDOWS_OF_CLIPS, map(np.concatenate, zip(*windows, strict=True)), strict=True))
+
+
+def nearest(embedding, clips, count):
+    """The `count` training clips nearest to windows' embeddings (S, D), each by its nearest pair of windows:
+    (distance, number of the clip, number of its window, number of the window given), the nearest first.
+    """
+    distances = np.full(len(clips["window_clip"]), np.inf)
+    given = np.zeros(len(distances), int)
+    for i, own in enumerate(embedding):
+        here = cdist(own[None], clips["window_embedding"])[0]
+        given[here < distances] = i
+        distances = np.minimum(distances, here)
+    found = {}
+    for place in np.argsort(distances):
+        found.setdefault(int(clips["window_clip"][place]), (float(distances[place]), int(place), int(given[place])))
+        if len(found) == count:
+            break
+    return [(distance, clip, place, own) for clip, (distance, place, own) in found.items()]
