@@ -2,23 +2,24 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-PAPER := table-2 table-3 table-4 table-5 table-6 table-7 table-s2 table-s3 encoder-transfer
-PAPER += figure-1a figure-1b figure-1c figure-4 figure-5 figure-6 figure-s1 figure-s2 figure-s3 back-off enrol
-PAPER += ablation-margin ablation-positives ablation-normalize ablation-batching ablation-depth ablation-dtype
-PAPER += ablation-schedule ablation wild wild-video wild-threshold wild-size wild-noise wild-coverage wild-target wild-encoder wild-head
-PAPER += wild-regularization wild-edits report
+.PHONY: demo paper ablation back-off encoder-transfer enrol report unseen-generators wild readme
+.PHONY: test check parity bench lint clean
 
-.PHONY: demo paper $(PAPER) corpus mobilenet-layers options unseen-generators readme test check parity bench lint clean
-
-demo: .venv/ready
-	$(RUN) reproduce.py demo
-
-$(PAPER) corpus mobilenet-layers options unseen-generators readme: .venv/ready
+# Experiments by name; `reproduce.py --list` has them all. `paper` is all of them, one after the other.
+demo paper ablation back-off encoder-transfer enrol report unseen-generators wild readme: .venv/ready
 	$(RUN) reproduce.py $@
 
-# The paper's tables and figures on the simulated zoo, one after the other: runs are shared.
-paper: .venv/ready
-	set -e; for entry in $(PAPER); do $(RUN) reproduce.py $$entry; done
+table-%: .venv/ready
+	$(RUN) reproduce.py $@
+
+figure-%: .venv/ready
+	$(RUN) reproduce.py $@
+
+ablation-%: .venv/ready
+	$(RUN) reproduce.py $@
+
+wild-%: .venv/ready
+	$(RUN) reproduce.py $@
 
 test: .venv/ready
 	$(RUN) -m pytest

@@ -1,20 +1,19 @@
 """What SAGA's second stage depends on at GEN-L: mining, batches, depth, schedule (Sec. 3.2, S-2) and labels (Fig. S-1).
 Under which conditions does hard negative mining (HNM) beat cross-entropy (CE) alone, and why?
 
-reads   a features folder (corpora.py); trains what is not up to date (stages.py)
+reads   a features folder (datasets.py); trains what is not up to date (stages.py)
 writes  results/ablation-<what>.json, .md: accuracies, embeddings and cost under each condition; results/ablation.json,
         .md: HNM less CE under all of them; results/figure-s1.json, .md, .png
 
-A condition is a row of ABLATIONS: which settings are trained, and what it changes in them.
+A condition is a row of ABLATIONS: which arms are trained, and what it changes in them.
 """
-
-import csv
 
 import numpy as np
 from scipy.stats import t
 
-from common import LEVELS
-from experiments.stages import TWO_FEW, fold_videos, markdown
+from basics.artifacts import read_csv, read_json
+from basics.figures import plt, save_figure
+from experiments.stages import TWO_FEW, clips_of, fold_videos, markdown
 from experiments.tables import (
     OVERALL,
     arm_results,
@@ -26,17 +25,17 @@ from experiments.tables import (
     parameters,
     scored,
 )
-from tokens.dataset import read_json
-from training.evaluation import plt, save_figure
-
-CE = "2-stage few CE"
+from tokens.generators import LEVELS, level_name
 
 # ---------------------------------------------------------------- the conditions
 
+CE = "2-stage few CE"
+PLAIN = {"CE alone": {CE: {}}}
 
-def alone(*flags):
-    """HNM with these flags; its CE is the plain one."""
-    return {TWO_FEW: {"last": flags}}
+
+def alone(**settings):
+    """HNM with these settings; its CE is the plain one."""
+    return {TWO_FEW: {"last": settings}}
 
 
 def alike(**change):
@@ -44,22 +43,21 @@ def alike(**change):
     return {CE: change, TWO_FEW: change}
 
 
-PLAIN = {"CE alone": {CE: {}}}
-MARGINS = {"margin 0.2": "0.2", "margin 0.5": "0.5", "margin 1": "1", "margin 2": "2", "margin 5": "5"}
-SCALES = {"normalised": "--normalize", "raw": "--no-normalize"}
-MINING = {"margin 0.2": "--margin 0.2", "margin 1": "--margin 1", "margin 1, lambda 0.5": "--margin 1 --ce-weight 0.5"}
-ABLATIONS = {  # what: condition: setting: what the condition changes in it
+SCALES = {"normalised": True, "raw": False}
+MINING = {"margin 0.2": {"margin": 0.2}, "margin 1": {"margin": 1.0}}
+MINING |= {"margin 1, lambda 0.5": {"margin": 1.0, "ce_weight": 0.5}}
+ABLATIONS = {  # what: condition: arm: what the condition changes in it
     "margin": PLAIN
-    | {name: alone("--margin", margin) for name, margin in MARGINS.items()}
-    | {"margin 1 subtracted, as Eq. (5) prints it": alone("--margin", "-1")},
-    "positives": PLAIN | {f"{kind} positives": alone("--positives", kind) for kind in ("all", "hardest", "random")},
+    | {f"margin {margin:g}": alone(margin=margin) for margin in (0.2, 0.5, 1.0, 2.0, 5.0)}
+    | {"margin 1 subtracted, as Eq. (5) prints it": alone(margin=-1.0)},
+    "positives": PLAIN | {f"{kind} positives": alone(positives=kind) for kind in ("all", "hardest", "random")},
     "normalize": PLAIN
-    | {f"{scale}, {name}": alone(flag, *own.split()) for scale, flag in SCALES.items() for name, own in MINING.items()},
-    "batching": {f"{kind} batches": alike(last=("--batching", kind)) for kind in ("natural", "pk")},
-    "depth": {f"{blocks} temporal blocks": alike(only=("--temporal-blocks", blocks)) for blocks in ("2", "5", "12")},
-    "dtype": {name: alike(only=("--dtype", name)) for name in ("float32", "mixed_bfloat16")},
+    | {f"{scale}, {name}": alone(normalize=on, **own) for scale, on in SCALES.items() for name, own in MINING.items()},
+    "batching": {f"{kind} batches": alike(last={"batching": kind}) for kind in ("natural", "pk")},
+    "depth": {f"{blocks} temporal blocks": alike(only={"temporal_blocks": blocks}) for blocks in (2, 5, 12)},
+    "dtype": {name: alike(only={"dtype": name}) for name in ("float32", "mixed_bfloat16")},
     "schedule": {
-        f"rate {rate}, {longer} x the steps": alike(last=("--learning-rate", rate), longer=longer)
+        f"rate {rate}, {longer} x the steps": alike(last={"learning_rate": float(rate)}, longer=longer)
         for rate in ("3e-5", "3e-4")
         for longer in (1, 4)
     },
@@ -87,16 +85,14 @@ def run_facts(run):
     pairs that are farther apart than the nearest clip of another class (hard pairs, whatever the scale). The losses of
     its last epoch, its parameters and seconds.
     """
-    with np.load(run / "gen_embeddings.npz", allow_pickle=False) as arrays:
-        test = arrays["split"] == "test"
-        embedding, names = np.float64(arrays["embedding"][test]), arrays["class"][test]
+    clips, _ = clips_of(run, "gen")
+    embedding, names = np.float64(clips["embedding"]), clips["class"]
     squares = np.square(embedding).sum(axis=1)
     distances = squares[:, None] + squares[None] - 2 * embedding @ embedding.T
     same = names[:, None] == names[None]
     nearest = np.where(same, np.inf, distances).min(axis=1, keepdims=True)
     pairs = same & ~np.eye(len(names), dtype=bool)
-    with open(run / "gen_history.csv", newline="", encoding="utf-8") as file:
-        last = list(csv.DictReader(file))[-1]
+    last = read_csv(run / "gen_history.csv", ("loss",))[-1]
     recipe = read_json(run / "gen.json", ("recipe",))["recipe"]
     return {
         "square_length": float(squares.mean()),
@@ -254,7 +250,7 @@ def render_labels(results):
     for level, curve in results["curves"].items():
         for point in curve:
             used = f"{point['videos']} ({100 * point['share']:.0f}%)"
-            rows.append([f"{level.upper()}-L", f"{point['labels']}", used, *overall_cells(point)])
+            rows.append([level_name(level), f"{point['labels']}", used, *overall_cells(point)])
     header = ["level", "labels per class", "labelled videos (share)", *OVERALL]
     what = "Accuracy against labels, stage 1 itself at BIN-L, else two stages with CE+HNM"
     return [caption(results, what), "", *markdown(header, rows), "", LABELS]
@@ -273,15 +269,8 @@ def draw_labels(args, data, results, path):
             found = [point for point in curve if point["seeds"]]
             values = [[100 * seed[key] for seed in point["seeds"]] for point in found]
             videos = [point["videos"] for point in found]
-            axis.errorbar(
-                videos,
-                [np.mean(own) for own in values],
-                [np.std(own) for own in values],
-                None,
-                f"o-C{i}",
-                label=f"{level.upper()}-L",
-                capsize=2,
-            )
+            points = [np.mean(own) for own in values], [np.std(own) for own in values]
+            axis.errorbar(videos, *points, fmt=f"o-C{i}", label=level_name(level), capsize=2)
             if found:
                 axis.axhline(100 * found[0]["seeds"][0][chance], color=f"C{i}", ls=":")
         axis.set(xscale="log", xlabel="labelled videos", title=f"{data.name}, {key}; dotted: chance", ylim=(0, 100))

@@ -11,11 +11,11 @@ answer is its probability; coverage is the share of clips, the surest first (sel
 
 import numpy as np
 
-from common import LEVELS
-from experiments.stages import ONE_ALL, STAGE_ONE, TWO_FEW, markdown, train_arm
+from basics.figures import plt, save_figure
+from experiments.stages import ONE_ALL, STAGE_ONE, TWO_FEW, clips_of, markdown, train_arm
 from experiments.tables import caption, described, mean_std
-from tokens.dataset import read_json
-from training.evaluation import at_level, coarser, plt, save_figure
+from tokens.generators import LEVELS, level_name
+from training.evaluation import at_level, coarser
 
 ARMS = (TWO_FEW, ONE_ALL)
 FINEST_FIRST = tuple(reversed(LEVELS))  # gen, team, sd, task, bin
@@ -24,14 +24,6 @@ WANTED = 0.9  # accuracy on val above which the policy answers at a level
 
 
 # ---------------------------------------------------------------- answers
-
-
-def answers(run, level, split):
-    """What a run says of a split's videos: probabilities (V, C), classes, generator (V,), video (V,)."""
-    classes = read_json(run / f"{level}.json", ("classes",))["classes"]
-    with np.load(run / f"{level}_embeddings.npz", allow_pickle=False) as arrays:
-        chosen = arrays["split"] == split
-        return arrays["probabilities"][chosen], classes, arrays["generator"][chosen], arrays["video"][chosen]
 
 
 def judged(probabilities, classes, generators, level):
@@ -60,19 +52,19 @@ def summed(runs, split):
     """{level: judged} of GEN-L's probabilities summed along the generator table, folds pooled."""
     found = {level: [] for level in FINEST_FIRST}
     for run in runs["gen"]:
-        probabilities, classes, generators, _ = answers(run, "gen", split)
+        clips, classes = clips_of(run, "gen", split)
         for level in FINEST_FIRST:
-            found[level].append(judged(*coarser(probabilities, classes, level), generators, level))
+            sums = coarser(clips["probabilities"], classes, level)
+            found[level].append(judged(*sums, clips["generator"], level))
     return {level: pooled(parts) for level, parts in found.items()}
 
 
 def own_model(gen_run, run, level):
     """judged of a level's own model for GEN-L's test videos; those that it does not know have no true class."""
-    _, _, generators, videos = answers(gen_run, "gen", "test")
-    probabilities, classes, _, own = answers(run, level, "test")
-    place = {video: i for i, video in enumerate(own.tolist())}
-    there = np.array([place.get(video, -1) for video in videos.tolist()])
-    sure, right, truth = judged(probabilities[there], classes, generators, level)
+    (asked, _), (own, classes) = clips_of(gen_run, "gen"), clips_of(run, level)
+    place = {video: i for i, video in enumerate(own["video"].tolist())}
+    there = np.array([place.get(video, -1) for video in asked["video"].tolist()])
+    sure, right, truth = judged(own["probabilities"][there], classes, asked["generator"], level)
     return sure, right, np.where(there < 0, "", truth)
 
 
@@ -162,7 +154,7 @@ def render_back_off(results):
                 seeds = [seed[how][level] for seed in result["seeds"]]
                 if level == "gen" and how == "own" or not seeds:
                     continue
-                label = [arm, f"{level.upper()}-L", name]
+                label = [arm, level_name(level), name]
                 cells = [mean_std([seed[key] for seed in seeds]) for key in ("unsure", "unsure_majority")]
                 cells += [mean_std([seed[key] for seed in seeds]) for key in ("surer", "surer_majority")]
                 rows.append([*label, *cells, f"{seeds[0]['unsure_videos']} / {seeds[0]['surer_videos']}"])
@@ -170,12 +162,8 @@ def render_back_off(results):
                 coverage.append([*label, *points, mean_std([seeds[0]["majority"]]), f"{seeds[0]['videos']}"])
     header = ["runs", "level", "answered by", "accuracy, GEN-L's less sure half", "chance there"]
     header += ["accuracy, surer half", "chance there", "clips less sure / surer"]
-    lines += [
-        *markdown(header, rows),
-        "",
-        "Accuracy on the surest share of clips, by the answer's own confidence:",
-        "",
-    ]
+    lines += [*markdown(header, rows), ""]
+    lines += ["Accuracy on the surest share of clips, by the answer's own confidence:", ""]
     header = ["runs", "level", "answered by", *(f"{share:.0%} of clips" for share in COVERAGES), "chance", "clips"]
     lines += [*markdown(header, coverage), ""]
     return lines + render_policy(results)
@@ -190,7 +178,7 @@ def render_policy(results):
         for level in (*FINEST_FIRST, "none") if seeds else ():
             count, right = (sum(seed[level][i] for seed in seeds) for i in (0, 1))
             accuracy = f"{100 * right / count:.1f}" if count and level != "none" else "-"
-            name = f"{level.upper()}-L" if level != "none" else "not answered"
+            name = level_name(level) if level != "none" else "not answered"
             rows.append([arm, name, f"{100 * count / total:.1f}", accuracy, f"{count} of {total}"])
     if not rows:
         return []
@@ -211,7 +199,7 @@ def draw_back_off(args, data, results, path):
             sure, right, truth = seed[how][level]
             there = truth != ""
             curve = coverage_curve(sure[there], right[there])
-            axis.plot(np.arange(1, len(curve) + 1) / len(curve), 100 * curve, f"C{i}", label=f"{level.upper()}-L")
+            axis.plot(np.arange(1, len(curve) + 1) / len(curve), 100 * curve, f"C{i}", label=level_name(level))
             axis.axhline(100 * majority(truth[there]), color=f"C{i}", ls=":", lw=0.8)
         axis.set(xlabel="coverage: share of clips, the surest first", title=f"answered by {HOW[how]}")
     axes[0].set(ylabel="accuracy, per cent", ylim=(0, 102))

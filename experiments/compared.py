@@ -1,7 +1,7 @@
-"""Table S-2: SAGA beside NPR, F3Net and TALL (detectors.py), and beside what the paper leaves out (baselines.py): a
+"""Table S-2: SAGA beside NPR, F3Net and TALL (detectors.py), and beside what the paper leaves out (probes.py): a
 linear probe, class means and retrieval on the same frozen tokens, and a probe that sees metadata alone.
 
-reads   a features folder and, for the detectors, its clips (corpora.py); trains what is not up to date
+reads   a features folder and, for the detectors, its clips (datasets.py); trains what is not up to date
 writes  results/table-s2.json, .md: accuracies by method, level and seed, parameters, steps, seconds
 
 All are tested on the same videos and trained on the same, by seed and fold. Where all labels are given, probes and
@@ -15,13 +15,19 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.detectors import DETECTORS, detect
+from basics.artifacts import read_json
+from basics.running import InputError
+from basics.statistics import macro_interval
+from experiments.detecting import detect
+from experiments.detectors import DETECTORS
+from experiments.paper import paper_values
 from experiments.probes import PROBES
-from experiments.stages import TWO_FEW, fold_videos, markdown
-from experiments.tables import arm_runs, caption, described, mean_std, overall_cells, paper_values, parameters, scored
+from experiments.stages import TWO_FEW, clips_of, fold_videos, markdown
+from experiments.tables import arm_runs, caption, described, mean_std, overall_cells, parameters, scored
 from report.scores import name_by_mahalanobis
-from tokens.dataset import read_index, read_json
-from training.evaluation import at_level, coarser, macro_interval, score_names
+from tokens.dataset import features_recipe, read_index
+from tokens.generators import level_name
+from training.evaluation import at_level, coarser, score_names
 
 RIVAL_LEVELS = ("task", "sd", "team", "gen")
 ALL_CE = "1-stage all CE"  # as the detectors are trained
@@ -50,26 +56,23 @@ def check_clips(data):
     """Raise ValueError, before anything is trained, when a clip that detectors will want is not there."""
     for row in read_index(data.features) if data.videos is not None else ():
         if row["windows"] and not row["error"] and not (data.videos / row["source"]).is_file():
-            raise ValueError(f"{data.videos / row['source']} is missing; name the folder of the clips with --videos")
+            raise InputError(f"{data.videos / row['source']} is missing; name the folder of the clips with --videos")
 
 
 def tested_by_lineage(run, level):
     """`tested` at a coarser level of a run at GEN-L, whose probabilities are summed along the generator table."""
-    classes = read_json(Path(run) / "gen.json", ("classes",))["classes"]
-    with np.load(Path(run) / "gen_embeddings.npz", allow_pickle=False) as arrays:
-        test = arrays["split"] == "test"
-        probabilities, truth = arrays["probabilities"][test], at_level(arrays["class"][test], level)
-    sums, names = coarser(probabilities, classes, level)
+    clips, classes = clips_of(run, "gen")
+    truth = at_level(clips["class"], level)
+    sums, names = coarser(clips["probabilities"], classes, level)
     return truth[truth != ""], np.array(names)[sums[truth != ""].argmax(axis=1)]
 
 
 def tested_by_means(run, level):
     """`tested` of a run at GEN-L whose clips are named by the class mean that is nearest in the embedding."""
-    with np.load(run / "gen_embeddings.npz", allow_pickle=False) as arrays:
-        train, test = arrays["split"] == "train", arrays["split"] == "test"
-        names = name_by_mahalanobis(np.float64(arrays["embedding"][train]), arrays["class"][train])
-        truth = at_level(arrays["class"][test], level)
-        called = at_level(names(np.float64(arrays["embedding"][test])), level)
+    (train, _), (test, _) = clips_of(run, "gen", "train"), clips_of(run, "gen")
+    names = name_by_mahalanobis(np.float64(train["embedding"]), train["class"])
+    truth = at_level(test["class"], level)
+    called = at_level(names(np.float64(test["embedding"])), level)
     return truth[truth != ""], called[truth != ""]
 
 
@@ -85,7 +88,7 @@ def cost(args, data, runs, labels):
         found["steps"] = data.steps[labels]
     for run in [run for own in runs for run in own if run]:
         recipe = read_json(run / "gen.json", ("recipe",))["recipe"]
-        start = recipe["arguments"]["init"]
+        start = recipe["paths"]["init"]
         earlier = 0 if start == "scratch" else read_json(Path(start).with_name("bin.json"))["recipe"]["seconds"]
         found["seconds"].append(recipe["seconds"] + earlier)
         found["parameters"] = parameters(run)
@@ -107,7 +110,7 @@ def probe_results(args, data, probe, labels):
 
 def detector_results(args, data, name):
     """A detector at GEN-L, and at the coarser levels its probabilities summed along the generator table."""
-    equalized, runs = read_json(data.features / "recipe.json").get("equalize"), []
+    equalized, runs = features_recipe(data.features).get("equalize"), []
     for seed in range(args.seeds):
         runs.append([])
         for fold in data.folds:
@@ -124,7 +127,7 @@ def detector_results(args, data, name):
 def pixel_folder(args, data, name):
     """Runs on pixels do not depend on the encoder, so features of the same clips share them."""
     rows = [{key: row[key] for key in ("path", "generator", "group", "split")} for row in read_index(data.features)]
-    equalized = read_json(data.features / "recipe.json").get("equalize")
+    equalized = features_recipe(data.features).get("equalize")
     key = f"{data.videos} {rows} {equalized} {data.steps} {args.full} {args.limit} {len(data.folds)}"
     key = hashlib.sha256(key.encode()).hexdigest()[:8]
     return Path(args.run or "runs/paper") / "pixels" / f"{name}-{key}"
@@ -132,7 +135,7 @@ def pixel_folder(args, data, name):
 
 def render_rivals(results):
     rows = []
-    theirs = {level: paper_values("S-2 SOTA", f"{level.upper()}-L") for level in RIVAL_LEVELS}
+    theirs = {level: paper_values("S-2 SOTA", level_name(level)) for level in RIVAL_LEVELS}
     for method, result in results["methods"].items():
         cells = []
         for level in RIVAL_LEVELS:
@@ -150,13 +153,8 @@ def render_rivals(results):
     rows.append(["chance", "", *chance, "", "", "", "", ""])
     clips = [f"{level.upper()}-L {own['videos']}" for level, own in first.items()]
     header = ["method", "labels", *(f"{level.upper()}-L micro / macro" for level in RIVAL_LEVELS)]
-    header += [
-        "95% of GEN-L micro",
-        "parameters",
-        "steps of 32",
-        "seconds a fit",
-        "the paper's TASK / SD / TEAM / GEN-L",
-    ]
+    header += ["95% of GEN-L micro", "parameters", "steps of 32", "seconds a fit"]
+    header.append("the paper's TASK / SD / TEAM / GEN-L")
     lines = [caption(results, "Detectors and probes beside SAGA"), "", *markdown(header, rows), ""]
     detectors = PIXELS if set(DETECTORS) & set(results["methods"]) else NO_PIXELS
     return [*lines, f"Test clips: {', '.join(clips)}. {metadata_line(results)} {detectors} {RIVALS}"]

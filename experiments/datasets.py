@@ -6,21 +6,18 @@ writes  features/, by stage 01
     data = choose_data(args)        name, features folder and folds by reproduce.py's --data, --encoder, --features
 """
 
-import csv
 import re
 from pathlib import Path
 from typing import NamedTuple
 
+from basics.artifacts import read_csv, write_csv
 from experiments.stages import stage
-from tokens.dataset import read_index, read_json
-from tokens.split import features_recipe
-from training.callbacks import index_digest
+from tokens.dataset import features_recipe, index_digest, read_index
 
 ENCODERS = {  # four tokens a frame each
     "dct": "--pool 2",
     "mobilenet": "--encoder mobilenet --layer conv_pw_5 --pool 14",
 }
-VARIANTS = {"as they are": "", "equalized": "--equalize"}
 FOLDS = 5  # of a corpus
 # Labels per class where the paper has 500; steps of training with few labels, with all, of detectors on pixels.
 ZOO = {"few": 15, "steps": {"few": 200, "all": 400, "pixels": 300}}
@@ -42,7 +39,7 @@ class Data(NamedTuple):
 
     @property
     def simulated(self):
-        return bool(read_json(self.features / "recipe.json").get("simulated"))
+        return bool(features_recipe(self.features).get("simulated"))
 
 
 def choose_data(args) -> list[Data]:
@@ -55,7 +52,7 @@ def choose_data(args) -> list[Data]:
         stage("simulate_videos", "--out", videos, "--strength", strength)
         folder = extract(args, videos, Path(f"features/{args.data}"), limited(args, flags))
         return [describe(args, name, folder, args.folds, size, videos)]
-    folder = extract_corpus(args, f"{flags} {VARIANTS['equalized'] if args.data == 'equalized' else ''}")
+    folder = extract_corpus(args, f"{flags} {'--equalize' if args.data == 'equalized' else ''}")
     return [describe(args, name, folder, args.folds or FOLDS, REAL, "")]
 
 
@@ -81,10 +78,8 @@ def corpus_csv(corpus, path):
     Clips of one source repository are one group where their label has several repositories, and so are clips noted
     to share a first frame or content; every other clip stands alone.
     """
-    with open(Path(corpus) / "clips.csv", newline="", encoding="utf-8") as file:
-        clips = list(csv.DictReader(file))
-    if missing := {"path", "label", "repo", "notes"} - set(clips[0] if clips else ()):
-        raise ValueError(f"{corpus}/clips.csv: missing column(s) {', '.join(sorted(missing))}")
+    remedy = "name the folder of real clips with --corpus"
+    clips = read_csv(Path(corpus) / "clips.csv", ("path", "label", "repo", "notes"), remedy)
     repositories, group = {}, {clip["path"]: clip["path"] for clip in clips}
     for clip in clips:
         repositories.setdefault(clip["label"], set()).add(clip["repo"])
@@ -95,19 +90,14 @@ def corpus_csv(corpus, path):
     for one, other in joined:
         old, new = group[one], group.setdefault(other, other)
         group = {name: new if whose == old else whose for name, whose in group.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "generator", "group"])
-        for clip in clips:
-            place = (Path(corpus) / "clips" / clip["path"]).resolve()
-            writer.writerow([place, clip["label"], group[clip["path"]]])
+    for clip in clips:
+        place = (Path(corpus) / "clips" / clip["path"]).resolve()
+        clip |= {"generator": clip["label"], "group": group[clip["path"]], "path": place}
+    write_csv(path, ("path", "generator", "group"), clips)
 
 
 def extract_corpus(args, flags):
     """Features of the corpus by stage 01, in a folder named after its flags."""
-    if not (Path(args.corpus) / "clips.csv").exists():
-        raise ValueError(f"{args.corpus}/clips.csv is missing; name the folder of real clips with --corpus")
     videos = Path("features/corpus.csv")
     corpus_csv(args.corpus, videos)
     return extract(args, videos, videos.with_suffix(""), limited(args, flags))

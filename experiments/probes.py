@@ -1,8 +1,8 @@
 """What SAGA must beat: simple probes on the same videos, splits and classes.
 
 Metadata sees no pixel: size, frame rate, length and container of the index. Where it does well, an accuracy on pixels
-proves little. The others see the mean frozen token of a video. All take the rows that selection.choose_videos returns
-and give class probabilities (V, C) for the test rows.
+proves little. The others see the mean frozen token of a video. All take Videos (tokens/split.py) and give class
+probabilities (V, C) for the test rows.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
-from tokens.dataset import features_file, map_tokens
+from tokens.dataset import mean_tokens
 
 
 def metadata(rows, containers) -> np.ndarray:
@@ -21,12 +21,6 @@ def metadata(rows, containers) -> np.ndarray:
     numbers = [[*map(float, row["size"].split("x")), float(row["fps"]), float(row["length"])] for row in rows]
     kinds = [[row["container"] == container for container in containers] for row in rows]
     return np.hstack([numbers, kinds])
-
-
-def mean_tokens(rows) -> np.ndarray:
-    """The mean over windows, frames and tokens, (V, D)."""
-    files = (features_file(row["features"], row["path"]) for row in rows)
-    return np.stack([np.mean(map_tokens(file), axis=(0, 1, 2), dtype="float64") for file in files])
 
 
 def metadata_probe(videos, seed=0):

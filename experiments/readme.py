@@ -7,31 +7,32 @@ writes  the .md beside each; results/summary.md, the five levels on every data s
 
 import re
 
-from common import HERE
+from basics.artifacts import read_json
+from basics.running import ROOT
+from experiments.paper import PAPER_TABLES, paper_setting, paper_values
 from experiments.registry import ENTRIES
 from experiments.stages import markdown
-from experiments.tables import LEVEL_ARMS, mean_std, paper_setting, paper_values
-from tokens.dataset import read_json
-from training.evaluation import PAPER_TABLES
+from experiments.tables import LEVEL_ARMS, mean_std
+from tokens.generators import level_name
 
 SUMMARY = {"zoo": "", "real clips, dct": "equalized-dct", "real clips, mobilenet": "equalized-mobilenet"}
 
 
-def write_readme(root=HERE):
+def write_readme(args=None):
     """Render all results anew and fill README.md and docs/ with them."""
-    for path in sorted((root / "results").rglob("*.json")):
+    for path in sorted((ROOT / "results").rglob("*.json")):
         if path.stem in ENTRIES:
             lines = ENTRIES[path.stem].render(read_json(path))
             path.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    summary = summarize(root / "results")
-    (root / "results" / "summary.md").write_text("\n".join(summary) + "\n", encoding="utf-8")
-    for page in pages(root):
-        page.write_text(fill(page.read_text(encoding="utf-8"), root), encoding="utf-8")
+    summary = summarize(ROOT / "results")
+    (ROOT / "results" / "summary.md").write_text("\n".join(summary) + "\n", encoding="utf-8")
+    for page in pages():
+        page.write_text(fill(page.read_text(encoding="utf-8"), ROOT), encoding="utf-8")
 
 
-def pages(root=HERE):
+def pages():
     """README.md and what it leads on to."""
-    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def fill(text, root):
@@ -53,8 +54,8 @@ def summarize(folder) -> list[str]:
         for arm in LEVEL_ARMS[level]:
             cells = [" / ".join(mean_std(values) for values in scores(arms.get(arm))) for arms in found]
             theirs = paper_values(table, paper_setting(arm, level))["Overall"]
-            rows.append([f"{level.upper()}-L", arm, *cells, f"{theirs:.2f}"])
-        rows.append([f"{level.upper()}-L", "chance", *(chance(arms) for arms in found), ""])
+            rows.append([level_name(level), arm, *cells, f"{theirs:.2f}"])
+        rows.append([level_name(level), "chance", *(chance(arms) for arms in found), ""])
     return markdown(["level", "setting", *SUMMARY, "the paper's Overall"], rows)
 
 

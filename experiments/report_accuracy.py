@@ -1,10 +1,10 @@
 """The report of attribute_video.py on files that a run was not trained on, and on files of generators left out of it.
 
-reads   a features folder and the videos that it is of (corpora.py); trains five levels (stages.py)
+reads   a features folder and the videos that it is of (datasets.py); trains five levels (stages.py)
 writes  runs/report/<data>-seed<N>, calibrated; results/report.json and .md
 
-An entry of paper.py. Of the zoo six generators are left out; of real clips those outside the table are. Real clips are
-too few for one split, so each of five grouped folds is test once, and the next one val.
+Of the zoo six generators are left out; of real clips those outside the table are. Real clips are too few for one split,
+so each of five grouped folds is test once, and the next one val.
 """
 
 import shutil
@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from attribute_video import attribute
-from common import LEVELS, level_name
-from experiments.stages import STAGE_ONE, markdown, train_arm
+from basics.running import InputError
+from experiments.stages import STAGE_ONE, clips_of, markdown, train_arm
 from experiments.tables import caption, described, mean_std
 from experiments.unseen import names_outside, new_generators
 from report.calibrate import calibrate
 from report.run import load_encoder, load_run
-from tokens.dataset import read_index, write_index
+from tokens.dataset import index_digest, read_index, write_index
+from tokens.generators import LEVELS, level_name
 from tokens.split import fold_splits
-from training.callbacks import index_digest
 from training.evaluation import at_level, score_names
 
 ARM = "1-stage all CE"
@@ -32,8 +32,8 @@ RELIABILITY = {"nll": "NLL", "brier": "Brier", "ece": "ECE"}
 def measure_report(args, data):
     """By seed: accuracy of the reports by level, reliability on test, and whose clips were called unknown."""
     if data.videos is None:
-        raise ValueError("report looks at the clips themselves; name the folder that --features were made of: --videos")
-    new, only = new_generators(data) if data.simulated else (names_outside(data), ())
+        raise InputError("report looks at the clips themselves; name the folder that --features were made of: --videos")
+    new, only = new_generators(data) if data.simulated else (names_outside(data), {})
     seeds = []
     for seed in range(args.seeds):
         parts = []
@@ -77,13 +77,12 @@ def assemble(args, data, seed, only):
 def answer(run_folder, data, new, calibration, weights):
     """What the files of test and of left-out generators are called, with their truth, and how sure the run is."""
     run = load_run(run_folder)
-    with np.load(run_folder / f"{run.finest}_embeddings.npz", allow_pickle=False) as arrays:
-        test = set(arrays["video"][arrays["split"] == "test"].tolist())
+    test = set(clips_of(run_folder, run.finest)[0]["video"].tolist())
     rows = [row for row in read_index(data.features) if row["path"] in test or row["generator"] in new]
     encoder = load_encoder(run.features, weights=weights if run.features["encoder"] == "mobilenet" else None)
     reports = attribute([data.videos / row["source"] for row in rows], run, encoder)
     if failed := [report["file"] for report in reports if report["error"] is not None]:
-        raise ValueError(f"{len(failed)} files cannot be read, such as {failed[0]}; were they there when 01 ran?")
+        raise InputError(f"{len(failed)} files cannot be read, such as {failed[0]}; were they there when 01 ran?")
     generators, levels = np.array([row["generator"] for row in rows]), {}
     seen = ~np.isin(generators, new)
     for level in run.models:
@@ -97,13 +96,8 @@ def answer(run_folder, data, new, calibration, weights):
     judged = np.array([bool(report["unknown"] and report["unknown"]["unknown"]) for report in reports])
     called = {"known": judged[seen].tolist()} | {name: judged[generators == name].tolist() for name in new}
     few = sum(bool(report["evidence"]["reasons"]) for report in reports)
-    return {
-        "levels": levels,
-        "called": called,
-        "unknown": calibration["unknown"],
-        "files": len(rows),
-        "too_little": few,
-    }
+    found = {"levels": levels, "called": called, "unknown": calibration["unknown"]}
+    return found | {"files": len(rows), "too_little": few}
 
 
 def pool(parts, new):
@@ -177,21 +171,14 @@ def render_calibration(seeds):
 
 def render_unknown(seeds, left_out):
     first = seeds[0]["unknown"][0]
-    what = (
-        f"Called unknown, in per cent of files; threshold for {first['rate']:.0%} of val by the score {first['score']}:"
-    )
-    rows = []
+    limit = f"threshold for {first['rate']:.0%} of val by the score {first['score']}"
+    lines, rows = [f"Called unknown, in per cent of files; {limit}:", ""], []
     for name in ("known", *left_out):
         shares = [seed["called_unknown"][name] for seed in seeds]
         cells = [mean_std([unknown / files for files, unknown in shares]), f"{shares[0][0]}"]
         rows.append([name if name != "known" else "known (false rejections)", *cells])
-    lines = [
-        what,
-        "",
-        *markdown(["generator", "called unknown", "files"], rows),
-        "",
-        "AUROC of all scores, chance 0.50:",
-    ]
+    lines += [*markdown(["generator", "called unknown", "files"], rows), ""]
+    lines += ["AUROC of all scores, chance 0.50:", ""]
     found = [one["auroc"] for seed in seeds for one in seed["unknown"]]
     rows = [[name, f"{np.mean([one[name]['value'] for one in found]):.2f}"] for name in found[0]]
-    return [*lines, "", *markdown(["score", "AUROC, mean over seeds and folds"], rows)]
+    return [*lines, *markdown(["score", "AUROC, mean over seeds and folds"], rows)]

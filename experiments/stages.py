@@ -14,18 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from tokens.dataset import read_index, read_json, write_json
-from tokens.split import choose_videos
-from training.callbacks import CollapseError
+from basics.artifacts import read_arrays, read_json, write_json
+from basics.running import fold as parse_fold
+from tokens.dataset import read_index, usable
+from tokens.generators import class_index, class_names, load_generators
+from tokens.split import Videos, choose_videos
 
-# Rates and steps for thousands of windows; the paper's 1e-5, halved every 1,000 steps, are for millions.
-SMALL_DATA = "--batch-size 32 --learning-rate 3e-4 --decay-steps 0"
-# On few clips the paper's margin of 1 and lambda of 0.5 can pull all embeddings to one point.
-SMALL_MINING = "--normalize --margin 0.2 --ce-weight 0.8"
+# ---------------------------------------------------------------- stages
 
 
 def stage(name, *arguments):
-    """Run a numbered script's main with these arguments."""
+    """Run a numbered script's main with these arguments; what it returns. Nobody else imports one by name."""
     return importlib.import_module(name).main([str(argument) for argument in arguments])
 
 
@@ -33,100 +32,148 @@ def script(level):
     return "02_pretrain_binary" if level == "bin" else "03_attribute"
 
 
-def chosen_videos(level, *arguments):
-    """The videos that stage 1 or 2 chooses at a level with these arguments."""
-    args = importlib.import_module(script(level)).get_args([str(argument) for argument in arguments])
-    with contextlib.redirect_stdout(None):  # the stage says it itself
-        return choose_videos(read_index(args.features), level, args)
+def as_flags(settings):
+    """Settings by name as a script's flags: {"margin": 0.2, "normalize": True} is --margin 0.2 --normalize."""
+    flags = []
+    for key, value in settings.items():
+        name = key.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            flags += [f"--{name}", ",".join(value) if isinstance(value, list) else value]
+    return flags
 
 
-def train(level, *arguments):
-    """Stage 1 or 2 at a level; (metrics, the videos it chose)."""
-    arguments = [*arguments, *([] if level == "bin" else ["--level", level])]
-    return stage(script(level), *arguments), chosen_videos(level, *arguments)
+def train(level, features, run, settings):
+    """Run stage 1 or 2 at a level; the metrics that it wrote."""
+    place = ["--features", features, "--run", run, *(() if level == "bin" else ("--level", level))]
+    stage(script(level), *place, *as_flags(settings))
+    return read_json(Path(run) / f"{level}.json")
+
+
+# ---------------------------------------------------------------- what a run leaves
+
+
+def clips_of(run, level, split="test"):
+    """A run's clips of a split: probabilities (V, C), class, generator, video (V,) and, but for detectors on pixels,
+    embedding (V, D) and group (V,); and the names of the classes (C,).
+    """
+    arrays = read_arrays(Path(run) / f"{level}_embeddings.npz")
+    arrays.pop("recipe", None)
+    chosen = arrays.pop("split") == split
+    classes = np.array(read_json(Path(run) / f"{level}.json", ("classes",))["classes"])
+    return {key: values[chosen] for key, values in arrays.items()}, classes
 
 
 def tested(run, level):
     """What a run's test videos are and what it calls them, two arrays (V,) of class names."""
-    classes = np.array(read_json(Path(run) / f"{level}.json", ("classes",))["classes"])
-    with np.load(Path(run) / f"{level}_embeddings.npz", allow_pickle=False) as arrays:
-        test = arrays["split"] == "test"
-        return arrays["class"][test], classes[arrays["probabilities"][test].argmax(axis=1)]
+    clips, classes = clips_of(run, level)
+    return clips["class"], classes[clips["probabilities"].argmax(axis=1)]
+
+
+def videos_of(metrics, features) -> Videos:
+    """Who trained and who was tested, by a run's metrics and the features that it is of."""
+    rows = {row["path"]: row for row in usable(read_index(features), features)}
+    table, names = load_generators(), class_names(metrics["level"])
+
+    def labelled(path):
+        name = names[class_index(metrics["level"], rows[path]["generator"], table)]
+        return rows[path] | {"label": metrics["classes"].index(name)}
+
+    roles = {role: [labelled(path) for path in metrics["clips"][role]] for role in ("train", "val", "test")}
+    unseen = [rows[path] for path in metrics["clips"]["unseen"]]
+    return Videos(tuple(metrics["classes"]), **roles, unseen=unseen, excluded=metrics["excluded"])
 
 
 # ---------------------------------------------------------------- the papers' ways to train
+
+# What the stages do without flags, the paper's settings; of 03 alone those of mining. A test holds them to that.
+PAPER = {"epochs": 10, "batch_size": 64, "learning_rate": 1e-5, "decay_steps": 1000, "best": "val"}
+PAPER |= {"batching": "natural", "temporal_blocks": 5, "dtype": "float32"}
+PAPER_MINING = {"loss": "hnm", "ce_weight": 0.5, "margin": 1.0, "positives": "all", "normalize": False}
+# Rates and steps for thousands of windows; the paper's 1e-5, halved every 1,000 steps, are for millions.
+SMALL_DATA = {"batch_size": 32, "learning_rate": 3e-4, "decay_steps": 0}
+# On few clips the paper's margin of 1 and lambda of 0.5 can pull all embeddings to one point.
+SMALL_MINING = {"normalize": True, "margin": 0.2, "ce_weight": 0.8}
+LOSSES = {"CE": "ce", "CE+semi-HNM": "semi", "CE+HNM": "hnm"}
 
 # An arm is "<stages> <labels> <loss>": few is the paper's 0.5%, 500 labels per class, all its 100%, a number itself.
 ONE_FEW, ONE_ALL, TWO_FEW = "1-stage few CE+HNM", "1-stage all CE+HNM", "2-stage few CE+HNM"
 ARMS = ("1-stage few CE", ONE_FEW, "2-stage few CE", TWO_FEW, "1-stage all CE", ONE_ALL)
 STAGE_ONE = "1-stage all"
-PAPER_LOSSES = {"CE": "--loss ce", "CE+semi-HNM": "--loss semi", "CE+HNM": "--loss hnm"}
-SMALL_LOSSES = {
-    "CE": "--loss ce",
-    "CE+semi-HNM": f"--loss semi {SMALL_MINING}",
-    "CE+HNM": f"--loss hnm {SMALL_MINING}",
-}
 EPOCHS = 60  # at most, on small data
+CHOICE = ("train_generators", "test_generators", "test_features", "labels_per_class", "limit")
 
 
-def train_arm(args, data, arm, level, seed, only=(), **change) -> list[Path | None]:
+def train_arm(args, data, arm, level, seed, only=None, **change) -> list[Path | None]:
     """The run folders of an arm at a level, one per fold; None where mining collapsed. What is up to date stays.
 
-    `only` are flags that stage 1 shares, such as --train-generators. An ablation's `change`: `last`, flags of the last
-    stage alone, and `longer`, times as many of its steps.
+    `only` are settings that stage 1 shares, such as train_generators. An ablation's `change`: `last`, settings of the
+    last stage alone, and `longer`, times as many of its steps.
     """
-    return [train_fold(args, data, arm, level, seed, fold, only, **change) for fold in data.folds]
+    return [train_fold(args, data, arm, level, seed, fold, only or {}, **change) for fold in data.folds]
 
 
-def effective(level, settings, flags):
-    """The flags, or none where they change nothing, so that the run is shared."""
-    parse = importlib.import_module(script(level)).get_args
-    return () if parse([*settings, *flags]) == parse([*settings]) else flags
-
-
-def train_fold(args, data, arm, level, seed, fold, only, last=(), longer=1):
-    stages, labels, loss = f"{arm} ".split(" ", 2)
-    count = {"few": str(data.few)}.get(labels, labels)
-    settings = [] if args.full else SMALL_DATA.split()
-    settings += ["--labels-per-class", count, *effective(level, (), only)]
-    settings += ["--best", "last"] if fold else []  # a fold has no val to choose by
-    settings += ["--limit", str(args.limit)] if args.limit else []
+def arm_settings(args, data, arm, level, fold, only, last):
+    """All settings of the last stage of an arm but for its epochs: those that change nothing are the same ones."""
+    _, labels, loss = f"{arm} ".split(" ", 2)
+    count = data.few if labels == "few" else int(labels) if labels.isdecimal() else labels
+    settings = PAPER | ({} if args.full else SMALL_DATA) | {"labels_per_class": count}
+    settings |= {"limit": args.limit} if args.limit else {}
     if level != "bin":
-        losses = PAPER_LOSSES if args.full else SMALL_LOSSES
-        settings += ["--level", level, *losses[loss.strip()].split()]
-    settings += effective(level, settings, last)
-    key = " ".join([*settings, *[f"longer {longer}"] * (longer > 1), data.digest])
-    key = hashlib.sha256(key.encode()).hexdigest()[:8]
-    folder = (
-        Path(args.run or "runs/paper") / data.features.name / "-".join([*re.findall(r"\w+", f"{arm} {level}"), key])
-    )
+        settings |= PAPER_MINING | {"loss": LOSSES[loss.strip()]}
+        settings |= {} if args.full or settings["loss"] == "ce" else SMALL_MINING
+    # a fold has no val to choose by
+    return settings | only | last | ({"best": "last"} if fold else {})
+
+
+def train_fold(args, data, arm, level, seed, fold, only, last=None, longer=1):
+    stages, labels, _ = f"{arm} ".split(" ", 2)
+    settings = arm_settings(args, data, arm, level, fold, only, last or {})
+    key = hashlib.sha256(f"{sorted(settings.items())} {longer} {data.digest}".encode()).hexdigest()[:8]
+    folder = Path(args.run or "runs/paper") / data.features.name
+    folder /= "-".join([*re.findall(r"\w+", f"{arm} {level}"), key])
     run = folder / "-".join([f"seed{seed}", *([f"fold{fold[0]}"] if fold else [])])
-    if stages == "2-stage":
-        settings += ["--init", train_fold(args, data, STAGE_ONE, "bin", seed, fold, only) / "bin.keras"]
-    elif level != "bin":
-        settings += ["--init", "scratch"]
-    settings += ["--features", data.features, "--seed", seed, *(["--fold", fold] if fold else [])]
     if args.full:
-        settings += ["--epochs", 10 * longer]
+        settings["epochs"] *= longer
     else:
-        windows = sum(row["windows"] for row in chosen_videos(level, *settings).train)
+        windows = sum(row["windows"] for row in chosen_videos(data, level, settings, seed, fold).train)
         steps = longer * data.steps["all" if labels == "all" else "few"]
-        settings += ["--epochs", min(math.ceil(steps / max(windows // 32, 1)), EPOCHS * longer)]
+        settings["epochs"] = min(math.ceil(steps / max(windows // 32, 1)), EPOCHS * longer)
+    settings |= {"seed": seed} | ({"fold": fold} if fold else {})
+    if stages == "2-stage":
+        settings["init"] = train_fold(args, data, STAGE_ONE, "bin", seed, fold, only) / "bin.keras"
+    elif level != "bin":
+        settings["init"] = "scratch"
+    from training.callbacks import CollapseError  # here, since Keras comes with it
+
     try:
-        stage(script(level), *settings, "--run", run)
+        train(level, data.features, run, settings)
     except CollapseError as collapse:
         print(f"{run}: {collapse}")
         return None
     return run
 
 
+def chosen_videos(data, level, settings, seed, fold) -> Videos:
+    """Who trains and who is tested at a level with these settings."""
+    choice = {key: settings[key] for key in CHOICE if key in settings} | {"fold": parse_fold(fold) if fold else None}
+    with contextlib.redirect_stdout(None):  # the stage says it itself
+        return choose_videos(
+            read_index(data.features),
+            level,
+            data.features,
+            load_generators(),
+            **choice,
+            train_on_val=settings.get("best") == "last",
+            seed=seed,
+        )
+
+
 def fold_videos(args, data, level, labels, seed, fold):
     """Who trains and who is tested at a level, as SAGA has it. With few labels nobody is val, which has no limit."""
-    flags = ["--features", data.features, "--seed", seed, "--labels-per-class", data.few if labels == "few" else "all"]
-    flags += [] if level == "bin" else ["--level", level]
-    flags += ["--fold", fold, "--best", "last"] if fold else []
-    flags += ["--limit", args.limit] if args.limit else []
-    videos = chosen_videos(level, *flags)
+    settings = {"labels_per_class": data.few if labels == "few" else "all", "best": "last" if fold else "val"}
+    videos = chosen_videos(data, level, settings | {"limit": args.limit}, seed, fold)
     return videos._replace(val=[]) if labels == "few" else videos
 
 

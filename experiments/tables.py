@@ -1,29 +1,25 @@
 """SAGA's tables by name, each on the data at hand, beside the paper's numbers (Tables 2 to 7, S-3).
 
-reads   a features folder (corpora.py); trains what is not up to date (stages.py)
+reads   a features folder (datasets.py); trains what is not up to date (stages.py)
 writes  results/<entry>.json: accuracies per seed, test clips, chance; <entry>.md: mean +- std over seeds, in per cent
 
 An entry is `measure(args, data) -> results`, made of numbers alone, and `render(results) -> lines` of Markdown. The
-paper's numbers are read from paper_results.csv, stand in brackets or in columns of their own, and are on GenVideo.
+paper's numbers (paper.py) stand in brackets or in columns of their own, and are on GenVideo.
 """
 
 import functools
 
 import numpy as np
 
-from common import LEVELS, build_saga, class_names, load_generators
-from experiments.stages import (
-    ARMS,
-    ONE_ALL,
-    ONE_FEW,
-    STAGE_ONE,
-    TWO_FEW,
-    markdown,
-    tested,
-    train_arm,
-)
-from tokens.dataset import read_index, read_json
-from training.evaluation import PAPER_TABLES, paper_lines, score_names, wilson_interval
+from basics.artifacts import read_json
+from basics.running import InputError
+from basics.statistics import wilson_interval
+from common import build_saga
+from experiments.paper import PAPER_TABLES, paper_lines, paper_setting, paper_values
+from experiments.stages import ARMS, ONE_ALL, ONE_FEW, STAGE_ONE, TWO_FEW, markdown, tested, train_arm
+from tokens.dataset import features_recipe, read_index
+from tokens.generators import LEVELS, class_names, level_name, load_generators
+from training.evaluation import score_names
 
 # ---------------------------------------------------------------- results
 
@@ -51,8 +47,8 @@ def scored(runs, level, named=tested):
 
 def described(data, **results):
     """Results with what a table says of its data."""
-    recipe = read_json(data.features / "recipe.json")
-    about = {"data": data.name, "simulated": data.simulated, "encoder": recipe.get("encoder")}
+    encoder = features_recipe(data.features).get("encoder")
+    about = {"data": data.name, "simulated": data.simulated, "encoder": encoder}
     return {"about": about | {"folds": len(data.folds), "labels_few": data.few}} | results
 
 
@@ -109,11 +105,6 @@ def by_class(result, name):
     return [right / videos for videos, right in counts]
 
 
-def paper_values(table, setting):
-    """{row: per cent} of a setting of one of the paper's tables."""
-    return {line["row"]: float(line["value"]) for line in paper_lines(table) if line["setting"] == setting}
-
-
 # ---------------------------------------------------------------- Tables 2, 3, 6, 7: attribution levels
 
 LEVEL_ARMS = {"task": (ONE_FEW, ONE_ALL, TWO_FEW), "gen": ARMS}
@@ -125,17 +116,11 @@ def measure_level(args, data, level):
     return described(data, level=level, arms=arms)
 
 
-def paper_setting(arm, level):
-    """What the paper calls an arm: its Tables 2, 3 and 6 do not say the loss."""
-    setting = arm.replace("few", "0.5%").replace("all", "100%")
-    return setting if level == "gen" else setting.rsplit(" ", 1)[0]
-
-
 def render_level(results):
     level, arms = results["level"], results["arms"]
     theirs = {arm: paper_values(PAPER_TABLES[level], paper_setting(arm, level)) for arm in arms}
     rows = [[arm, *overall_cells(result), f"{theirs[arm]['Overall']:.2f}"] for arm, result in arms.items()]
-    lines = [caption(results, f"{level.upper()}-L"), ""]
+    lines = [caption(results, level_name(level)), ""]
     lines += [*markdown(["setting", *OVERALL, "the paper's Overall"], rows), ""]
     lines += ["By class; in brackets the paper's, on GenVideo:", ""]
     found = next((result["seeds"][0]["per_class"] for result in arms.values() if result["seeds"]), {})
@@ -153,12 +138,7 @@ def render_level(results):
 
 GENVIDEO_TRAIN = ("ZeroScope", "I2VGen-XL", "SVD", "VideoCrafter", "Pika", "DynamiCrafter", "SD", "SEINE", "Latte")
 GENVIDEO_TRAIN += ("OpenSora",)
-FOUR_TEAMS = (
-    "Alibaba Group",
-    "Stability AI",
-    "Tencent AI Lab",
-    "Pika",
-)  # 7 generators of Table S-1, where 8 are printed
+FOUR_TEAMS = ("Alibaba Group", "Stability AI", "Tencent AI Lab", "Pika")  # 7 of Table S-1, where 8 are printed
 SPLITS = {  # the paper's row: which generators train, which are tested
     "all 80% -> all 20%": None,
     "GenVideo train generators (10) -> val generators (9)": (
@@ -185,26 +165,31 @@ def generators_of(data, chosen):
     return [name for name in table if name in present - {"Real"} and chosen(table[name])]
 
 
-def split_flags(data, split):
-    """The flags of one of SPLITS, or None where the features have no generator of a side."""
+def ten_generators(data):
+    """Settings: train on GenVideo's ten train generators alone."""
+    return {"train_generators": generators_of(data, lambda generator: generator.name in GENVIDEO_TRAIN)}
+
+
+def split_settings(data, split):
+    """The settings of one of SPLITS, or None where the features have no generator of a side."""
     if not SPLITS[split]:
-        return ()
-    sides = [",".join(generators_of(data, chosen)) for chosen in SPLITS[split]]
-    return ("--train-generators", sides[0], "--test-generators", sides[1]) if all(sides) else None
+        return {}
+    train, test = (generators_of(data, chosen) for chosen in SPLITS[split])
+    return {"train_generators": train, "test_generators": test} if train and test else None
 
 
-def binary_results(args, data, only=()):
+def binary_results(args, data, only=None):
     """BINARY of stage 1 by seed."""
     if len(data.folds) > 1:
-        raise ValueError("BIN-L across generators and data sets needs the recorded split; leave out --folds and --data")
+        raise InputError("BIN-L across generators and data sets needs the recorded split; leave out --folds and --data")
     runs = [train_arm(args, data, STAGE_ONE, "bin", seed, only)[0] for seed in range(args.seeds)]
     return [{key: read_json(run / "bin.json")[key] for key in BINARY} for run in runs]
 
 
 def measure_splits(args, data):
-    flags = {split: split_flags(data, split) for split in SPLITS}
-    flags = {split: (*own, *rate_flags(args, data)) for split, own in flags.items() if own is not None}
-    return described(data, splits={split: binary_results(args, data, own) for split, own in flags.items()})
+    there = {split: own for split in SPLITS if (own := split_settings(data, split)) is not None}
+    rate = own_rate(args, data)
+    return described(data, splits={split: binary_results(args, data, own | rate) for split, own in there.items()})
 
 
 def binary_cells(seeds):
@@ -228,7 +213,7 @@ def render_splits(results):
 def measure_datasets(args, data):
     found = {}
     if args.test_features:  # first, since it may not fit
-        found[args.test_features] = binary_results(args, data, ("--test-features", args.test_features))
+        found[args.test_features] = binary_results(args, data, {"test_features": args.test_features})
     return described(data, tested={"in-domain": binary_results(args, data)} | found)
 
 
@@ -236,10 +221,8 @@ def render_datasets(results):
     rows = [[name, *binary_cells(seeds)] for name, seeds in results["tested"].items()]
     lines = [caption(results, "BIN-L, trained on this data"), "", *markdown(["tested on", *BINARY_HEADER], rows), ""]
     if len(rows) == 1:
-        lines += [
-            "Across data sets: name another features folder, made by 01 in the same way, with --test-features.",
-            "",
-        ]
+        how = "Across data sets: name another features folder, made by 01 in the same way, with --test-features."
+        lines += [how, ""]
     rows = []
     for name in ("DeMamba", "DVF"):
         methods = dict.fromkeys(line["row"] for line in paper_lines(f"5 BIN-L {name}"))
@@ -253,13 +236,13 @@ def render_datasets(results):
 # ---------------------------------------------------------------- Table S-3: encoders
 
 
-RATES = {"mobilenet": "1e-4"}  # at 3e-4 its stage 1 stays at chance on train and val of the zoo
+RATES = {"mobilenet": 1e-4}  # at 3e-4 its stage 1 stays at chance on train and val of the zoo
 
 
-def rate_flags(args, data):
-    """The learning rate of an encoder that wants its own on small data, as flags."""
-    rate = RATES.get(read_json(data.features / "recipe.json").get("encoder"))
-    return ("--learning-rate", rate) if rate and not args.full else ()
+def own_rate(args, data):
+    """The learning rate of an encoder that wants its own on small data, as settings."""
+    rate = RATES.get(features_recipe(data.features).get("encoder"))
+    return {"learning_rate": rate} if rate and not args.full else {}
 
 
 def measure_encoders(args, several):
@@ -267,7 +250,7 @@ def measure_encoders(args, several):
     folders = []
     for data in several:
         arms = {level: STAGE_ONE if level == "bin" else TWO_FEW for level in LEVELS}
-        only = rate_flags(args, data)
+        only = own_rate(args, data)
         found = {level: arm_results(args, data, arm, level, only=only) for level, arm in arms.items()}
         folders.append(described(data, levels=found))
     return {"folders": folders}
@@ -276,12 +259,10 @@ def measure_encoders(args, several):
 def render_encoders(results):
     rows = []
     for folder in results["folders"]:
-        for level, result in folder["levels"].items():
-            rows.append(
-                [folder["about"]["data"], folder["about"]["encoder"], f"{level.upper()}-L", *overall_cells(result)]
-            )
+        about = [folder["about"][key] for key in ("data", "encoder")]
+        rows += [[*about, level_name(level), *overall_cells(result)] for level, result in folder["levels"].items()]
     lines = [*markdown(["features", "encoder", "level", *OVERALL], rows), "", "The paper's Table S-3, micro:", ""]
-    levels = [f"{level.upper()}-L" for level in LEVELS]
+    levels = list(map(level_name, LEVELS))
     encoders = dict.fromkeys(line["row"] for line in paper_lines("S-3 backbone"))
     rows = [[name, *(f"{paper_values('S-3 backbone', level)[name]:.2f}" for level in levels)] for name in encoders]
     return [*lines, *markdown(["encoder", *levels], rows)]
@@ -297,6 +278,6 @@ def measure_transfer(args, several):
 def render_transfer(results):
     rows = []
     for folder in results["folders"]:
-        for split, seeds in folder["splits"].items():
-            rows.append([folder["about"]["data"], folder["about"]["encoder"], split, *binary_cells(seeds)])
+        about = [folder["about"][key] for key in ("data", "encoder")]
+        rows += [[*about, split, *binary_cells(seeds)] for split, seeds in folder["splits"].items()]
     return markdown(["features", "encoder", "train -> test", *BINARY_HEADER], rows)

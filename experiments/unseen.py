@@ -5,62 +5,50 @@ reads   30 simulated clips per generator; or a corpus, or features of one's own,
 writes  runs/unseen/; results/unseen-scores.*, AUROC and FPR by score and generator; results/unseen-landing.*, how
         often a left-out generator is called by its SD version or team, beside the other left-out ones (zoo alone)
 
-`unseen_generators` is an entry of reproduce.py and takes its arguments; the scores are those of unknown.py. The last
-section is an entry as figures.py has them: results by the number of clips that are given of a new generator.
+`unseen_generators` takes reproduce.py's arguments; the scores are those of report/scores.py. The last section is an
+entry as figures.py has them: results by the number of clips that are given of a new generator.
 """
 
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from common import keras, level_value, load_generators
-from experiments.comparisons import TRAINING
+from basics.artifacts import read_arrays
+from basics.figures import plt, save_figure
+from basics.running import InputError
+from common import load_saga
 from experiments.datasets import choose_data, extract_zoo
-from experiments.figures import tsig_runs
-from experiments.probes import mean_tokens
-from experiments.stages import TWO_FEW, markdown, stage, train_arm, write_results
+from experiments.stages import SMALL_DATA, TWO_FEW, clips_of, markdown, stage, train, train_arm, write_results
 from experiments.tables import caption, described, generators_of, mean_std
-from report.scores import (
-    NAMINGS,
-    SCORES,
-    Clips,
-    LeftOut,
-    auroc,
-    combine,
-    fit_scores,
-    fpr_at_tpr,
-    group_bootstrap,
-    head_logits,
-    lands_on,
-)
-from tokens.dataset import read_index, read_json
-from tokens.split import usable
-from training.evaluation import plt, save_figure, score_names
+from experiments.tsigs import tsig_runs
+from report.scores import NAMINGS, SCORES, Clips, auroc, fit_scores, fpr_at_tpr, group_bootstrap, head_logits, lands_on
+from tokens.dataset import mean_tokens, read_index, usable
+from tokens.generators import level_name, level_value, load_generators
+from training.evaluation import score_names
 
 LEFT_OUT = ("DynamiCrafter", "ModelScope", "Latte", "HotShot", "Pika", "Sora")
 KIN_LEVELS = ("sd", "team")
+BOOTSTRAPS = 300
+TRAINING = SMALL_DATA | {"best": "last", "epochs": 12, "weight_decay": 0.05, "init": "scratch", "loss": "ce"}
 
 
 def unseen_generators(args):
-    """Which scores tell generators never trained on from seen ones at GEN-L, and where they land at SD-L and TEAM-L:
-    six of the zoo's left out, 30 clips per class, two minutes a seed; of other data the generators outside the table,
-    scores alone."""
+    """Scores and landing of six generators of the zoo left out; of other data scores of those outside the table."""
     if args.data != "zoo" or args.features:
         return outside_the_table(args)
     features, known = extract_zoo(args, "--pool 2"), load_generators()
-    trained = ",".join(name for name in known if name not in (*LEFT_OUT, "Real"))
+    settings = TRAINING | {"train_generators": [name for name in known if name not in (*LEFT_OUT, "Real")]}
     scores, landed, models = [], [], []
     for seed in range(args.seeds):
         run = Path(args.run or "runs/unseen") / features.name / f"seed{seed}"
-        place = ["--features", features, "--run", run, "--seed", seed]
         for level in ("gen", *KIN_LEVELS):
-            flags = ["--level", level, "--init", "scratch", "--loss", "ce", "--train-generators", trained]
-            metrics = stage("03_attribute", *place, *TRAINING.split(), *flags)
+            metrics = train(level, features, run, settings | {"seed": seed})
             kept = ("level", "videos", "accuracy", "macro_accuracy", "majority", "uniform")
             models.append({"seed": seed} | {key: metrics[key] for key in kept})
         flags = ["--splits", "train,test,unseen", "--strata", "none", "--no-controls", "--repeats", 1]
-        stage("04_tsigs", *place, *flags)
+        stage("04_tsigs", "--features", features, "--run", run, "--seed", seed, *flags)
         scores.append(scores_of(run, LEFT_OUT))
         landed += [row | {"seed": seed} for level in KIN_LEVELS for row in landing(run, level, known)]
     rows = [score_row(name, [seed[name] for seed in scores]) for name in scores[0]]
@@ -77,7 +65,7 @@ def outside_the_table(args):
         if tsig_runs(args, data, TWO_FEW, "gen", seed):
             scores += [scores_of(run, outside) for run in train_arm(args, data, TWO_FEW, "gen", seed)]
     if not scores:
-        raise ValueError(f"{data.features}: mining collapsed for all seeds, so there is nothing to score")
+        raise InputError(f"{data.features}: mining collapsed for all seeds, so there is nothing to score")
     rows = [score_row(name, [fold[name] for fold in scores]) for name in scores[0]]
     results = described(data, scores=rows)
     what = "Generators outside the table told from seen ones by a model of GEN-L (two stages, few labels, CE+HNM)"
@@ -90,37 +78,42 @@ def names_outside(data):
     """The generators of some features that are outside the table, and so never trained on: two or more."""
     outside = sorted({row["generator"] for row in read_index(data.features)} - set(load_generators()))
     if len(outside) < 2:
-        raise ValueError(f"{data.features} has clips of {len(outside)} generators outside the table; it takes two")
+        raise InputError(f"{data.features} has clips of {len(outside)} generators outside the table; it takes two")
     return outside
 
 
+class LeftOut(NamedTuple):
+    """A score of the clips of a model that one generator was left out of."""
+
+    seen: np.ndarray  # (V,), test clips of the generators it trained on
+    unseen: np.ndarray  # (U,), clips of the generator left out, all its test clips among them
+    seen_group: np.ndarray  # (V,), of the index
+    unseen_group: np.ndarray  # (U,)
+
+
 def scores_of(run, left_out_names):
-    """{score: {generator left out: LeftOut of that score}} of a run at GEN-L with its T-Sigs."""
-    with np.load(run / "gen_embeddings.npz") as arrays, np.load(run / "gen_tsigs.npz") as signatures:
-        number = {video: i for i, video in enumerate(arrays["video"].tolist())}
-        place = [number[video] for video in signatures["video"].tolist()]  # clips with a window without padding
-        found = {key: arrays[key][place] for key in ("embedding", "probabilities", "generator", "class", "split")}
-        found |= {key: signatures[key] for key in ("maps", "group")}
-    head = keras.saving.load_model(run / "gen.keras", compile=False).classifier
+    """{score: {generator left out: LeftOut}} of a run at GEN-L with its T-Sigs."""
+    arrays, signatures = read_arrays(run / "gen_embeddings.npz"), read_arrays(run / "gen_tsigs.npz")
+    number = {video: i for i, video in enumerate(arrays["video"].tolist())}
+    place = [number[video] for video in signatures["video"].tolist()]  # clips with a window without padding
+    found = {key: arrays[key][place] for key in ("embedding", "probabilities", "generator", "class", "split")}
+    found |= {key: signatures[key] for key in ("maps", "group")}
+    head = load_saga(run / "gen.keras", "03_attribute.py").classifier
     found["logits"] = head_logits(found["embedding"], *head.get_weights())
 
     def clips(chosen):
-        arrays = {key: found[key][chosen] for key in ("embedding", "probabilities", "logits", "maps")}
-        return Clips(**arrays, label=found["class"][chosen])
+        own = {key: found[key][chosen] for key in ("embedding", "probabilities", "logits", "maps")}
+        return Clips(**own, label=found["class"][chosen])
 
     score = fit_scores(clips(found["split"] == "train"))
     test = found["split"] == "test"
-    seen, left_out = score(clips(test)), {}
+    seen, scores = score(clips(test)), {key: {} for key in SCORES}
     for name in left_out_names:
         own = (found["split"] == "unseen") & (found["generator"] == name)
         unseen = score(clips(own))
-        sides = (np.stack([side[key] for key in SCORES], axis=1) for side in (seen, unseen))
-        left_out[name] = LeftOut(*sides, found["group"][test], found["group"][own])
-    single = {
-        key: {name: one._replace(seen=one.seen[:, i], unseen=one.unseen[:, i]) for name, one in left_out.items()}
-        for i, key in enumerate(SCORES)
-    }
-    return single | {"all, combined": combine(left_out)}
+        for key in SCORES:
+            scores[key][name] = LeftOut(seen[key], unseen[key], found["group"][test], found["group"][own])
+    return scores
 
 
 def score_row(name, seeds):
@@ -128,7 +121,7 @@ def score_row(name, seeds):
     row = {"score": name, "seeds": len(seeds), "generators": {}}
     for generator, first in seeds[0].items():
         pairs = [(seed[generator].seen, seed[generator].unseen) for seed in seeds]
-        intervals = [group_bootstrap(*seed[generator], repeats=300)["auroc"] for seed in seeds]
+        intervals = [group_bootstrap(*seed[generator], repeats=BOOTSTRAPS)["auroc"] for seed in seeds]
         row["generators"][generator] = {
             "seen": len(first.seen),
             "unseen": len(first.unseen),
@@ -151,10 +144,8 @@ def score_table(rows):
 
 def landing(run, level, known):
     """Where left-out generators land whose SD version or team others have that were trained on."""
-    classes, rows = read_json(run / f"{level}.json")["classes"], []
-    with np.load(run / f"{level}_embeddings.npz") as arrays:
-        unseen = arrays["split"] == "unseen"
-        generators, probabilities = arrays["generator"][unseen], arrays["probabilities"][unseen]
+    clips, classes = clips_of(run, level, "unseen")
+    generators, probabilities, classes, rows = clips["generator"], clips["probabilities"], classes.tolist(), []
     kind = {name: level_value(level, known[name]) for name in LEFT_OUT}
     for name in LEFT_OUT:
         if kind[name] in classes:
@@ -173,17 +164,9 @@ def landing_table(landed):
     for (level, name), rows in by_generator.items():
         share, chance = (", ".join(f"{row[key]:.2f}" for row in rows) for key in ("share", "chance"))
         counts = [f"{rows[0][key]}" for key in ("share_videos", "chance_videos")]
-        cells.append([f"{level.upper()}-L", name, rows[0]["kin"], counts[0], share, counts[1], chance])
-    header = [
-        "level",
-        "left out",
-        "its kin",
-        "its clips",
-        "called its kin by seed",
-        "others' clips",
-        "called so by seed",
-    ]
-    return markdown(header, cells)
+        cells.append([level_name(level), name, rows[0]["kin"], counts[0], share, counts[1], chance])
+    header = ["level", "left out", "its kin", "its clips", "called its kin by seed", "others' clips"]
+    return markdown([*header, "called so by seed"], cells)
 
 
 # ---------------------------------------------------------------- enrolling: new generators by a few of their clips
@@ -200,7 +183,7 @@ def measure_enrol(args, data):
     and the macro accuracy of the known ones' test clips before and after, by seed, each the mean over DRAWS.
     """
     if len(data.folds) > 1:
-        raise ValueError("enrolling needs the recorded split; leave out --folds and --data")
+        raise InputError("enrolling needs the recorded split; leave out --folds and --data")
     new, only = new_generators(data)
     rows = usable(read_index(data.features), data.features)
     tokens = dict(zip((row["path"] for row in rows), mean_tokens(rows), strict=True))
@@ -223,12 +206,12 @@ def measure_enrol(args, data):
 
 
 def new_generators(data):
-    """Who is left out of training, and the flags for it: those of LEFT_OUT, else the generators outside the table."""
+    """Who is left out of training, those of LEFT_OUT or else the generators outside the table, and settings for it."""
     new = generators_of(data, lambda generator: generator.name in LEFT_OUT)
     trained = generators_of(data, lambda generator: generator.name not in LEFT_OUT)
     if not trained:
-        raise ValueError(f"{data.features} has clips of no generator to train on; it takes one beside {', '.join(new)}")
-    only = ("--train-generators", ",".join(trained)) if new else ()
+        raise InputError(f"{data.features} has clips of no generator to train on; it takes one beside {', '.join(new)}")
+    only = {"train_generators": trained} if new else {}
     splits = {}
     for row in read_index(data.features):
         splits.setdefault(row["generator"], set()).add("given" if row["split"] != "test" else "held out")
@@ -239,8 +222,8 @@ def enrolling_clips(run, tokens, held_out):
     """Of a run's clips the generator (V,), the role (V,): train, val, test, and of new generators given or held out,
     and what a naming may look at, {space: (V, D)}.
     """
-    with np.load(run / "gen_embeddings.npz", allow_pickle=False) as arrays:
-        embedding, names, split, videos = (arrays[key] for key in ("embedding", "generator", "split", "video"))
+    keys = ("embedding", "generator", "split", "video")
+    embedding, names, split, videos = read_arrays(run / "gen_embeddings.npz", keys).values()
     videos = videos.tolist()
     new = np.where([video in held_out for video in videos], "held out", "given")
     spaces = {"SAGA": np.float64(embedding), "mean token": np.stack([tokens[video] for video in videos])}

@@ -1,15 +1,17 @@
-"""Ablations, back-off, probes as functions of arrays: paired differences, sums along the lineage, coverage, policy."""
+"""Ablations, back-off, probes as functions of arrays: paired differences, sums along the lineage, coverage, policy; who
+was trained and tested, read back from a run.
+"""
 
 import numpy as np
 import pytest
+from small import untrained_run
 
-from common import class_index, class_names, load_generators
-from experiments import ablations
-from experiments import back_off as backoff
-from experiments import compared as rivals
-from experiments import probes as baselines
-from tokens.dataset import features_file, write_features
-from tokens.split import Videos
+from basics.artifacts import read_json
+from experiments import ablations, back_off, compared, probes
+from experiments.stages import videos_of
+from tokens.dataset import features_file, mean_tokens, read_index, write_features
+from tokens.generators import class_index, class_names, load_generators
+from tokens.split import Videos, choose_videos
 from training.evaluation import coarser
 
 GENERATORS = list(load_generators())
@@ -24,7 +26,7 @@ def result(*macro, mined=None):
     return {"seeds": seeds(*macro), "collapsed": macro.count(None), "runs": [run]}
 
 
-def test_differences_pair_other_seeds():
+def test_differences_pair_the_same_seeds():
     row = ablations.compared(result(0.5, 0.2, 0.4), result(0.6, None, 0.7, mined=0.1))
     assert row["macro"] == pytest.approx([0.1, 0.3])
     assert row["micro"] == pytest.approx([0.1, 0.3])
@@ -42,12 +44,12 @@ def test_differences_pair_other_seeds():
         ([], 3, "collapsed (3)"),
     ],
 )
-def test_verdict_is_surer_than_the_seeds(differences, collapsed, wanted):
+def test_verdict_is_as_sure_as_the_seeds(differences, collapsed, wanted):
     assert ablations.verdict({"macro": differences, "collapsed": collapsed}) == wanted
 
 
 @pytest.mark.parametrize("level", ["bin", "task", "sd", "team", "gen"])
-def test_lineage_sums_other_generators(level):
+def test_lineage_sums_are_those_by_loops(level):
     random = np.random.default_rng(0)
     classes = [GENERATORS[i] for i in random.permutation(len(GENERATORS))[:12]]
     probabilities = random.dirichlet(np.ones(12), size=5)
@@ -62,34 +64,34 @@ def test_lineage_sums_other_generators(level):
         assert dict(zip(names, sums[v], strict=True)) == pytest.approx(wanted)
 
 
-def test_coverage_is_not_in_the_order_of_confidence():
+def test_coverage_is_in_the_order_of_confidence():
     sure, right = np.array([0.2, 0.9, 0.5, 0.7]), np.array([True, True, False, True])
-    assert backoff.coverage_curve(sure, right) == pytest.approx([1, 1, 2 / 3, 3 / 4])
+    assert back_off.coverage_curve(sure, right) == pytest.approx([1, 1, 2 / 3, 3 / 4])
 
 
-def test_policy_answers_coarsely_where_a_finer_level_is_sure():
+def test_policy_answers_at_the_finest_level_that_is_sure():
     truth = np.array(["x"] * 4)
-    test = {level: (np.zeros(4), np.zeros(4, bool), truth) for level in backoff.FINEST_FIRST}
+    test = {level: (np.zeros(4), np.zeros(4, bool), truth) for level in back_off.FINEST_FIRST}
     test["gen"] = (np.array([0.9, 0.8, 0.1, 0.1]), np.array([True, False, True, True]), truth)
     test["sd"] = (np.array([0.9, 0.9, 0.7, 0.1]), np.array([False, False, True, True]), truth)
-    limits = dict.fromkeys(backoff.FINEST_FIRST, np.inf) | {"gen": 0.8, "sd": 0.7}
-    found = backoff.policy(test, limits)
+    limits = dict.fromkeys(back_off.FINEST_FIRST, np.inf) | {"gen": 0.8, "sd": 0.7}
+    found = back_off.policy(test, limits)
     assert found == {"gen": [2, 1], "team": [0, 0], "sd": [1, 1], "task": [0, 0], "bin": [0, 0], "none": [1, 0]}
 
 
-def test_threshold_promises_an_accuracy_that_val_does_not_have():
+def test_threshold_holds_its_accuracy_on_val():
     sure = np.array([0.9, 0.8, 0.7, 0.6])
     levels = {
         "gen": (sure, np.array([True, True, True, False]), None),
         "sd": (sure, np.array([False, True, False, True]), None),
     }
-    assert backoff.thresholds(levels, wanted=0.75) == {"gen": 0.6, "sd": np.inf}
-    assert backoff.thresholds(levels, wanted=1)["gen"] == 0.7
+    assert back_off.thresholds(levels, wanted=0.75) == {"gen": 0.6, "sd": np.inf}
+    assert back_off.thresholds(levels, wanted=1)["gen"] == 0.7
 
 
-def test_an_undefined_level_is_judged():
+def test_an_undefined_level_has_no_truth():
     probabilities = np.array([[0.2, 0.8], [0.9, 0.1]])
-    sure, right, truth = backoff.judged(probabilities, ["Real", "SD 2.1"], np.array(["SVD", "Sora"]), "sd")
+    sure, right, truth = back_off.judged(probabilities, ["Real", "SD 2.1"], np.array(["SVD", "Sora"]), "sd")
     assert sure == pytest.approx([0.8, 0.9]) and truth.tolist() == ["SD 2.1", ""] and right.tolist() == [True, False]
 
 
@@ -99,10 +101,16 @@ def metadata(macro):
     return {"methods": {"metadata only, all": {"levels": {"gen": {"seeds": [seed]}}}}}
 
 
-def test_metadata_above_chance_is_called_chance():
-    assert "is at chance: macro 25.0" in rivals.metadata_line(metadata(0.25))
-    assert "tells the classes" in rivals.metadata_line(metadata(0.5))
-    assert "is at chance" in rivals.metadata_line(metadata(0.3))
+def test_metadata_line_says_chance_only_within_the_interval():
+    assert "is at chance: macro 25.0" in compared.metadata_line(metadata(0.25))
+    assert "tells the classes" in compared.metadata_line(metadata(0.5))
+    assert "is at chance" in compared.metadata_line(metadata(0.3))
+
+
+def test_videos_of_a_run_are_those_it_chose(features, tmp_path):
+    chosen = choose_videos(read_index(features), "sd", features, load_generators())
+    metrics = read_json(untrained_run(features, tmp_path, "sd") / "sd.json")
+    assert videos_of(metrics, features) == chosen and chosen.excluded and chosen.unseen
 
 
 # ---------------------------------------------------------------- probes
@@ -120,21 +128,21 @@ def videos(tmp_path):
     return Videos(("a", "b", "c"), rows[::2], [], rows[1::2], [], {})
 
 
-@pytest.mark.parametrize("name", list(baselines.PROBES))
-def test_a_probe_misses_what_lies_apart(videos, name):
+@pytest.mark.parametrize("name", list(probes.PROBES))
+def test_a_probe_tells_what_lies_apart(videos, name):
     labels = [row["label"] for row in videos.test]
-    probabilities = baselines.PROBES[name](videos, 0)
+    probabilities = probes.PROBES[name](videos, 0)
     assert probabilities.sum(axis=1) == pytest.approx(1)
     right = np.mean(probabilities.argmax(axis=1) == labels)
     assert right == (0.5 if name == "metadata only" else 1)  # clips of one make differ in no metadata
 
 
-def test_class_means_prefer_the_larger_class(videos):
+def test_class_means_do_not_prefer_the_larger_class(videos):
     far = [row for row in videos.train if row["label"] == 0] * 20
     even = videos._replace(train=videos.train + far)
     middle = dict(videos.test[0], path="middle.mp4")
-    means = [baselines.mean_tokens([row for row in even.train if row["label"] == i]).mean(axis=0) for i in (0, 1)]
+    means = [mean_tokens([row for row in even.train if row["label"] == i]).mean(axis=0) for i in (0, 1)]
     tokens = np.tile(0.499 * means[0] + 0.501 * means[1], (1, 8, 2, 1))
     write_features(features_file(middle["features"], "middle.mp4"), tokens, np.zeros((1, 8)), np.ones((1, 8), bool))
-    called = baselines.discriminant_probe(even._replace(test=[middle])).argmax(axis=1)
+    called = probes.discriminant_probe(even._replace(test=[middle])).argmax(axis=1)
     assert called.tolist() == [1]  # a little nearer to b's mean, though a has forty times as many clips

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import scipy.fft
-from test_extract import numbered, write_clip
+from small import numbered, write_clip
 
+from basics.artifacts import read_json
 from common import keras, ops
-from experiments import detectors, stages
+from experiments import detecting, detectors, stages
 from experiments.detectors import DETECTORS, FrequencyDecomposition, FrequencyStatistics, NeighbouringPixels
-from tokens.dataset import read_json
 from tokens.split import Videos
 from training.evaluation import score_names
 
@@ -23,7 +23,7 @@ def numpy_of(x):
 
 
 @pytest.mark.parametrize("size", [6, 7])
-def test_a_pixel_is_not_compared_with_its_blocks_top_left(size):
+def test_a_pixel_is_compared_with_its_blocks_top_left(size):
     images = RANDOM.standard_normal((2, size, size, 3)).astype("float32")
     expected = np.empty_like(images)
     for y in range(size):
@@ -32,7 +32,7 @@ def test_a_pixel_is_not_compared_with_its_blocks_top_left(size):
     np.testing.assert_allclose(numpy_of(NeighbouringPixels()(images)), expected, atol=1e-6)
 
 
-def test_the_bands_of_fad_are_not_those_of_the_dct():
+def test_the_bands_of_fad_are_those_of_the_dct():
     size = 32
     images = RANDOM.standard_normal((2, size, size, 3)).astype("float32")
     bands = numpy_of(FrequencyDecomposition()(images)).reshape(2, size, size, 4, 3)
@@ -48,7 +48,7 @@ def test_the_bands_of_fad_are_not_those_of_the_dct():
         np.testing.assert_allclose(bands[..., band, :], expected, atol=1e-4, err_msg=f"band {band}")
 
 
-def test_a_learned_filter_of_fad_changes_other_coefficients():
+def test_a_learned_filter_of_fad_changes_its_coefficient():
     layer, images = FrequencyDecomposition(), RANDOM.standard_normal((1, 32, 32, 3)).astype("float32")
     layer.build(images.shape)
     learned = np.zeros((4, 32, 32))
@@ -60,7 +60,7 @@ def test_a_learned_filter_of_fad_changes_other_coefficients():
     np.testing.assert_allclose(spectrum[0, 20, 10], 0, atol=1e-4)
 
 
-def test_lfs_is_not_the_log_of_each_windows_bands():
+def test_lfs_is_the_log_of_each_windows_bands():
     images = RANDOM.standard_normal((2, 14, 14, 3)).astype("float32")
     found = numpy_of(FrequencyStatistics()(images))
     padded = np.zeros((2, 22, 22))
@@ -74,11 +74,11 @@ def test_lfs_is_not_the_log_of_each_windows_bands():
         np.testing.assert_allclose(found[n, i, j], np.log10(sums), atol=1e-3)
 
 
-def test_299_pixels_do_not_give_the_papers_149_windows():
+def test_299_pixels_give_the_papers_149_windows():
     assert FrequencyStatistics()(keras.Input((299, 299, 3))).shape == (None, 149, 149, 6)
 
 
-def test_a_mix_block_is_not_the_identity_at_first_or_mixes_nothing_later():
+def test_a_mix_block_is_the_identity_at_first_and_attends_later():
     streams = [RANDOM.standard_normal((2, 3, 4, 8)).astype("float32") for _ in range(2)]
     block = detectors.MixBlock()
     for stream, mixed in zip(streams, block(streams), strict=True):
@@ -93,23 +93,23 @@ def test_a_mix_block_is_not_the_identity_at_first_or_mixes_nothing_later():
         np.testing.assert_allclose(mixed.reshape(2, 12, 8)[n, i], expected, atol=1e-4)
 
 
-def test_a_thumbnail_has_frames_in_the_wrong_place_or_masks_of_their_own():
+def test_a_thumbnail_has_frames_in_order_and_one_mask():
     frames = np.full((4, 8, 8, 3), 50, np.uint8) + np.arange(4, dtype=np.uint8)[:, None, None, None]
-    image = detectors.thumbnail(frames)
+    image = detecting.thumbnail(frames)
     assert [image[y, x, 0] for y in (0, 8) for x in (0, 8)] == [50, 51, 52, 53]
     assert image.shape == (16, 16, 3) and (image[8:, 8:] == 53).all()
     places = set()
     for seed in range(20):
-        masked = detectors.mask_square(frames, np.random.default_rng(seed)) == 0
+        masked = detecting.mask_square(frames, np.random.default_rng(seed)) == 0
         assert (masked == masked[:1]).all() and masked[0, ..., 0].sum() == 4
         places.add(masked[0, ..., 0].tobytes())
     assert len(places) > 5 and frames.min() == 50
 
 
-def test_images_for_test_are_not_all_frames_in_order():
+def test_images_for_test_are_all_frames_in_order():
     frames = np.broadcast_to(np.arange(16, dtype=np.uint8).reshape(2, 8, 1, 1, 1), (2, 8, 4, 4, 3))
-    assert detectors.test_images(frames, "image")[:, 0, 0, 0].tolist() == list(range(16))
-    corners = detectors.test_images(frames, "video")[:, ::4, ::4, 0].reshape(4, 4)
+    assert detecting.test_images(frames, "image")[:, 0, 0, 0].tolist() == list(range(16))
+    corners = detecting.test_images(frames, "video")[:, ::4, ::4, 0].reshape(4, 4)
     assert corners.tolist() == np.arange(16).reshape(4, 4).tolist()
 
 
@@ -121,7 +121,7 @@ def full_model(name, classes=20):
     return detectors.parameters(DETECTORS[name].build(DETECTORS[name].full.size, classes, True))
 
 
-def test_the_full_npr_is_not_the_cut_resnet50():
+def test_the_full_npr_is_the_cut_resnet50():
     def conv(side, before, after):
         return side**2 * before * after + 2 * after
 
@@ -135,7 +135,7 @@ def test_the_full_npr_is_not_the_cut_resnet50():
     assert full_model("NPR") == count + 20 * 513
 
 
-def test_the_full_f3net_is_not_two_xceptions():
+def test_the_full_f3net_is_two_xceptions():
     expected = 2 * detectors.parameters(keras.applications.Xception(include_top=False, weights=None))
     expected += (12 - 3) * 9 * 32 + (6 - 3) * 9 * 32  # the first convolutions' channels
     expected += 4 * 299**2 + 2 * 12 + 600  # FAD's filters and normalization, LFS's filters
@@ -145,7 +145,7 @@ def test_the_full_f3net_is_not_two_xceptions():
 
 
 @pytest.mark.slow
-def test_the_full_tall_is_not_swin_b():
+def test_the_full_tall_is_swin_b():
     assert full_model("TALL") == 86_743_224 + 20 * 1025  # published 87,768,224, less its head of 1000 classes
 
 
@@ -156,32 +156,32 @@ def row(path, label=0):
     return {"path": path, "source": path, "generator": "ab"[label], "group": path, "windows": 1, "label": label}
 
 
-def test_frames_are_not_the_first_second_or_the_last_is_not_repeated(tmp_path):
+def test_frames_are_the_first_second_and_the_last_is_repeated(tmp_path):
     write_clip(tmp_path / "long.mp4", 48)
     write_clip(tmp_path / "short.mp4", 12)
-    frames = detectors.read_frames([row("long.mp4"), row("short.mp4")], tmp_path, 32)
+    frames = detecting.read_frames([row("long.mp4"), row("short.mp4")], tmp_path, 32)
     assert frames.shape == (2, 8, 32, 32, 3) and frames.dtype == np.uint8
     for clip, numbers in zip(frames, ([0, 3, 6, 9, 12, 15, 18, 21], [0, 3, 6, 9, 9, 9, 9, 9]), strict=True):
         for frame, number in zip(clip, numbers, strict=True):
             expected = numbered(number)[:, 16:48]  # the centre square of 64 x 32
             assert np.abs(frame.astype(int) - expected).mean() < 12, number
     with pytest.raises(ValueError, match=r"short.mp4: shorter than 1 s.*run 01 again"):
-        detectors.read_frames([row("short.mp4")], tmp_path, 32, equalize=32)
-    equalized = detectors.read_frames([row("long.mp4")], tmp_path, 32, equalize=64)
+        detecting.read_frames([row("short.mp4")], tmp_path, 32, equalize=32)
+    equalized = detecting.read_frames([row("long.mp4")], tmp_path, 32, equalize=64)
     assert 0 < np.abs(equalized[0].astype(int) - frames[0]).mean() < 25
 
 
-def test_an_unreadable_video_is_not_named(tmp_path):
+def test_an_unreadable_video_is_named(tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
     for name in ("broken.mp4", "gone.mp4"):
         with pytest.raises(ValueError, match=f"{name}: .*restore the video"):
-            detectors.read_frames([row(name)], tmp_path, 32)
+            detecting.read_frames([row(name)], tmp_path, 32)
 
 
-def test_a_cut_frame_is_scaled():
+def test_a_cut_frame_keeps_its_pixels():
     frame = RANDOM.integers(0, 255, (10, 7, 3), np.uint8)
-    assert (detectors.centre_cut(frame, 4) == frame[3:7, 1:5]).all()
-    padded = detectors.centre_cut(frame, 9)
+    assert (detecting.centre_cut(frame, 4) == frame[3:7, 1:5]).all()
+    padded = detecting.centre_cut(frame, 9)
     assert (padded[:, 1:8] == frame[0:9]).all() and (padded[:, 0] == padded[:, 1]).all()
 
 
@@ -218,11 +218,13 @@ def plain(monkeypatch, learning_rate=1e-2):
 def train(name, seed, steps=80):
     (frames_train, rows), (frames_test, test_rows) = colours(), colours(10)
     videos = Videos(("a", "b"), rows[:12], rows[12:], test_rows, [], {})
-    return detectors.train_detector(name, videos, frames_train, frames_test, seed, steps)
+    return detecting.train_detector(name, videos, frames_train, frames_test, seed, steps)
 
 
+@pytest.mark.slow
+@pytest.mark.graph
 @pytest.mark.parametrize("name", DETECTORS)
-def test_an_easy_difference_is_not_learned(monkeypatch, name):
+def test_an_easy_difference_is_learned(monkeypatch, name):
     small(monkeypatch, name)
     probabilities, facts = train(name, seed=0)
     assert probabilities.argmax(axis=1).tolist() == [0, 1] * 5
@@ -230,33 +232,35 @@ def test_an_easy_difference_is_not_learned(monkeypatch, name):
     assert facts["steps"] == 80 and facts["batch_size"] == 32 and facts["parameters"] > 100
 
 
-def test_a_seed_does_not_repeat_a_training(monkeypatch):
+def test_a_seed_repeats_a_training(monkeypatch):
     plain(monkeypatch)
     first, second, other = (train("plain", seed, steps=3)[0] for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, second)
     assert np.abs(first - other).max() > 1e-4
 
 
-def test_an_infinite_loss_goes_on(monkeypatch):
+def test_an_infinite_loss_raises(monkeypatch):
     plain(monkeypatch, learning_rate=float("inf"))
     with pytest.raises(ValueError, match="plain: the loss is not finite"):
         train("plain", seed=0, steps=3)
 
 
-def test_the_stage_trains_twice_or_passes_over_other_settings(monkeypatch, tmp_path, capsys):
+def test_the_stage_trains_once_and_refuses_other_settings(monkeypatch, tmp_path, capsys):
     plain(monkeypatch)
     frames, rows = colours(8)
     for clip, one in zip(frames, rows, strict=True):
         write_clip(tmp_path / one["path"], frames=list(clip), fps=8)
     videos = Videos(("a", "b"), rows[:4], rows[4:6], rows[6:], [], {})
     run = tmp_path / "run"
-    assert detectors.detect("plain", videos, tmp_path, run, seed=0, steps=2) == run
+    assert detecting.detect("plain", videos, tmp_path, run, seed=0, steps=2) == run
     labels, called = stages.tested(run, "gen")
     assert labels.tolist() == ["a", "b"] and score_names(labels, called)["videos"] == 2
     made = (run / "gen.json").stat().st_mtime_ns
-    detectors.detect("plain", videos, tmp_path, run, seed=0, steps=2)
+    detecting.detect("plain", videos, tmp_path, run, seed=0, steps=2)
     assert "gen.json is up to date" in capsys.readouterr().out and (run / "gen.json").stat().st_mtime_ns == made
     assert set(read_json(run / "gen.json")) >= {"classes", "parameters", "seconds", "recipe"}
     for seed, chosen, key in ((1, videos, "seed"), (0, videos._replace(val=[]), "videos_sha256")):
-        with pytest.raises(ValueError, match=rf"gen.json has other settings \({key}\); choose another --run"):
-            detectors.detect("plain", chosen, tmp_path, run, seed=seed, steps=2)
+        with pytest.raises(
+            ValueError, match=rf"gen.json was made with other settings \({key}\); choose another --run or delete it"
+        ):
+            detecting.detect("plain", chosen, tmp_path, run, seed=seed, steps=2)
