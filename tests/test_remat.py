@@ -51,6 +51,7 @@ def test_xla_compiles_remat():
     np.testing.assert_allclose(compiled, plain, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.graph
 def test_gradients_of_frames_are_summed_in_float32():
     """In mixed precision: as near to float32's weights as the plain model, not a tenth further."""
