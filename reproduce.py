@@ -9,10 +9,10 @@
 table-N, figure-N  the paper's tables and figures, on the simulated zoo without further arguments
 ablation-WHAT, ... what else was asked of SAGA, in the same form; `--list` has them all
 demo               simulate the zoo, extract, pretrain, attribute at four levels; one table; results in runs/demo
-paper              all but demo and readme, one after the other, each in a process of its own; runs are shared
+paper              every table, figure and question, one after the other, each in a process of its own
 readme             make the tables in README.md and docs/ from results/
 
-All but demo and readme write results/<name>.json and .md, figures a .png too; for other data in a folder in it.
+All but demo, paper and readme write results/<name>.json and .md, figures a .png too; for other data in a folder in it.
 """
 
 import argparse

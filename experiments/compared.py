@@ -22,7 +22,7 @@ from experiments.detecting import detect
 from experiments.detectors import DETECTORS
 from experiments.paper import paper_values
 from experiments.probes import PROBES
-from experiments.stages import TWO_FEW, clips_of, fold_videos, markdown
+from experiments.stages import TWO_FEW, clips_of, fold_videos, markdown, part_name
 from experiments.tables import arm_runs, caption, described, mean_std, overall_cells, parameters, scored
 from report.scores import name_by_mahalanobis
 from tokens.dataset import features_recipe, read_index
@@ -115,7 +115,7 @@ def detector_results(args, data, name):
         runs.append([])
         for fold in data.folds:
             videos = fold_videos(args, data, "gen", "all", seed, fold)
-            run = pixel_folder(args, data, name) / "-".join([f"seed{seed}", *([f"fold{fold[0]}"] if fold else [])])
+            run = pixel_folder(args, data, name) / part_name(seed, fold)
             steps = 10 * len(videos.train + videos.val) // 32 if args.full else data.steps["pixels"]
             runs[-1].append(detect(name, videos, data.videos, run, seed, equalized, steps, args.full))
     found = [read_json(run / "gen.json") for own in runs for run in own]

@@ -133,7 +133,7 @@ def train_fold(args, data, arm, level, seed, fold, only, last=None, longer=1):
     key = hashlib.sha256(f"{sorted(settings.items())} {longer} {data.digest}".encode()).hexdigest()[:8]
     folder = Path(args.run or "runs/paper") / data.features.name
     folder /= "-".join([*re.findall(r"\w+", f"{arm} {level}"), key])
-    run = folder / "-".join([f"seed{seed}", *([f"fold{fold[0]}"] if fold else [])])
+    run = folder / part_name(seed, fold)
     if args.full:
         settings["epochs"] *= longer
     else:
@@ -153,6 +153,11 @@ def train_fold(args, data, arm, level, seed, fold, only, last=None, longer=1):
         print(f"{run}: {collapse}")
         return None
     return run
+
+
+def part_name(seed, fold):
+    """What the folder of one run of an arm is called."""
+    return f"seed{seed}" + (f"-fold{fold.split('/')[0]}" if fold else "")
 
 
 def chosen_videos(data, level, settings, seed, fold) -> Videos:
