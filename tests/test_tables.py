@@ -147,7 +147,7 @@ def run_entry(name, *more):
 
 # One of each kind; wild's and report have their own tests, and every committed result is rendered below.
 KINDS = ("table-7", "table-4", "table-5", "table-s3", "table-s2", "figure-6", "figure-4", "ablation-margin", "enrol")
-KINDS += ("back-off", "wild-video")
+KINDS += ("back-off",)
 
 
 @pytest.mark.parametrize("name", KINDS)
