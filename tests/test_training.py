@@ -134,6 +134,22 @@ def test_resumed_run_equals_an_uninterrupted_one(features, run, tmp_path, monkey
     np.testing.assert_array_equal(best, again)
 
 
+def test_run_interrupted_in_its_evaluation_goes_on_with_as_many_windows_a_batch(features, tmp_path, monkeypatch):
+    flags = ["--features", features, "--run", tmp_path, *SMALL, "--epochs", 1]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module(ONE), "evaluate", interrupted)
+        stage(ONE, *flags)
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks, "even", lambda size: 15)
+        with pytest.raises(ValueError, match="begun with 64 windows a batch, one device would take 15.*--overwrite"):
+            stage(ONE, *flags)
+    assert stage(ONE, *flags)["videos"] == 30
+
+
 def test_damaged_checkpoint_raises(features, run, tmp_path):
     model = build_saga(2, 8, 2, 12, temporal_blocks=2)
     model.compile("adam")
