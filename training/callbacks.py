@@ -263,6 +263,7 @@ def save_run(model, metrics, arrays, run, recipe, seconds):
     level, run = metrics["level"], Path(run)
     save_model(model, run / f"{level}.keras", recipe)
     write_arrays(run / f"{level}_embeddings.npz", arrays | {"recipe": recipe})
-    write_json(run / f"{level}.json", metrics | {"recipe": recipe | {"seconds": round(seconds, 1)}})
+    metrics |= {"recipe": recipe | {"seconds": round(seconds, 1)}}
+    write_json(run / f"{level}.json", metrics)
     checkpoint_file(run, level).unlink(missing_ok=True)
     print(f"model, metrics and figures are in {run}")
