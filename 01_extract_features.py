@@ -49,7 +49,7 @@ from tokens.videos import header_seconds, reason
 from tokens.writing import TooShortError
 
 INDEX_SECONDS = 30  # while it is being made, an index on disk is at most this old
-NOT_COMPARED = ("simulated", "preset")  # all else in a recipe decides about the tokens
+BESIDES = ("simulated", "preset")  # all else in a recipe decides about the tokens
 
 
 def get_args(argv=None):
@@ -116,7 +116,7 @@ def is_simulated(rows):
     return any(recipe.is_file() and bool(read_json(recipe).get("simulated")) for recipe in zoos)
 
 
-def make_recipe(args, encoder, rows):
+def recipe_of(args, encoder, rows):
     """How features are made: the encoder and its options, frames and windows."""
     recipe = {"encoder": encoder.name, "tokens": encoder.tokens, "dim": encoder.dim, "frames": args.frames}
     recipe |= {"fps": args.fps, "pool": args.pool, "equalize": args.equalize, "dtype": "float16"}
@@ -132,9 +132,10 @@ def open_features(folder, recipe, overwrite):
     """
     path = Path(folder) / "recipe.json"
     old = read_json(path) if path.exists() else recipe
-    if keys := differing(old, recipe, NOT_COMPARED):
+    if keys := differing(old, recipe, BESIDES):
         if not overwrite:
-            differences = ", ".join(f"{key} {old.get(key)} there, {recipe.get(key)} now" for key in keys)
+            values = {key: f" {old[key]} there, {recipe[key]} now" for key in old.keys() & recipe.keys()}
+            differences = ", ".join(key + values.get(key, "") for key in keys)
             raise InputError(
                 f"{folder} holds other features ({differences}); choose another --features, or --overwrite"
             )
@@ -224,7 +225,7 @@ def main(argv=None):
     table = load_generators(args.generators)
     encoder = build_encoder(args.encoder, args.pool, args.layer, args.encoder_weights, args.encoder_dtype)
     rows, ignored = list_videos(args.videos, table, args.limit)
-    recipe = make_recipe(args, encoder, rows)
+    recipe = recipe_of(args, encoder, rows)
     old = open_features(args.features, recipe, args.overwrite)
     forget_renamed(rows, old, args.features)
     set_splits(rows, {row["group"]: row["split"] for row in old.values()})

@@ -2,8 +2,9 @@
 
 reads   features/<set>/: tokens (S, L, T, D) per video, index-*.csv, recipe.json (01_extract_features.py)
 writes  runs/<run>/bin.keras        the epoch best on val, the start of stage 2; bin_last.keras the last one
-        runs/<run>/bin.json         metrics on the test split, with the recipe
-        runs/<run>/bin_embeddings.npz  embedding (V, D), probabilities (V, 2), video, generator, class, split (V,)
+        runs/<run>/bin.json         metrics on the test split, the clips by role (train, val, test, unseen), the recipe
+        runs/<run>/bin_embeddings.npz  embedding (V, D), probabilities (V, 2), video, generator, group, class, split
+                                    (V,), and the recipe
         runs/<run>/bin_history.csv, logs/bin (TensorBoard), bin_confusion.png, bin_roc.png, bin_tsne_*.png
 
     python 02_pretrain_binary.py --batch-size 32 --epochs 5 --learning-rate 3e-4 --decay-steps 0
@@ -83,7 +84,7 @@ def main(argv=None):
         made_from["test_index_sha256"] = index_digest(read_index(args.test_features))
     recipe = make_recipe(vars(args), PATHS, MACHINE, ("keras",), **made_from)
     unfinished = [checkpoint_file(args.run, "bin")]
-    if done := finished_metrics(Path(args.run) / "bin.json", recipe, args.overwrite, unfinished):
+    if (done := finished_metrics(Path(args.run) / "bin.json", recipe, args.overwrite, unfinished)) is not None:
         return done
     videos = choose_videos(
         rows,

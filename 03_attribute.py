@@ -3,8 +3,9 @@ lambda * cross-entropy + (1 - lambda) * hard negative mining.
 
 reads   features/<set>/ (01_extract_features.py) and runs/<run>/bin.keras (02_pretrain_binary.py)
 writes  runs/<run>/<level>.keras    the epoch best on val; <level>_last.keras the last one
-        runs/<run>/<level>.json     metrics on the test split, with the recipe
-        runs/<run>/<level>_embeddings.npz  embedding (V, D), probabilities (V, C), video, generator, class, split (V,)
+        runs/<run>/<level>.json     metrics on the test split, the clips by role (train, val, test, unseen), the recipe
+        runs/<run>/<level>_embeddings.npz  embedding (V, D), probabilities (V, C), video, generator, group, class,
+                                    split (V,), and the recipe
         runs/<run>/<level>_history.csv, logs/<level> (TensorBoard), <level>_confusion.png, <level>_tsne_*.png
 
     python 03_attribute.py --level gen --batch-size 32 --epochs 11 --learning-rate 3e-4 --decay-steps 0 \\
@@ -142,8 +143,8 @@ def main(argv=None):
         made_from["test_index_sha256"] = index_digest(read_index(args.test_features))
     made_from["init_sha256"] = None if args.init == "scratch" else file_digest(args.init)
     recipe = make_recipe(vars(args), PATHS, MACHINE, ("keras",), **made_from)
-    unfinished = [checkpoint_file(args.run, args.level)]
-    if done := finished_metrics(Path(args.run) / f"{args.level}.json", recipe, args.overwrite, unfinished):
+    metrics_file, unfinished = Path(args.run) / f"{args.level}.json", [checkpoint_file(args.run, args.level)]
+    if (done := finished_metrics(metrics_file, recipe, args.overwrite, unfinished)) is not None:
         return done
     videos = choose_videos(
         rows,

@@ -167,7 +167,7 @@ def main(argv=None):
     if args.strata:
         made_from["strata_sha256"] = "none" if args.strata == "none" else file_digest(args.strata)
     recipe = make_recipe(vars(args), ("features", "run", "strata"), ("overwrite",), ("keras",), **made_from)
-    if done := finished_metrics(Path(args.run) / f"{args.level}_tsigs.json", recipe, args.overwrite):
+    if (done := finished_metrics(Path(args.run) / f"{args.level}_tsigs.json", recipe, args.overwrite)) is not None:
         return done
     model = load_trained(model_file, args.level, args.features)
     classes = model.config["class_names"]

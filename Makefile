@@ -2,11 +2,11 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo paper ablation back-off encoder-transfer enrol report unseen-generators wild readme
-.PHONY: test check parity bench lint clean
+NAMED := demo paper ablation back-off encoder-transfer enrol report unseen-generators wild readme
+.PHONY: $(NAMED) test check parity bench lint clean
 
 # Experiments by name; `reproduce.py --list` has them all. `paper` is all of them, one after the other.
-demo paper ablation back-off encoder-transfer enrol report unseen-generators wild readme: .venv/ready
+$(NAMED): .venv/ready
 	$(RUN) reproduce.py $@
 
 table-%: .venv/ready

@@ -192,7 +192,7 @@ def load_saga(path, script) -> SAGA:
         why = " ".join(str(error).split())
         raise InputError(f"{path}: cannot be read as a model ({why}); run {script} again") from error
     if not isinstance(model, SAGA):
-        raise InputError(f"{path} is not a model of {script}")
+        raise InputError(f"{path} is not a model of {script}; run {script} again")
     return model
 
 

@@ -14,6 +14,7 @@ import os
 import platform
 import sys
 import zipfile
+import zlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -94,20 +95,20 @@ def read_csv(path, columns, remedy=AGAIN) -> list[dict]:
 
 def read_arrays(path, keys=None, remedy=AGAIN, aligned=()) -> dict:
     """Arrays by name of an .npz file, all of them without `keys`; those `aligned` must be of one length. A "recipe"
-    comes as the dict that it was. An "embedding" must be finite.
+    and a "state" come as the dicts that they were. An "embedding" must be finite.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in keys or archive.files}
-        if "recipe" in arrays:
-            arrays["recipe"] = json.loads(str(arrays["recipe"]))
+        for key in {"recipe", "state"} & arrays.keys():
+            arrays[key] = json.loads(str(arrays[key]))
         if len({len(arrays[key]) for key in aligned}) > 1:
             raise ValueError("arrays of different lengths")
         if not np.isfinite(arrays.get("embedding", 0)).all():
             raise ValueError("embeddings are not finite")
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; {remedy}") from error
-    except (KeyError, OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (KeyError, OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: damaged ({error}); {remedy}") from error
     return arrays
 
@@ -120,7 +121,7 @@ def open_zip(path, remedy=AGAIN):
             yield archive
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; {remedy}") from error
-    except (zipfile.BadZipFile, KeyError, EOFError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError, NotImplementedError) as error:
         raise InputError(f"{path}: damaged zip ({error}); {remedy}") from error
 
 
@@ -145,15 +146,18 @@ def make_recipe(arguments: dict, paths=(), machine=(), packages=(), **made_from)
     return json.loads(json.dumps(recipe))
 
 
-def differing(one: dict, other: dict, besides=()) -> list[str]:
-    """The keys in which two recipes differ, those of the dicts in them too; NOT_COMPARED and `besides` left aside."""
-    found = set()
-    for key in (one.keys() | other.keys()) - {*NOT_COMPARED, *besides}:
+def differing(one: dict, other: dict, besides=(), only=None) -> list[str]:
+    """The keys in which two recipes differ, of a dict in them as "prepare.size"; NOT_COMPARED and `besides` left aside,
+    or `only` some. Arguments stand by their own names.
+    """
+    found = []
+    for key in (one.keys() | other.keys()) - {*NOT_COMPARED, *besides} if only is None else only:
         mine, theirs = one.get(key), other.get(key)
         if isinstance(mine, dict) and isinstance(theirs, dict):
-            found |= set(differing(mine, theirs, besides))
+            prefix = "" if key == "arguments" else f"{key}."
+            found += [prefix + name for name in differing(mine, theirs, besides)]
         elif mine != theirs:
-            found.add(key)
+            found.append(key)
     return sorted(found)
 
 

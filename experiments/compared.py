@@ -53,7 +53,7 @@ def measure_rivals(args, data):
 
 
 def check_clips(data):
-    """Raise ValueError, before anything is trained, when a clip that detectors will want is not there."""
+    """Raise InputError, before anything is trained, when a clip that detectors will want is not there."""
     for row in read_index(data.features) if data.videos is not None else ():
         if row["windows"] and not row["error"] and not (data.videos / row["source"]).is_file():
             raise InputError(f"{data.videos / row['source']} is missing; name the folder of the clips with --videos")

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from basics.artifacts import read_csv, write_csv
+from basics.artifacts import NOT_COMPARED, read_csv, write_csv
 from experiments.stages import stage
 from tokens.dataset import features_recipe, index_digest, read_index
 
@@ -58,7 +58,7 @@ def choose_data(args) -> list[Data]:
 
 def describe(args, name, folder, folds, size, videos):
     index = read_index(folder)
-    recipe = {key: value for key, value in features_recipe(folder).items() if key not in ("versions", "git")}
+    recipe = {key: value for key, value in features_recipe(folder).items() if key not in NOT_COMPARED}
     digest = index_digest(index) + str(sorted(recipe.items()))
     folds = tuple(f"{k}/{folds}" for k in range(1, folds + 1)) if folds else (None,)
     few = args.few or (500 if args.full else size["few"])

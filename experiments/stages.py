@@ -17,7 +17,7 @@ import numpy as np
 from basics.artifacts import read_arrays, read_json, write_json
 from basics.running import fold as parse_fold
 from tokens.dataset import read_index, usable
-from tokens.generators import class_index, class_names, load_generators
+from tokens.generators import class_index, class_names, load_generators, stage_of
 from tokens.split import Videos, choose_videos
 
 # ---------------------------------------------------------------- stages
@@ -29,7 +29,7 @@ def stage(name, *arguments):
 
 
 def script(level):
-    return "02_pretrain_binary" if level == "bin" else "03_attribute"
+    return stage_of(level).removesuffix(".py")
 
 
 def as_flags(settings):

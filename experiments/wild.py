@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from basics.running import InputError
 from basics.running import fold as parse_fold
 from basics.statistics import RANKING, at_threshold, ranking
 from experiments.paper import paper_lines
-from experiments.stages import as_flags, markdown, stage, train_arm
+from experiments.stages import as_flags, markdown, part_name, stage, train_arm
 from experiments.tables import described, mean_std
 from experiments.wild_edits import ATTACKS, EDITS, attacked, edited_images
 from experiments.wild_methods import COMPARED, FITTED, read_run, score_by, with_few_steps, with_hidden_layer
@@ -38,7 +39,7 @@ TARGETS = {"simulated": ("HotShot", "SVD", "SD"), "real": ("ModelScope", "SEINE"
 # ---------------------------------------------------------------- who has which role
 
 
-def generators_of(source):
+def generators_in(source):
     """The generators of a features folder, or of a run's embeddings."""
     if source.suffix == ".npz":
         return set(read_arrays(source, ("generator",))["generator"].tolist())
@@ -47,12 +48,12 @@ def generators_of(source):
 
 def target_names(data):
     """The targets of some data: those of TARGETS that it has, else its first three generators."""
-    there, wanted = generators_of(data.features), TARGETS["simulated" if data.simulated else "real"]
+    there, wanted = generators_in(data.features), TARGETS["simulated" if data.simulated else "real"]
     return [name for name in wanted if name in there] or every_target(data)[:3]
 
 
 def every_target(data):
-    there = sorted(generators_of(data.features) - {"Real"})
+    there = sorted(generators_in(data.features) - {"Real"})
     if len(there) < 6:
         raise InputError(f"{data.features} has clips of {len(there)} generators and Real; a trial takes six and Real")
     return there
@@ -71,7 +72,7 @@ def by_role(there, target):
 class Change(NamedTuple):
     """What a trial has that is not the paper's."""
 
-    settings: dict = {}  # of 05
+    settings: dict = MappingProxyType({})  # of 05
     test_split_only: bool = False  # of unseen generators as well, so that others of their images may be wild
     refit: Callable | None = None  # refit(run, tau, seed) -> scores of FITTED and facts, in place of 05's
 
@@ -97,7 +98,7 @@ def source_of(args, data, kind, target, fold, seed):
     """What 05 reads, by kind of vectors: frames of clips, or embeddings of SAGA trained on the labelled generators."""
     if kind == "frames":
         return data.features
-    known = by_role(generators_of(data.features), target)["known"]
+    known = by_role(generators_in(data.features), target)["known"]
     only = {"train_generators": [target, *known]}
     return train_arm(args, data._replace(folds=(fold,)), "1-stage all CE", "gen", seed, only)[0] / "gen_embeddings.npz"
 
@@ -123,13 +124,13 @@ def folds_with(args, data, target, seed, kind):
 def run_stage(args, data, target, seed, fold, kind, change) -> Path:
     """The run folder of 05 with the trial's settings, trained or up to date."""
     source = source_of(args, data, kind, target, fold, seed)
-    settings = {"target": target} | by_role(generators_of(source), target) | SETTINGS | change.settings
+    settings = {"target": target} | by_role(generators_in(source), target) | SETTINGS | change.settings
     if kind == "frames":
         settings |= ({"fold": fold} if fold else {}) | ({"limit": args.limit} if args.limit else {})
     made_from = data.digest if kind == "frames" else file_digest(source)
     key = hashlib.sha256(f"{sorted(settings.items())} {made_from}".encode()).hexdigest()[:8]
     run = Path(args.run or "runs/paper") / data.features.name / f"wild-{target}-{key}"
-    run /= f"seed{seed}" + (f"-fold{fold.split('/')[0]}" if fold else "")
+    run /= part_name(seed, fold)
     stage("05_wild_constrained", "--features", source, "--run", run, "--seed", seed, *as_flags(settings))
     return run
 
@@ -229,7 +230,7 @@ CONDITIONS = {  # what: condition: Change, or change(there, target, seed) -> Cha
 
 def measure(args, data, conditions, targets=None, kind="frames", compared=()):
     """By condition and target the outcomes by seed."""
-    rows, there = [], generators_of(data.features)
+    rows, there = [], generators_in(data.features)
     for (label, change), target in product(conditions.items(), targets or target_names(data)):
         seeds = []
         for seed in range(args.seeds):

@@ -21,10 +21,10 @@ from basics.artifacts import differing, make_recipe, read_arrays, write_arrays, 
 from basics.running import InputError
 from basics.statistics import draw_groups, wilson_interval
 from report.look import look_at_clips, nearest
-from report.run import CALIBRATION, CLIPS, TRAINING_CLIPS, fingerprint, load_run, stage_of, whole_clips
+from report.run import CALIBRATION, CLIPS, TRAINING_CLIPS, fingerprint, load_run, whole_clips
 from report.scores import SCORES, as_clips, auroc, fit_scores, group_bootstrap
 from tokens.dataset import features_recipe, first_per, index_digest, read_index, usable
-from tokens.generators import LEVELS, class_index, class_names, level_name, load_generators
+from tokens.generators import LEVELS, class_index, class_names, level_name, load_generators, stage_of
 from training.evaluation import sum_members
 
 # ---------------------------------------------------------------- probabilities that mean what they say

@@ -12,10 +12,9 @@ import numpy as np
 from basics.artifacts import file_digest, make_recipe, read_arrays, write_arrays
 from basics.running import InputError
 from report.look import file_name, look
-from report.run import stage_of
 from report.scores import NAMINGS
 from report.text import printable
-from tokens.generators import load_generators, resolve_generator
+from tokens.generators import load_generators, resolve_generator, stage_of
 from tokens.videos import reason
 from training.callbacks import spread
 from training.evaluation import score_names

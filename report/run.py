@@ -24,7 +24,7 @@ from basics.running import InputError
 from common import build_saga, load_saga
 from report.scores import SCORES, Clips
 from report.text import template
-from tokens.generators import LEVELS, level_name
+from tokens.generators import LEVELS, level_name, stage_of
 from tokens.pretrained import build_encoder, one_line
 from training.evaluation import batch_outputs
 
@@ -60,10 +60,6 @@ class Run(NamedTuple):
         return max(1, min(BATCH_WINDOWS, BATCH_TOKENS // (self.features["frames"] * self.features["tokens"])))
 
 
-def stage_of(level):
-    return "02_pretrain_binary.py" if level == "bin" else "03_attribute.py"
-
-
 def load_run(run, dtype=None, calibrated=True) -> Run:
     """A run by folder, zip or handle, its models in `dtype` or as they were trained; with its calibration, or without.
 
@@ -73,7 +69,7 @@ def load_run(run, dtype=None, calibrated=True) -> Run:
         levels = [level for level in LEVELS if (folder / f"{level}.keras").exists()]
         if not levels:
             raise InputError(f"{run}: no <level>.keras in it; train one by 02 and 03, or name another --run")
-        metrics = {level: read_json(folder / f"{level}.json", (*MEASURED, "recipe")) for level in levels}
+        metrics = {level: read_json(folder / f"{level}.json", (*MEASURED, "recipe", "clips")) for level in levels}
         calibration, clips = load_calibration(run, folder, levels) if calibrated else (None, None)
         models = {level: load_level(folder, level, dtype) for level in levels}
     (first, model), *others = models.items()

@@ -15,7 +15,6 @@ FLOOR = {room: floor for floor, room in enumerate(FLOORS)} | {"report": FLOORS.i
 TOP = {"common", "simulate_videos", "get_clips", "attribute_video", "reproduce"}
 STAGES = sorted(path.stem for path in ROOT.glob("0[1-5]_*.py"))
 LINES = {"common": 450} | dict.fromkeys(STAGES, 280)
-UNTIL_WRITTEN_ANEW = {}  # files that a later change shortens, and their lines until then
 
 
 def files():
@@ -85,8 +84,7 @@ def test_no_room_imports_anything_by_itself():
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_are_no_longer_than_promised(path):
-    limit = UNTIL_WRITTEN_ANEW.get(f"{path.parent.name}/{path.name}", LINES.get(path.stem, 350))
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= limit
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LINES.get(path.stem, 350)
 
 
 def test_top_holds_ten_commands_at_most():

@@ -28,7 +28,7 @@ def load_generators(path=TABLE) -> dict[str, Generator]:
     Raises InputError naming the file when a column is missing, a name or alias is taken twice, or Real is absent.
     """
     table, taken = {}, {}
-    for row in read_csv(path, ("name", "aliases", "task", "sd_version", "team"), "see generators.csv"):
+    for row in read_csv(path, ("name", "aliases", "task", "sd_version", "team"), "expected as in generators.csv"):
         aliases = tuple(filter(None, row["aliases"].split("|")))
         generator = Generator(row["name"], aliases, row["task"], row["sd_version"], row["team"])
         for spelling in {spelling_key(name) for name in (generator.name, *aliases)}:
@@ -82,6 +82,11 @@ def class_index(level: str, generator: str, generators: dict[str, Generator] | N
 
 def level_name(level: str) -> str:
     return f"{level.upper()}-L"
+
+
+def stage_of(level: str) -> str:
+    """The script that trains a level."""
+    return "02_pretrain_binary.py" if level == "bin" else "03_attribute.py"
 
 
 def level_value(level: str, generator: Generator) -> str:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from basics.artifacts import file_digest, read_arrays
+from basics.artifacts import differing, file_digest, read_arrays
 from basics.running import InputError
 from tokens.dataset import (
     EXTRACT_AGAIN,
@@ -75,10 +75,11 @@ def on_disk(parts, width) -> np.ndarray:
 
 def refuse_other_vectors(source, theirs, ours):
     """Raise InputError where images of a recipe are not comparable with those of another."""
-    differ = [key for key in COMPARABLE if theirs["features"].get(key) != ours["features"].get(key)]
+    differ = differing(theirs["features"], ours["features"], only=COMPARABLE)
     differ += ["run"] * (theirs.get("run") != ours.get("run"))
     if differ:
-        raise InputError(f"{source} holds other vectors than the classifier was trained on ({', '.join(differ)})")
+        keys = ", ".join(differ)
+        raise InputError(f"{source} holds other vectors than the classifier was trained on ({keys}); make them alike")
 
 
 # ---------------------------------------------------------------- frames
@@ -133,6 +134,8 @@ def read_embeddings(path, limit, seed):
     arrays = read_arrays(path, (*keys, "recipe"), "run 02 or 03 again", keys)
     vectors, video, generator, group, split = (arrays[key] for key in keys)
     recipe = arrays["recipe"]
+    if vectors.ndim != 2:
+        raise InputError(f"{path}: embeddings of shape {vectors.shape}; run 02 or 03 again")
     if missing := {"level", "arguments", "features", "index_sha256"} - set(recipe):
         raise InputError(f"{path}: its recipe lacks {', '.join(sorted(missing))}; run 02 or 03 again")
     own = {str(name): str(part) for name, part in zip(group, split, strict=True) if part != "unseen"}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from basics.artifacts import differing
 from basics.running import InputError
 from tokens.dataset import features_recipe, first_per, read_index, usable
 from tokens.generators import class_index, class_names, resolve_generator
@@ -154,8 +155,9 @@ COMPARABLE = ("encoder", "layer", "weights_sha256", "tokens", "dim", "frames", "
 def other_features(features, test_features):
     """The rows of another features folder. Raises InputError when its features were made in another way."""
     ours, theirs = (features_recipe(folder) for folder in (features, test_features))
-    if differ := [key for key in COMPARABLE if ours.get(key) != theirs.get(key)]:
-        raise InputError(f"{test_features} holds other features than {features} ({', '.join(differ)})")
+    if differ := differing(ours, theirs, only=COMPARABLE):
+        keys = ", ".join(differ)
+        raise InputError(f"{test_features} holds other features than {features} ({keys}); make them alike by 01")
     return usable(read_index(test_features), test_features)
 
 

@@ -197,7 +197,7 @@ def read_stills(path, kind):
 
 
 def check_still(path):
-    """Raise ValueError when an image would take too much memory, which OpenCV only knows once it has it."""
+    """Raise InputError when an image would take too much memory, which OpenCV only knows once it has it."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             check_pixels(*image.size)

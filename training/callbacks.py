@@ -2,7 +2,6 @@
 fails or collapses.
 """
 
-import json
 import signal
 import sys
 import threading
@@ -55,9 +54,12 @@ def load_checkpoint(path, model, recipe):
         return {}, None
     variables, remedy = saved_variables(model), "start anew with --overwrite"
     arrays = read_arrays(path, remedy=remedy)
-    if "state" not in arrays or f"variable_{len(variables) - 1}" not in arrays:
+    wanted = {"state", *(f"variable_{i}" for i in range(len(variables)))}
+    if "best_0" in arrays:
+        wanted |= {f"best_{i}" for i in range(len(model.weights))}
+    if wanted - arrays.keys() or not {"recipe", "epoch"} <= arrays["state"].keys():
         raise InputError(f"{path}: damaged, or of another model; {remedy}")
-    state = json.loads(str(arrays["state"]))
+    state = arrays["state"]
     refuse_other(path, state["recipe"], recipe)
     values = [arrays[f"variable_{i}"] for i in range(len(variables))]
     best = [arrays[f"best_{i}"] for i in range(len(model.weights))] if "best_0" in arrays else None

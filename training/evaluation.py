@@ -13,7 +13,7 @@ from sklearn.metrics import confusion_matrix, roc_auc_score
 from basics.statistics import macro_interval, wilson_interval
 from common import keras
 from tokens.dataset import Windows, read_batches
-from tokens.generators import class_index, class_names, load_generators
+from tokens.generators import class_index, class_names, level_name, load_generators
 from training.devices import predict_on_batch
 
 ROLES = ("train", "val", "test", "unseen")
@@ -169,7 +169,7 @@ def unseen_report(generators, called):
 def title(metrics, what="", videos="test videos"):
     """What a table or figure shows, of which videos, and that it is simulated where it is."""
     simulated = ", simulated" * metrics["simulated"]
-    return f"{metrics['level'].upper()}-L, {metrics['videos']} {videos}{simulated}{what}"
+    return f"{level_name(metrics['level'])}, {metrics['videos']} {videos}{simulated}{what}"
 
 
 def print_results(metrics):

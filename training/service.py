@@ -18,11 +18,12 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from basics.running import InputError
+from basics.backend import quiet_import
+from basics.running import InputError, run_script
 
 
 def service_address(text: str) -> str:
-    """grpc://HOST:PORT, as a type of flag."""
+    """grpc://HOST:PORT, a type of flag."""
     if re.fullmatch(r"grpc://(\[[0-9a-fA-F:.]+\]|[^\s/:\[\]]+):\d{1,5}", text):
         return text
     raise ValueError(text)
@@ -38,45 +39,50 @@ def check_dispatcher(address):
 
 
 def served(batches, address, epochs):
-    """A tf.data dataset without end of WindowBatches from its epoch on, each batch read by one of the workers: tokens
-    (B, L, T, D), labels (B,). Raises InputError without a dispatcher or TensorFlow.
-    """
+    """A tf.data dataset without end of WindowBatches from its epoch on: tokens (B, L, T, D), labels (B,)."""
     if not find_spec("tensorflow"):
         raise InputError("--data-service needs TensorFlow, with JAX too: pip install tensorflow")
+    windows, shape = batches.windows, batches.windows.shape
+    size = 2 * int(np.prod(shape))  # bytes of a window
+    if (total := size * batches.batch_size / 2**30) > 1.99:
+        raise InputError(f"--data-service: a batch has {total:.1f} GiB, at most 2 pass; lower --batch-size")
     check_dispatcher(address)
     import tensorflow as tf
 
-    windows, shape = batches.windows, batches.windows.shape
-    mapped = [windows.mapped(i) for i in range(len(windows))]  # (S, L, T, D) each, on disk
-    size, labels, order = 2 * int(np.prod(shape)), tf.constant(batches.labels), []
-    starts = tf.constant([own.offset + size * int(i) for own, i in zip(mapped, windows.offset, strict=True)], tf.int64)
-    ends = tf.constant([os.path.getsize(own.filename) - size for own in mapped], tf.int64) - starts
-    names = tf.constant([os.path.abspath(own.filename) for own in mapped])
+    lasts = np.append(np.flatnonzero(windows.offset == 0)[1:], len(windows)) - 1  # each video's last window
+    mapped = ((own.filename, own.offset, os.path.getsize(own.filename)) for own in map(windows.mapped, lasts))
+    names, *sizes = zip(*mapped, strict=True)
+    names, (starts, ends), order = tf.constant(names), tf.unstack(tf.constant(sizes, tf.int64)), []
+    video, place, labels = (tf.constant(own) for own in (windows.video, windows.offset, batches.labels))
     while batches.epoch < epochs:
         batches.epoch += 1  # as Keras's fit, which ends an epoch of the batches before its first
         order += [batches.chosen(step) for step in range(len(batches))]
 
     def read_window(window):
-        read = tf.data.FixedLengthRecordDataset(names[window], size, starts[window], ends[window], min(size, 1 << 20))
+        own = video[window]
+        start = starts[own] + size * place[window]
+        read = tf.data.FixedLengthRecordDataset(names[own], size, start, ends[own] - size - start, min(size, 1 << 20))
         tokens = tf.reshape(tf.io.decode_raw(read.get_single_element(), tf.float16), shape)
         return tf.debugging.check_numerics(tokens, "tokens are not finite; run 01 again"), labels[window]
 
     def read_batch(chosen):
         return tf.data.Dataset.from_tensor_slices(chosen).map(read_window, tf.data.AUTOTUNE).batch(len(order[0]), True)
 
-    # A dataset with an end would wait for the batches of a killed worker. DYNAMIC: a batch goes to one worker only.
+    # A dataset with an end would wait for the batches of a killed worker.
     data = tf.data.Dataset.from_tensor_slices(np.stack(order)).repeat().flat_map(read_batch).prefetch(1)
+    print(f"batches come from the workers of {address}; training waits for one")
     return data.apply(tf.data.experimental.service.distribute("distributed_epoch", address, compression=None))
 
 
-def main(role, where, host="localhost"):
-    from tensorflow.data.experimental import service
-
+def main(role, where="5000", host="localhost"):
+    if role == "worker":
+        check_dispatcher(service_address(where))
+    with quiet_import():
+        from tensorflow.data.experimental import service
     if role == "dispatcher":  # a worker that was silent for 20 seconds is dead; without this, for a minute
         server = service.DispatchServer(service.DispatcherConfig(port=int(where), worker_timeout_ms=20_000))
-        where = server.target
+        where = server.target.replace("localhost", socket.gethostname())
     else:
-        check_dispatcher(where)
         config = service.WorkerConfig(where.removeprefix("grpc://"), f"{host}:%port%", heartbeat_interval_ms=1000)
         server = service.WorkerServer(config)
     print(f"{role} of {where} runs; Ctrl-C ends it", flush=True)  # as long as `server` is held
@@ -86,4 +92,4 @@ def main(role, where, host="localhost"):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:]) if sys.argv[1:2] in (["dispatcher"], ["worker"]) else sys.exit(__doc__)
+    run_script(lambda: main(*sys.argv[1:])) if sys.argv[1:2] in (["dispatcher"], ["worker"]) else sys.exit(__doc__)

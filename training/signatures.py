@@ -20,19 +20,15 @@ from basics.running import InputError
 from basics.statistics import draw_groups
 from common import load_saga
 from tokens.dataset import features_recipe, first_per, mean_tokens, read_valid, usable
+from tokens.generators import stage_of
 
 COUNTS = (1, 5, 20, 50, 100, 200, 500, 1000)  # clips per signature, as far as two classes have them
 MEASURES = ("accuracy", "within", "between", "raw_within", "raw_between", "classes", "chance")
-ROLES = ("train", "val", "test", "unseen")
 REFERENCE = 20  # train clips per class whose mean is the grand mean
 STRATA = 6  # the largest are shown and compared
 SAMPLE = 10000  # clips that k-means sees at a time
 
 # ---------------------------------------------------------------- the clips of a trained run
-
-
-def stage_of(level):
-    return "02_pretrain_binary.py" if level == "bin" else "03_attribute.py"
 
 
 def run_files(run, level):
@@ -93,7 +89,7 @@ def drop_short(rows):
             " clips have none); widen --splits or --limit, or extract longer clips"
         )
     if not any(row["reference"] for row, _ in kept):
-        raise InputError("no train clip has a fully valid window, so there is no grand mean to subtract")
+        raise InputError("no train clip has a fully valid window, so there is no grand mean; extract longer clips")
     return *zip(*kept, strict=True), short
 
 
