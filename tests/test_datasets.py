@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from basics.running import InputError
 from experiments import datasets
 
 
@@ -46,5 +47,5 @@ def test_a_chain_of_shared_content_is_one_group(tmp_path):
 
 def test_a_corpus_without_labels_or_repositories_raises(tmp_path):
     (tmp_path / "clips.csv").write_text("path,label\na.mp4,SVD\n")
-    with pytest.raises(ValueError, match=r"clips.csv: missing column\(s\) notes, repo"):
+    with pytest.raises(InputError, match=r"clips.csv: missing column\(s\) notes, repo"):
         datasets.corpus_csv(tmp_path, tmp_path / "out.csv")

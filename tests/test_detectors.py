@@ -6,6 +6,7 @@ import scipy.fft
 from small import numbered, write_clip
 
 from basics.artifacts import read_json
+from basics.running import InputError
 from common import keras, ops
 from experiments import detecting, detectors, stages
 from experiments.detectors import DETECTORS, FrequencyDecomposition, FrequencyStatistics, NeighbouringPixels
@@ -165,7 +166,7 @@ def test_frames_are_the_first_second_and_the_last_is_repeated(tmp_path):
         for frame, number in zip(clip, numbers, strict=True):
             expected = numbered(number)[:, 16:48]  # the centre square of 64 x 32
             assert np.abs(frame.astype(int) - expected).mean() < 12, number
-    with pytest.raises(ValueError, match=r"short.mp4: shorter than 1 s.*run 01 again"):
+    with pytest.raises(InputError, match=r"short.mp4: shorter than 1 s.*run 01 again"):
         detecting.read_frames([row("short.mp4")], tmp_path, 32, equalize=32)
     equalized = detecting.read_frames([row("long.mp4")], tmp_path, 32, equalize=64)
     assert 0 < np.abs(equalized[0].astype(int) - frames[0]).mean() < 25
@@ -174,7 +175,7 @@ def test_frames_are_the_first_second_and_the_last_is_repeated(tmp_path):
 def test_an_unreadable_video_is_named(tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
     for name in ("broken.mp4", "gone.mp4"):
-        with pytest.raises(ValueError, match=f"{name}: .*restore the video"):
+        with pytest.raises(InputError, match=f"{name}: .*restore the video"):
             detecting.read_frames([row(name)], tmp_path, 32)
 
 
@@ -241,7 +242,7 @@ def test_a_seed_repeats_a_training(monkeypatch):
 
 def test_an_infinite_loss_raises(monkeypatch):
     plain(monkeypatch, learning_rate=float("inf"))
-    with pytest.raises(ValueError, match="plain: the loss is not finite"):
+    with pytest.raises(InputError, match="plain: the loss is not finite"):
         train("plain", seed=0, steps=3)
 
 

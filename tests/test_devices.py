@@ -12,7 +12,7 @@ from small import RECIPE, stage_two_losses, write_folder
 from stages import module
 
 from basics.artifacts import read_arrays
-from basics.running import ROOT
+from basics.running import ROOT, InputError
 from common import OUTPUTS, SAGA, build_saga, keras
 from training import devices
 from training.remat import RematSAGA
@@ -208,7 +208,7 @@ def test_stage_on_several_devices_ends_as_on_one(tmp_path, backend, where):
 
 def test_missing_tpu_raises(monkeypatch):
     monkeypatch.delenv("TPU_NAME", raising=False)
-    with pytest.raises(ValueError, match="--tpu: .*no TPU here.*leave"):
+    with pytest.raises(InputError, match="--tpu: .*no TPU here.*leave"):
         devices.use_devices(tpu=True)
     assert devices.replicas() == 1 and devices.processes() == (0, 1) and devices.writes()
 
@@ -221,12 +221,12 @@ def test_missing_tpu_raises(monkeypatch):
 def test_several_hosts_on_tensorflow_raise(monkeypatch, variables):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="KERAS_BACKEND=jax.*MultiWorkerMirroredStrategy"):
+    with pytest.raises(InputError, match="KERAS_BACKEND=jax.*MultiWorkerMirroredStrategy"):
         devices.use_devices()
 
 
 def test_batch_that_cannot_be_split_raises(monkeypatch):
     monkeypatch.setattr(devices, "replicas", lambda: 4)
     assert devices.even(64) == 64 and devices.even(63) == 60
-    with pytest.raises(ValueError, match="--batch-size"):
+    with pytest.raises(InputError, match="--batch-size"):
         devices.even(3)

@@ -6,6 +6,7 @@ import pytest
 import scipy.fft
 from small import number_of, write_clip
 
+from basics.running import InputError
 from tokens.encoders import GRID, SCALE, SHIFT, encode_videos
 from tokens.pretrained import build_encoder
 
@@ -72,9 +73,9 @@ def test_pooling_averages_neighbouring_tokens():
     expected = [tokens[2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((0, 1)) for i in (0, 1) for j in (0, 1)]
     np.testing.assert_allclose(pooled.encode([pooled.prepare(frame)])[0], expected, rtol=1e-5, atol=1e-6)
     for wrong in (3, 0):
-        with pytest.raises(ValueError, match="choose one of 1, 2, 4"):
+        with pytest.raises(InputError, match="choose one of 1, 2, 4"):
             build_encoder("dct", pool=wrong)
-    with pytest.raises(ValueError, match="dct"):
+    with pytest.raises(InputError, match="dct"):
         build_encoder("nothing")
 
 

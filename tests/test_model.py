@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from basics.running import ROOT
+from basics.running import ROOT, InputError
 from common import (
     build_saga,
     hard_negative_loss,
@@ -90,9 +90,9 @@ def test_order_of_frames_matters(small_model):
 
 
 def test_bad_sizes_raise():
-    with pytest.raises(ValueError, match="penultimate"):
+    with pytest.raises(InputError, match="penultimate"):
         build_saga(2, temporal_blocks=1, **SMALL)
-    with pytest.raises(ValueError, match="heads"):
+    with pytest.raises(InputError, match="heads"):
         build_saga(2, frames=8, tokens=3, dim=8)
 
 

@@ -13,7 +13,7 @@ from small import RECIPE, write_folder
 from stages import module, stage
 
 from basics.artifacts import read_json
-from basics.running import ROOT
+from basics.running import ROOT, InputError
 from common import WindowBatches
 from tokens.dataset import Windows, features_file, read_index, usable, write_features
 from training.service import served
@@ -121,7 +121,7 @@ def test_several_devices_are_not_fed_by_the_service(features, tmp_path, monkeypa
     for name in ("callbacks", "devices"):
         monkeypatch.setattr(f"training.{name}.replicas", lambda: 2)
     address = "grpc://localhost:1"
-    with pytest.raises(ValueError, match="--data-service feeds one device, and there are 2 devices; leave it out"):
+    with pytest.raises(InputError, match="--data-service feeds one device, and there are 2 devices; leave it out"):
         stage(ONE, "--features", features, "--run", tmp_path, "--data-service", address, "--temporal-blocks", 2)
 
 
@@ -136,8 +136,8 @@ def test_missing_dispatcher_and_missing_tensorflow_raise(rows, monkeypatch):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"grpc://localhost:{free.getsockname()[1]}"
-    with pytest.raises(ValueError, match=f"{address}: no answer.*training.service dispatcher"):
+    with pytest.raises(InputError, match=f"{address}: no answer.*training.service dispatcher"):
         served(window_batches(rows), address, epochs=1)
     monkeypatch.setattr("training.service.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="needs TensorFlow"):
+    with pytest.raises(InputError, match="needs TensorFlow"):
         served(window_batches(rows), address, epochs=1)

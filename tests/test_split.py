@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from basics.artifacts import write_json
+from basics.running import InputError
 from common import WindowBatches
 from tokens.dataset import (
     Windows,
@@ -29,7 +30,7 @@ def test_classes_are_the_papers():
     assert class_index("sd", "Show_1") is None and class_index("task", "Pika") is None
     assert class_index("gen", "WildScrape") is None and class_index("bin", "WildScrape") == 1
     assert class_index("bin", "0_real") == 0
-    with pytest.raises(ValueError, match="unknown level"):
+    with pytest.raises(InputError, match="unknown level"):
         class_names("model")
 
 
@@ -45,10 +46,10 @@ def test_spellings_met_in_the_wild_are_resolved(folder, generator):
 def test_bad_generator_tables_raise(tmp_path):
     table = tmp_path / "generators.csv"
     table.write_text("name,aliases,task,sd_version,team\nReal,,Real,Real,Real\nA,b-1,T2V,X,Y\nB_1,,T2V,X,Y\n")
-    with pytest.raises(ValueError, match="share the name"):
+    with pytest.raises(InputError, match="share the name"):
         load_generators(table)
     table.write_text("name,task\nReal,Real\n")
-    with pytest.raises(ValueError, match="missing column"):
+    with pytest.raises(InputError, match="missing column"):
         load_generators(table)
 
 
@@ -102,28 +103,28 @@ def test_pk_batch_deals_equally_and_repeats_late(features):
 
 def test_damaged_features_raise_naming_the_file(features, tmp_path):
     np.savez(tmp_path / "renamed.npz", token=np.zeros((1, 8, 2, 12)))
-    with pytest.raises(ValueError, match=r"renamed.npz.*run 01 again"):
+    with pytest.raises(InputError, match=r"renamed.npz.*run 01 again"):
         map_tokens(tmp_path / "renamed.npz")
     np.savez_compressed(tmp_path / "small.npz", tokens=np.zeros((1, 8, 2, 12)))
-    with pytest.raises(ValueError, match="compressed"):
+    with pytest.raises(InputError, match="compressed"):
         map_tokens(tmp_path / "small.npz")
     (tmp_path / "cut.npz").write_bytes(features_file(features, "SVD/2.mp4").read_bytes()[:300])
-    with pytest.raises(ValueError, match="cut.npz"):
+    with pytest.raises(InputError, match="cut.npz"):
         map_tokens(tmp_path / "cut.npz")
     (tmp_path / "index-1-of-1.csv").write_text("path,generator\na,b\n")
-    with pytest.raises(ValueError, match="missing column"):
+    with pytest.raises(InputError, match="missing column"):
         read_index(tmp_path)
     write_json(tmp_path / "recipe.json", {"frames": 8, "token": 2})
-    with pytest.raises(ValueError, match="recipe.json lacks dim, tokens"):
+    with pytest.raises(InputError, match="recipe.json lacks dim, tokens"):
         features_recipe(tmp_path)
     (tmp_path / "recipe.json").write_text("[1")
-    with pytest.raises(ValueError, match="recipe.json: not valid JSON"):
+    with pytest.raises(InputError, match="recipe.json: not valid JSON"):
         features_recipe(tmp_path)
 
 
 def test_tokens_that_are_not_finite_raise(tmp_path):
     write_features(features_file(tmp_path, "Real/a"), np.full((1, 8, 2, 12), np.nan), np.zeros((1, 8)), np.ones((1, 8)))
-    with pytest.raises(ValueError, match=r"a\.npz: tokens are not finite"):
+    with pytest.raises(InputError, match=r"a\.npz: tokens are not finite"):
         Windows([{"path": "Real/a", "features": tmp_path, "windows": 1}])
 
 
@@ -161,9 +162,9 @@ def test_held_out_generator_is_tested_on_all_its_videos(features):
     assert {row["generator"] for row in videos.train} == {"Real", "SVD", "Pika"}
     assert sum(row["generator"] == "Latte" for row in videos.test) == 20
     assert {row["generator"] for row in videos.test} == {"Real", "Latte"}
-    with pytest.raises(ValueError, match="outside the generator table.*WildScrape"):
+    with pytest.raises(InputError, match="outside the generator table.*WildScrape"):
         chosen(features, "bin", train_generators=["WildScrape"])
-    with pytest.raises(ValueError, match="no video of Sora"):
+    with pytest.raises(InputError, match="no video of Sora"):
         chosen(features, "bin", train_generators=["Sora"])
 
 
@@ -194,7 +195,7 @@ def test_other_test_features_are_apart_from_training_and_made_alike(features, tm
     assert not paths(videos.test) & paths(videos.train + videos.val) and len(videos.test) == 30
     other = shutil.copytree(features, tmp_path / "other")
     write_json(other / "recipe.json", {"encoder": "invented", "frames": 8, "tokens": 9, "dim": 12})
-    with pytest.raises(ValueError, match="other features.*tokens"):
+    with pytest.raises(InputError, match="other features.*tokens"):
         chosen(features, "gen", test_features=other)
 
 

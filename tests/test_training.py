@@ -15,6 +15,7 @@ from small import RECIPE, SMALL, write_folder
 from stages import module, stage
 
 from basics.artifacts import write_json
+from basics.running import InputError
 from common import build_saga
 from tokens.dataset import Windows, read_index, write_index
 from tokens.generators import load_generators
@@ -80,7 +81,7 @@ def test_second_run_is_up_to_date_and_other_settings_raise(features, run, capsys
     before = (run / "bin.keras").stat().st_mtime_ns
     stage(ONE, "--features", features, "--run", run, *SMALL)
     assert "up to date" in capsys.readouterr().out and (run / "bin.keras").stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match="other settings.*seed.*--run"):
+    with pytest.raises(InputError, match="other settings.*seed.*--run"):
         stage(ONE, "--features", features, "--run", run, *SMALL, "--seed", "5")
 
 
@@ -89,12 +90,12 @@ def test_features_are_compared_by_content(features, run, tmp_path):
     place = ["--run", run, *SMALL]
     stage(ONE, "--features", copy, *place)  # the name of the folder does not matter
     write_json(copy / "recipe.json", RECIPE | {"encoder": "other"})
-    with pytest.raises(ValueError, match="other settings.*encoder"):
+    with pytest.raises(InputError, match="other settings.*encoder"):
         stage(ONE, "--features", copy, *place)
     write_json(copy / "recipe.json", RECIPE)
     rows = read_index(copy)
     write_index(copy / "index-1-of-1.csv", [row | {"group": "all"} for row in rows])
-    with pytest.raises(ValueError, match="other settings.*index_sha256"):
+    with pytest.raises(InputError, match="other settings.*index_sha256"):
         stage(ONE, "--features", copy, *place)
 
 
@@ -123,7 +124,7 @@ def test_resumed_run_equals_an_uninterrupted_one(features, run, tmp_path, monkey
         patch.setattr(callbacks, "EpochEnd", Interrupt)
         stage(TWO, *place, *SMALL)
     assert (tmp_path / "gen_checkpoint.npz").exists() and not (tmp_path / "gen.json").exists()
-    with pytest.raises(ValueError, match="other settings.*learning_rate"):
+    with pytest.raises(InputError, match="other settings.*learning_rate"):
         stage(TWO, *place, *SMALL, "--learning-rate", "1e-3")
     stage(TWO, *place, *SMALL)
     whole, resumed = (keras.saving.load_model(folder / "gen_last.keras", compile=False) for folder in (run, tmp_path))
@@ -145,7 +146,7 @@ def test_run_interrupted_in_its_evaluation_goes_on_with_as_many_windows_a_batch(
         stage(ONE, *flags)
     with monkeypatch.context() as patch:
         patch.setattr(callbacks, "even", lambda size: 15)
-        with pytest.raises(ValueError, match="begun with 64 windows a batch, one device would take 15.*--overwrite"):
+        with pytest.raises(InputError, match="begun with 64 windows a batch, one device would take 15.*--overwrite"):
             stage(ONE, *flags)
     assert stage(ONE, *flags)["videos"] == 30
 
@@ -160,7 +161,7 @@ def test_damaged_checkpoint_raises(features, run, tmp_path):
         (run / "gen_embeddings.npz").read_bytes(),
     ):
         (tmp_path / "bin_checkpoint.npz").write_bytes(content)
-        with pytest.raises(ValueError, match="bin_checkpoint.npz: damaged"):
+        with pytest.raises(InputError, match="bin_checkpoint.npz: damaged"):
             callbacks.load_checkpoint(tmp_path / "bin_checkpoint.npz", model, {})
 
 
@@ -169,9 +170,9 @@ def test_collapse_and_a_loss_that_is_not_finite_raise():
     collapsed = healthy | {"spread": 1e-6}
     callbacks.check_training([healthy, collapsed])
     callbacks.check_training([collapsed])
-    with pytest.raises(ValueError, match="collapsed.*--normalize"):
+    with pytest.raises(InputError, match="collapsed.*--normalize"):
         callbacks.check_training([healthy, collapsed, collapsed])
-    with pytest.raises(ValueError, match="not finite.*--learning-rate"):
+    with pytest.raises(InputError, match="not finite.*--learning-rate"):
         callbacks.check_training([healthy | {"loss": float("nan")}])
     one_point = np.tile(np.random.default_rng(0).normal(size=12), (8, 1))
     assert callbacks.spread(one_point) < 1e-9
@@ -183,16 +184,16 @@ def test_stage_two_refuses_a_model_that_does_not_fit(features, run, tmp_path):
         tmp_path / "other", ["Real", "SVD"], clips=8, recipe=RECIPE | {"encoder": "other", "tokens": 3}
     )
     place = ["--features", other, "--run", tmp_path / "run", "--level", "gen"]
-    with pytest.raises(ValueError, match="tokens 2, here 3"):
+    with pytest.raises(InputError, match="tokens 2, here 3"):
         stage(TWO, *place, "--init", run / "bin.keras", "--temporal-blocks", 2)
-    with pytest.raises(ValueError, match="2 temporal blocks; pass --temporal-blocks 2 or --init scratch"):
+    with pytest.raises(InputError, match="2 temporal blocks; pass --temporal-blocks 2 or --init scratch"):
         stage(TWO, *place, "--init", run / "bin.keras", "--temporal-blocks", "3")
-    with pytest.raises(ValueError, match="run 02 first"):
+    with pytest.raises(InputError, match="run 02 first"):
         stage(TWO, *place)
     (tmp_path / "text.keras").write_text("not a model")
-    with pytest.raises(ValueError, match="text.keras"):
+    with pytest.raises(InputError, match="text.keras"):
         stage(TWO, *place, "--init", tmp_path / "text.keras")
-    with pytest.raises(ValueError, match="run 01"):
+    with pytest.raises(InputError, match="run 01"):
         stage(TWO, "--features", tmp_path / "nowhere", "--init", "scratch")
 
 

@@ -12,6 +12,7 @@ from stages import module, stage
 
 from basics.artifacts import write_json
 from basics.figures import plt
+from basics.running import InputError
 from tokens.dataset import Windows, features_file, read_index, write_features, write_index
 from training import signatures
 
@@ -319,9 +320,9 @@ def test_second_run_is_up_to_date_and_other_settings_raise(features, run, strata
     before = (run / "gen_tsigs.npz").stat().st_mtime_ns
     assert call(features, run, "--strata", str(shutil.copy(strata, tmp_path))) == done[0]
     assert "up to date" in capsys.readouterr().out and (run / "gen_tsigs.npz").stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match="other settings.*strata_sha256"):
+    with pytest.raises(InputError, match="other settings.*strata_sha256"):
         call(features, run)
-    with pytest.raises(ValueError, match="other settings.*seed"):
+    with pytest.raises(InputError, match="other settings.*seed"):
         call(features, run, "--strata", str(strata), "--seed", "3")
 
 
@@ -350,7 +351,7 @@ def test_wrong_arguments_end_with_status_2():
 
 
 def fails(features, run, *more):
-    with pytest.raises(ValueError) as raised:  # noqa: PT011
+    with pytest.raises(InputError) as raised:  # noqa: PT011
         call(features, run, "--no-controls", *more)
     assert "\n" not in str(raised.value)
     return str(raised.value)
@@ -391,7 +392,7 @@ def test_features_that_do_not_fit_the_run_raise(features, run, strata, tmp_path)
     bad = tmp_path / "strata.csv"
     bad.write_text("path,content\nReal/1.mp4,cats\n")
     assert "strata.csv: missing column(s) stratum" in fails(features, free, "--strata", str(bad))
-    with pytest.raises(ValueError, match=r"gone\.csv is missing"):
+    with pytest.raises(InputError, match=r"gone\.csv is missing"):
         call(features, free, "--strata", str(tmp_path / "gone.csv"))
 
 

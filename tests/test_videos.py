@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from small import CODECS, number_of, numbered, write_clip
 
+from basics.running import InputError
 from tokens import videos
 from tokens.videos import Video, sample_frames
 from tokens.writing import equalize
@@ -104,7 +105,7 @@ def test_a_picture_larger_than_memory_is_refused(tmp_path):
     header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII5B", 13, b"IHDR", 60000, 60000, 1, 0, 0, 0, 0)
     header += struct.pack(">I", zlib.crc32(header[12:]))
     (tmp_path / "bomb.png").write_bytes(header + struct.pack(">I4s", 0, b"IEND"))
-    with pytest.raises(ValueError, match="million pixels"):
+    with pytest.raises(InputError, match="million pixels"):
         Video(tmp_path / "bomb.png")
     animation = cv2.Animation()
     animation.frames, animation.durations = [np.zeros((64, 64, 4), np.uint8) + np.uint8(i) for i in range(9)], [99] * 9
@@ -114,7 +115,7 @@ def test_a_picture_larger_than_memory_is_refused(tmp_path):
     place = data.index(b"VP8X") + 12  # the canvas: 16384 x 8192, nine times
     canvas = (16383).to_bytes(3, "little") + (8191).to_bytes(3, "little")
     (tmp_path / "many.webp").write_bytes(data[:place] + canvas + data[place + 6 :])
-    with pytest.raises(ValueError, match="9 frames of 16384x8192 do not fit"):
+    with pytest.raises(InputError, match="9 frames of 16384x8192 do not fit"):
         Video(tmp_path / "many.webp")
 
 
