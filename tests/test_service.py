@@ -66,7 +66,6 @@ def came(data, count):
 
 
 @pytest.mark.slow
-@pytest.mark.graph
 @pytest.mark.parametrize("batching", ["natural", "pk"])
 def test_service_reads_the_batches_of_the_epochs(service, rows, batching):
     batches = window_batches(rows, batching=batching, start_epoch=1)
@@ -78,7 +77,6 @@ def test_service_reads_the_batches_of_the_epochs(service, rows, batching):
 
 
 @pytest.mark.slow
-@pytest.mark.graph
 def test_stage_trains_by_the_service_and_is_up_to_date_without_it(service, rows, tmp_path, capsys):
     flags = ["--features", rows[0]["features"], "--run", tmp_path / "run", "--epochs", 2, "--batch-size", 16]
     flags += ["--temporal-blocks", 2, "--learning-rate", 1e-3]
@@ -92,7 +90,6 @@ def test_stage_trains_by_the_service_and_is_up_to_date_without_it(service, rows,
 
 
 @pytest.mark.slow
-@pytest.mark.graph
 def test_killed_worker_takes_its_batches_along_and_the_other_goes_on(service, rows):
     batches = window_batches(rows, batch_size=2)
     elements = served(batches, service[0], epochs=1).as_numpy_iterator()
@@ -106,7 +103,6 @@ def test_killed_worker_takes_its_batches_along_and_the_other_goes_on(service, ro
 
 
 @pytest.mark.slow
-@pytest.mark.graph
 def test_tokens_that_are_not_finite_end_training(service, rows):
     data = served(window_batches(rows), service[0], epochs=1)
     for row in rows:
