@@ -163,7 +163,7 @@ def test_generators_are_added_to_a_zoo_and_changed_ones_are_refused(tmp_path, mo
     table.write_text(first + "Newer,,T2V,Unknown,Nobody\n", encoding="utf-8")
     assert simulate(tmp_path / "zoo", *flags) == {"written": 1, "skipped": 2}
     table.write_text(first.replace("T2V", "I2V"), encoding="utf-8")
-    with pytest.raises(InputError, match=r"other settings \(New\).*--out.*--overwrite"):
+    with pytest.raises(InputError, match=r"other settings \(generators.New\).*--out.*--overwrite"):
         simulate(tmp_path / "zoo", *flags)
 
 
