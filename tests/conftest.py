@@ -22,8 +22,8 @@ if TENSORFLOW:
 
 @pytest.fixture(autouse=True)
 def graphs(request):
-    """Slow tests and those marked `graph` compile functions, as users' runs do."""
-    compiled = TENSORFLOW and any(map(request.node.get_closest_marker, ("slow", "graph")))
+    """Tests marked `graph` compile functions, as users' runs do: those that train more than a few steps."""
+    compiled = TENSORFLOW and request.node.get_closest_marker("graph")
     if compiled:
         tf.config.run_functions_eagerly(False)
     yield

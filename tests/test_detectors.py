@@ -223,6 +223,7 @@ def train(name, seed, steps=80):
 
 
 @pytest.mark.slow
+@pytest.mark.graph
 @pytest.mark.parametrize("name", DETECTORS)
 def test_an_easy_difference_is_learned(monkeypatch, name):
     small(monkeypatch, name)

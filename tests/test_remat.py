@@ -44,6 +44,7 @@ def test_remat_trains_the_weights_of_the_plain_model(flags):
 
 
 @pytest.mark.slow
+@pytest.mark.graph
 def test_xla_compiles_remat():
     """As Keras does by itself on a GPU or TPU."""
     compiled, plain = (trained(HNM, RematSAGA, xla=xla)[0] for xla in (True, False))
@@ -51,6 +52,7 @@ def test_xla_compiles_remat():
 
 
 @pytest.mark.slow
+@pytest.mark.graph
 def test_gradients_of_frames_are_summed_in_float32():
     """In mixed precision: as near to float32's weights as the plain model, not a tenth further."""
     exact = trained(["--loss", "ce"])[0]

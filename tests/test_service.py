@@ -66,17 +66,19 @@ def came(data, count):
 
 
 @pytest.mark.slow
+@pytest.mark.graph
 @pytest.mark.parametrize("batching", ["natural", "pk"])
 def test_service_reads_the_batches_of_the_epochs(service, rows, batching):
     batches = window_batches(rows, batching=batching, start_epoch=1)
     steps = len(batches)
     assert steps == 49
-    wanted = [*expected(rows, 1, batching=batching), *expected(rows, 2, batching=batching)]
-    found = came(served(batches, service[0], epochs=3), 2 * steps)
-    assert len(set(found)) == 2 * steps and sorted(found) == sorted(wanted)
+    wanted = {*expected(rows, 1, batching=batching), *expected(rows, 2, batching=batching)}
+    found = came(served(batches, service[0], epochs=3), 2 * steps + 20)  # a batch may overtake some of the round before
+    assert len(wanted) == 2 * steps and set(found) == wanted and len(set(found[: 2 * steps])) > 2 * steps - 10
 
 
 @pytest.mark.slow
+@pytest.mark.graph
 def test_stage_trains_by_the_service_and_is_up_to_date_without_it(service, rows, tmp_path, capsys):
     flags = ["--features", rows[0]["features"], "--run", tmp_path / "run", "--epochs", 2, "--batch-size", 16]
     flags += ["--temporal-blocks", 2, "--learning-rate", 1e-3]
@@ -90,6 +92,7 @@ def test_stage_trains_by_the_service_and_is_up_to_date_without_it(service, rows,
 
 
 @pytest.mark.slow
+@pytest.mark.graph
 def test_killed_worker_takes_its_batches_along_and_the_other_goes_on(service, rows):
     batches = window_batches(rows, batch_size=2)
     elements = served(batches, service[0], epochs=1).as_numpy_iterator()
@@ -103,6 +106,7 @@ def test_killed_worker_takes_its_batches_along_and_the_other_goes_on(service, ro
 
 
 @pytest.mark.slow
+@pytest.mark.graph
 def test_tokens_that_are_not_finite_end_training(service, rows):
     data = served(window_batches(rows), service[0], epochs=1)
     for row in rows:

@@ -691,12 +691,8 @@ def test_entries_run_with_the_stages_themselves(tmp_path, monkeypatch):
     )
     runs = sorted(Path("runs/paper").rglob("*.keras"))
     assert reproduce.main(["table-7", *small]) == found and sorted(Path("runs/paper").rglob("*.keras")) == runs
-    for name in ("figure-6", "figure-1a", "figure-1b"):
+    for name in ("figure-6", "figure-1a"):
         reproduce.main([name, *small])
         assert (Path("results/limit-6") / f"{name}.png").stat().st_size > 10000
-    rival = reproduce.main(["table-s2", *small])["methods"]
-    assert {method["levels"]["gen"]["seeds"][0]["videos"] for method in rival.values()} == {
-        found["arms"]["1-stage few CE"]["seeds"][0]["videos"]
-    }
     kinds = json.loads(Path("results/limit-6/figure-1a.json").read_text())["kinds"]
     assert [row["clips"] for row in kinds["unseen"][0]["trained"]] == [1]
