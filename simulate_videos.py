@@ -301,7 +301,7 @@ def check_folder(out: Path, old: dict, recipe: dict, overwrite: bool):
             clip.unlink()
         old.clear()
     if clips and old:
-        both = old["generators"].keys() & recipe["generators"].keys()  # rows may be added, not changed
+        both = old.get("generators", {}).keys() & recipe["generators"].keys()  # rows may be added, not changed
         was, now = (made | {"generators": {name: made["generators"][name] for name in both}} for made in (old, recipe))
         refuse_other(out, was, now, "choose another --out, or replace it with --overwrite")
 

@@ -53,7 +53,7 @@ def enrol(name, paths, run, encoder, method="mean", **options) -> dict:
     enrolled = {key: np.concatenate([older[key][kept], added[key]]) for key in ENROLLED}
     given = {"run": str(folder), "method": method}
     made = make_recipe(given, ("run",), packages=("keras",), features=run.features, clips_sha256=digests)
-    recipe = recipe | {"generators": recipe["generators"] | {name: made}}
+    recipe = recipe | {"generators": recipe.get("generators", {}) | {name: made}}
     write_arrays(path, enrolled | {"recipe": recipe})
     print(f"{clips_of(len(digests))} of {name} enrolled in {path}")
     unread = len(paths) - len(digests)

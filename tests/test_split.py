@@ -108,6 +108,9 @@ def test_damaged_features_raise_naming_the_file(features, tmp_path):
     np.savez_compressed(tmp_path / "small.npz", tokens=np.zeros((1, 8, 2, 12)))
     with pytest.raises(InputError, match="compressed"):
         map_tokens(tmp_path / "small.npz")
+    np.savez(tmp_path / "wide.npz", tokens=np.zeros((1, 8, 2, 12)))
+    with pytest.raises(InputError, match="wide.npz.*float64, not float16.*run 01 again"):
+        map_tokens(tmp_path / "wide.npz")
     (tmp_path / "cut.npz").write_bytes(features_file(features, "SVD/2.mp4").read_bytes()[:300])
     with pytest.raises(InputError, match="cut.npz"):
         map_tokens(tmp_path / "cut.npz")

@@ -164,6 +164,8 @@ def map_tokens(path) -> np.ndarray:
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
             if fortran or len(shape) != 4:
                 raise ValueError(f"tokens have shape {shape}, expected (S, L, T, D)")
+            if dtype != np.float16:
+                raise ValueError(f"tokens are {dtype}, not float16")
             return np.memmap(file, dtype, "r", file.tell(), shape)
     except (ValueError, OSError, struct.error) as error:
         raise InputError(f"{path}: not a features file ({error}); {EXTRACT_AGAIN}") from error
