@@ -112,7 +112,7 @@ def shard(text):
 
 def is_simulated(rows):
     """Whether any video lies in a zoo of simulate_videos.py: a folder of generators' folders and a recipe."""
-    zoos = {Path(folder).parent / "recipe.json" for folder in {os.path.dirname(row["file"]) for row in rows}}
+    zoos = {Path(folder).parent / "recipe.json" for folder in {os.path.dirname(row.file) for row in rows}}
     return any(recipe.is_file() and bool(read_json(recipe).get("simulated")) for recipe in zoos)
 
 
@@ -143,13 +143,13 @@ def open_features(folder, recipe, overwrite):
             index.unlink(missing_ok=True)  # its rows describe the other features
     if keys or not path.exists():
         write_json(path, recipe)  # makes the folder
-    return {row["path"]: row for row in read_index(folder)} if index_files(folder) else {}
+    return {row.path: row for row in read_index(folder)} if index_files(folder) else {}
 
 
 def print_videos(rows, ignored, table, videos):
-    groups, splits = {}, Counter(row["split"] for row in rows)
+    groups, splits = {}, Counter(row.split for row in rows)
     for row in rows:
-        groups.setdefault(row["generator"], set()).add(row["group"])
+        groups.setdefault(row.generator, set()).add(row.group)
     shares = ", ".join(f"{splits[split]} {split}" for split in ("train", "val", "test"))
     print(f"{videos}: {len(rows)} videos of {len(groups)} generators ({shares})")
     unseen = sorted(name for name in groups if name not in table)
@@ -164,24 +164,22 @@ def print_videos(rows, ignored, table, videos):
 
 def is_done(row, old, features):
     """Extracted before, or left out for good; errors are tried again."""
-    if row["path"] not in old:
+    if row.path not in old:
         return False
-    error = old[row["path"]]["error"]
-    return error.startswith(TooShortError.REASON) if error else features_file(features, row["path"]).is_file()
+    error = old[row.path].error
+    return error.startswith(TooShortError.REASON) if error else features_file(features, row.path).is_file()
 
 
 def relabel(row, old):
-    """Complete a row with what the index says; True when a CSV has given it another group, stratum or split since."""
-    labels = {key: row[key] for key in ("group", "stratum", "split", "source")}
-    row |= old | labels
-    return any(old[key] != labels[key] for key in labels)
+    """A row as the index has it, with the group, stratum and split that it has now."""
+    return old._replace(group=row.group, stratum=row.stratum, split=row.split, source=row.source, file=row.file)
 
 
 def check_space(rows, args, recipe):
     """Print what will be written, estimated from the headers of up to 64 videos; InputError when it cannot fit."""
 
     def windows_of(row):
-        samples = args.frames if args.equalize else header_seconds(row["file"]) * args.fps
+        samples = args.frames if args.equalize else header_seconds(row.file) * args.fps
         return max(1, math.ceil(samples / args.frames))
 
     sample = rows[:: -(-len(rows) // 64) or 1]
@@ -203,18 +201,17 @@ def size_text(size):
 
 
 def save(row, video, features):
-    """Write a video's features and complete its index row; returns what is wrong with the file, or None."""
+    """Write a video's features; its completed row, and what is wrong with the file, or None."""
     try:
         if isinstance(video, Exception):
             raise video
-        write_features(features_file(features, row["path"]), video.tokens, video.times, video.valid)
-        row |= video.info | {"windows": len(video.tokens), "error": ""}
-        return f"damaged, read up to {video.times[-1, -1]:.1f} s" if video.damaged else None
+        write_features(features_file(features, row.path), video.tokens, video.times, video.valid)
+        row = row._replace(**video.info, windows=len(video.tokens), error="")
+        return row, f"damaged, read up to {video.times[-1, -1]:.1f} s" if video.damaged else None
     except Exception as error:  # noted in the index; a full disk is another matter
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
-        row["error"] = reason(error)
-        return row["error"]
+        return row._replace(error=reason(error)), reason(error)
 
 
 def main(argv=None):
@@ -228,28 +225,31 @@ def main(argv=None):
     recipe = recipe_of(args, encoder, rows)
     old = open_features(args.features, recipe, args.overwrite)
     forget_renamed(rows, old, args.features)
-    set_splits(rows, {row["group"]: row["split"] for row in old.values()})
+    rows = set_splits(rows, {row.group: row.split for row in old.values()})
     print_videos(rows, ignored, table, args.videos)
     part, parts = args.shard
-    mine, todo, finished = rows[part - 1 :: parts], [], []
+    mine, todo, finished, there = rows[part - 1 :: parts], [], [], []
     for row in mine:
         if args.overwrite or not is_done(row, old, args.features):
             todo.append(row)
-        elif relabel(row, old[row["path"]]):
-            finished.append(row)
+        else:
+            there.append(relabel(row, old[row.path]))
+            finished += [there[-1]] if there[-1][:13] != old[row.path][:13] else []
     check_space(todo, args, recipe)
 
     # ---------------------------------------------------------------- encode, save
     index, saved = Path(args.features) / f"index-{part}-of-{parts}.csv", time.time()
     sizes = args.fps, args.frames, args.equalize, args.batch_size, args.threads
-    videos = encode_videos([row["file"] for row in todo], encoder, *sizes, spill=args.features)
+    videos = encode_videos([row.file for row in todo], encoder, *sizes, spill=args.features)
     bar = tqdm(total=len(todo), unit="clip", dynamic_ncols=True, disable=not todo)
     try:
         with bar, closing(videos):
             for number, video in videos:
-                row = todo[number]
-                if note := save(row, video, args.features):
-                    bar.write(f"{row['source']}: {note}")
+                row, note = todo[number], None
+                row, note = save(row, video, args.features)
+                todo[number] = row
+                if note:
+                    bar.write(f"{row.source}: {note}")
                 finished.append(row)
                 bar.update()
                 if time.time() - saved > INDEX_SECONDS:
@@ -260,10 +260,11 @@ def main(argv=None):
 
     # ---------------------------------------------------------------- report
     seconds = time.time() - started
-    short = sum(row["error"].startswith(TooShortError.REASON) for row in mine)
-    failed = sum(bool(row["error"]) for row in mine) - short
-    done = [row for row in todo if not row["error"]]
-    counts = {"videos": len(done), "windows": sum(row["windows"] for row in done), "skipped": len(mine) - len(todo)}
+    mine = todo + there
+    short = sum(row.error.startswith(TooShortError.REASON) for row in mine)
+    failed = sum(bool(row.error) for row in mine) - short
+    done = [row for row in todo if not row.error]
+    counts = {"videos": len(done), "windows": sum(row.windows for row in done), "skipped": len(mine) - len(todo)}
     counts |= {"failed": failed, "short": short, "seconds": seconds, "clips_per_second": len(done) / seconds}
     print(
         f"{args.features}: {counts['videos']} videos, {counts['windows']} windows in {seconds:.0f} s "

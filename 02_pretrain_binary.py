@@ -25,7 +25,7 @@ from tokens.dataset import features_recipe, index_digest, read_index
 from tokens.generators import TABLE, load_generators
 from tokens.split import choose_videos
 from training.callbacks import checkpoint_file, fit, save_run
-from training.devices import fuse_attention, use_devices, writes
+from training.devices import fuse_attention, is_main_process, use_devices
 from training.evaluation import evaluate, print_results
 from training.plots import draw_figures
 from training.remat import RematSAGA
@@ -138,7 +138,7 @@ def main(argv=None):
     print_results(metrics)
 
     # ---------------------------------------------------------------- save
-    if writes():
+    if is_main_process():
         save_run(model, metrics, arrays, args.run, recipe, time.time() - started)
         draw_figures(metrics, arrays, args.run)
     return metrics

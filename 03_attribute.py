@@ -27,7 +27,7 @@ from tokens.dataset import features_recipe, index_digest, read_index
 from tokens.generators import TABLE, load_generators
 from tokens.split import choose_videos
 from training.callbacks import checkpoint_file, fit, save_run
-from training.devices import fuse_attention, global_batch, use_devices, writes
+from training.devices import fuse_attention, global_batch, is_main_process, use_devices
 from training.evaluation import evaluate, print_results
 from training.plots import draw_figures
 from training.remat import RematSAGA
@@ -200,7 +200,7 @@ def main(argv=None):
     print_results(metrics)
 
     # ---------------------------------------------------------------- save
-    if writes():
+    if is_main_process():
         save_run(model, metrics, arrays, args.run, recipe, time.time() - started)
         draw_figures(metrics, arrays, args.run)
     return metrics

@@ -163,7 +163,7 @@ def main(argv=None):
     index = read_index(args.features)
     made_from = {"features": features_recipe(args.features), "index_sha256": index_digest(index)}
     made_from |= {"model_sha256": file_digest(model_file), "embeddings_sha256": file_digest(embeddings_file)}
-    made_from["strata_sha256"] = hashlib.sha256("\n".join(row["stratum"] for row in index).encode()).hexdigest()
+    made_from["strata_sha256"] = hashlib.sha256("\n".join(row.stratum for row in index).encode()).hexdigest()
     if args.strata:
         made_from["strata_sha256"] = "none" if args.strata == "none" else file_digest(args.strata)
     recipe = make_recipe(vars(args), ("features", "run", "strata"), ("overwrite",), ("keras",), **made_from)
@@ -171,15 +171,17 @@ def main(argv=None):
         return done
     model = load_trained(model_file, args.level, args.features)
     classes = model.config["class_names"]
-    rows, whole, short = drop_short(
-        choose_rows(embeddings_file, index, classes, args.features, args.splits, args.limit, args.seed)
+    rows, in_grand_mean = choose_rows(
+        embeddings_file, index, classes, args.features, args.splits, args.limit, args.seed
     )
+    rows, whole, short = drop_short(rows, args.splits, in_grand_mean)
     strata, source, unknown = name_strata(rows, index, args.strata)
     # the model's classes, then unseen generators
-    names = [*classes, *sorted(({row["class"] for row in rows} | set(short)) - set(classes))]
-    labels = np.array([names.index(row["class"]) for row in rows])
-    groups = np.unique([row["group"] for row in rows], return_inverse=True)[1]
-    asked, reference = (np.array([row[key] for row in rows]) for key in ("asked", "reference"))
+    names = [*classes, *sorted(({row.class_name for row in rows} | set(short)) - set(classes))]
+    labels = np.array([names.index(row.class_name) for row in rows])
+    groups = np.unique([row.group for row in rows], return_inverse=True)[1]
+    asked = np.array([row.split in args.splits for row in rows])
+    reference = np.array([row.path in in_grand_mean for row in rows])
 
     # ---------------------------------------------------------------- signatures
     clips = Windows(rows), np.flatnonzero(np.concatenate(whole)), np.where(asked, labels, -1), args.batch_size
@@ -195,7 +197,7 @@ def main(argv=None):
         conditions["untrained"], _ = attention_maps(untrained(model, args.seed), *clips, what="untrained")
 
     # ---------------------------------------------------------------- measure
-    roles = Counter(row["split"] for row in rows if row["asked"])
+    roles = Counter(row.split for row in rows if row.split in args.splits)
     metrics = {"level": args.level, "videos": roles.total(), "splits": dict(roles)}
     metrics |= {"simulated": bool(model.config["features"].get("simulated")), "per_class": {}}
     for i, name in enumerate(names):
@@ -218,7 +220,7 @@ def main(argv=None):
     arrays = {"signatures": signatures, "classes": np.array(names)[present], "clips": counts[present]}
     arrays |= {"seen": present < len(classes), "grand_mean": means["trained"], "maps": maps[asked]}
     keys = {"video": "path", "generator": "generator", "split": "split", "group": "group"}
-    arrays |= {name: np.array([row[key] for row in rows if row["asked"]]) for name, key in keys.items()}
+    arrays |= {name: np.array([getattr(row, key) for row in rows if row["asked"]]) for name, key in keys.items()}
     arrays |= {"class": own, "stratum": strata[asked], "recipe": recipe}
     write_arrays(f"{stem}.npz", arrays)
     metrics |= {"recipe": recipe | {"seconds": round(time.time() - started, 1)}}

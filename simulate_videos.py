@@ -33,7 +33,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from basics.artifacts import read_json, refuse_other, replace_whole, versions, write_json
+from basics.artifacts import read_json, refuse_other, versions, write_atomically, write_json
 from basics.running import InputError, not_negative, positive, run_script
 from tokens.generators import TABLE, load_generators
 from tokens.writing import write_mp4
@@ -256,7 +256,7 @@ def encode(clip: np.ndarray) -> bytes:
 def make_clip(job: tuple):
     """Render and write one clip, in a worker process; the file appears whole or not at all."""
     path, clip_seed, row, strength = job
-    replace_whole(path, lambda file: file.write_bytes(encode(render(clip_seed, generator_mark(*row), strength))))
+    write_atomically(path, lambda file: file.write_bytes(encode(render(clip_seed, generator_mark(*row), strength))))
 
 
 def prepare_worker():

@@ -27,7 +27,7 @@ AGAIN = "delete it and run its stage again"
 # ---------------------------------------------------------------- writing
 
 
-def replace_whole(path, write, suffix=""):
+def write_atomically(path, write, suffix=""):
     """Let `write(temporary path)` make a file that appears at `path` whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def replace_whole(path, write, suffix=""):
 
 
 def write_json(path, content: dict):
-    replace_whole(path, lambda file: file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+    write_atomically(path, lambda file: file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
 
 
 def write_csv(path, columns, rows):
@@ -53,13 +53,13 @@ def write_csv(path, columns, rows):
             writer.writeheader()
             writer.writerows(rows)
 
-    replace_whole(path, write)
+    write_atomically(path, write)
 
 
 def write_arrays(path, arrays: dict):
     """Write an uncompressed .npz; a dict among the arrays, such as a recipe, becomes JSON text."""
     plain = {key: json.dumps(value) if isinstance(value, dict) else value for key, value in arrays.items()}
-    replace_whole(path, lambda file: np.savez(file, **plain), suffix=".npz")
+    write_atomically(path, lambda file: np.savez(file, **plain), suffix=".npz")
 
 
 # ---------------------------------------------------------------- reading

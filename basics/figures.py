@@ -2,7 +2,7 @@
 
 import matplotlib
 
-from basics.artifacts import replace_whole
+from basics.artifacts import write_atomically
 
 matplotlib.use("Agg")
 import numpy as np  # noqa: E402
@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first
 
 
 def save_figure(figure, path):
-    replace_whole(path, lambda file: figure.savefig(file, dpi=120, bbox_inches="tight"), suffix=".png")
+    write_atomically(path, lambda file: figure.savefig(file, dpi=120, bbox_inches="tight"), suffix=".png")
     plt.close(figure)
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 from measuring import SideError, skipped  # noqa: E402  (these folders are on the path first)
 
-from basics.artifacts import read_json, replace_whole, write_json  # noqa: E402
+from basics.artifacts import read_json, write_atomically, write_json  # noqa: E402
 
 BENCHMARKS = {
     "decode": "8 frames per second of 10 s of 720p30 H.264",
@@ -159,7 +159,7 @@ def all_cases(args):
 
 
 def write_text(path, text):
-    replace_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def main(argv=None):

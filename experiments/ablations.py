@@ -81,7 +81,7 @@ def trained(args, data, arm, change):
 
 
 def run_facts(run):
-    """Of a run's test embeddings: mean squared length, the share of it that is spread, and the share of same-class
+    """Of a run's test embeddings: mean squared length, its variance as a fraction of it, and the share of same-class
     pairs that are farther apart than the nearest clip of another class (hard pairs, whatever the scale). The losses of
     its last epoch, its parameters and seconds.
     """
@@ -96,7 +96,7 @@ def run_facts(run):
     recipe = read_json(run / "gen.json", ("recipe",))["recipe"]
     return {
         "square_length": float(squares.mean()),
-        "spread": float(embedding.var(axis=0).sum() / squares.mean()),
+        "variance_fraction": float(embedding.var(axis=0).sum() / squares.mean()),
         "hard_pairs": float((distances >= nearest)[pairs].mean()),
         "cross_entropy": float(last.get("logits_loss", last["loss"])),
         "mined_loss": float(last["embedding_loss"]) if "embedding_loss" in last else None,
@@ -107,7 +107,7 @@ def run_facts(run):
 
 FACTS = {
     "square_length": "squared length",
-    "spread": "share of it that varies",
+    "variance_fraction": "share of it that varies",
     "hard_pairs": "hard pairs",
     "cross_entropy": "final cross-entropy",
     "mined_loss": "final mined loss",
@@ -169,7 +169,7 @@ def compared(plain, mined):
     row["collapsed"] = mined["collapsed"]
     row["ce_macro"] = [seed["macro"] for seed in plain["seeds"]]
     for name, result in (("ce", plain), ("hnm", mined)):
-        for key in ("hard_pairs", "spread", "cross_entropy", "mined_loss"):
+        for key in ("hard_pairs", "variance_fraction", "cross_entropy", "mined_loss"):
             row[f"{name}_{key}"] = [run[key] for run in result["runs"] if run[key] is not None]
     return row
 
@@ -180,7 +180,7 @@ def render_conditions(results):
         seeds = len(row["macro"])
         ahead = f"{sum(value > 0 for value in row['macro'])} of {seeds}"
         cells = [mean_std(row["ce_macro"]), signed(row["macro"]), signed(row["micro"]), ahead, verdict(row)]
-        for key in ("hard_pairs", "spread"):
+        for key in ("hard_pairs", "variance_fraction"):
             cells.append(" / ".join(plain_mean(row[f"{name}_{key}"]) for name in ("ce", "hnm")))
         rows.append([row["what"], row["condition"], *cells, plain_mean(row["hnm_mined_loss"])])
     header = ["ablation", "condition", "CE macro", "HNM less CE, macro", "micro", "HNM ahead", "verdict"]
@@ -232,7 +232,7 @@ def measure_labels(args, data):
     """The paper's setting at every level by labels per class; a count that fewer than two classes have is left out."""
     curves = {}
     for level in LEVELS:
-        there = np.bincount([row["label"] for row in fold_videos(args, data, level, "all", 0, data.folds[0]).train])
+        there = np.bincount([row.label for row in fold_videos(args, data, level, "all", 0, data.folds[0]).train])
         counts = sorted({data.few, *COUNTS})
         counts = [count for count in counts if np.sum(there > count) >= 2]
         curves[level] = []

@@ -1,4 +1,4 @@
-"""SAGA's Sec. 1 says: where the precise generator is in doubt, coarser levels may still be right. Are they?
+"""SAGA's Sec. 1 says: where the precise generator is in doubt, coarser levels may still be correct. Are they?
 
 reads   runs of the five levels (stages.py)
 writes  results/back-off.json, .md: accuracy of every level on the clips that GEN-L is least sure of, accuracy against
@@ -15,7 +15,7 @@ from basics.figures import plt, save_figure
 from experiments.stages import ONE_ALL, STAGE_ONE, TWO_FEW, clips_of, markdown, train_arm
 from experiments.tables import caption, described, mean_std
 from tokens.generators import LEVELS, level_name
-from training.evaluation import at_level, coarser
+from training.evaluation import at_level, sum_to_level
 
 ARMS = (TWO_FEW, ONE_ALL)
 FINEST_FIRST = tuple(reversed(LEVELS))  # gen, team, sd, task, bin
@@ -27,7 +27,7 @@ WANTED = 0.9  # accuracy on val above which the policy answers at a level
 
 
 def judged(probabilities, classes, generators, level):
-    """Of each video at a level: how sure the answer is (V,), whether it is right (V,), and the true class (V,), which
+    """Of each video at a level: how sure the answer is (V,), whether it is correct (V,), and the true class (V,), which
     is empty where the level is not defined.
     """
     truth = at_level(generators, level)
@@ -54,7 +54,7 @@ def summed(runs, split):
     for run in runs["gen"]:
         clips, classes = clips_of(run, "gen", split)
         for level in FINEST_FIRST:
-            sums = coarser(clips["probabilities"], classes, level)
+            sums = sum_to_level(clips["probabilities"], classes, level)
             found[level].append(judged(*sums, clips["generator"], level))
     return {level: pooled(parts) for level, parts in found.items()}
 
@@ -64,8 +64,8 @@ def own_model(gen_run, run, level):
     (asked, _), (own, classes) = clips_of(gen_run, "gen"), clips_of(run, level)
     place = {video: i for i, video in enumerate(own["video"].tolist())}
     there = np.array([place.get(video, -1) for video in asked["video"].tolist()])
-    sure, right, truth = judged(own["probabilities"][there], classes, asked["generator"], level)
-    return sure, right, np.where(there < 0, "", truth)
+    confidence, correct, truth = judged(own["probabilities"][there], classes, asked["generator"], level)
+    return confidence, correct, np.where(there < 0, "", truth)
 
 
 def pooled(parts):
@@ -75,10 +75,10 @@ def pooled(parts):
 # ---------------------------------------------------------------- measures
 
 
-def coverage_curve(sure, right):
+def coverage_curve(confidence, correct):
     """Accuracy (V,) over the 1, 2, ..., V surest of V videos; ties in the order given."""
-    order = np.argsort(-sure, kind="stable")
-    return np.cumsum(right[order]) / np.arange(1, len(right) + 1)
+    order = np.argsort(-confidence, kind="stable")
+    return np.cumsum(correct[order]) / np.arange(1, len(correct) + 1)
 
 
 def accuracies(seed):
@@ -88,13 +88,13 @@ def accuracies(seed):
     found = {}
     for how, levels in seed.items():
         found[how] = {}
-        for level, (sure, right, truth) in levels.items():
+        for level, (confidence, correct, truth) in levels.items():
             there = truth != ""
-            curve = coverage_curve(sure[there], right[there])
+            curve = coverage_curve(confidence[there], correct[there])
             row = {"videos": int(there.sum()), "majority": majority(truth[there])}
             row["coverage"] = [float(curve[max(int(np.ceil(share * len(curve))), 1) - 1]) for share in COVERAGES]
             for name, half in (("unsure", there & unsure), ("surer", there & ~unsure)):
-                row[name] = float(right[half].mean()) if half.any() else None
+                row[name] = float(correct[half].mean()) if half.any() else None
                 row[f"{name}_videos"], row[f"{name}_majority"] = int(half.sum()), majority(truth[half])
             found[how][level] = row
     return found
@@ -106,25 +106,25 @@ def majority(truth):
 
 
 def thresholds(val, wanted=WANTED):
-    """{level: the least confidence from which on at least `wanted` of the answers on val are right}; infinite where no
+    """{level: the least confidence from which on at least `wanted` of val's answers are correct}; infinite where no
     confidence is enough. An answer at a level that is not defined for the video is wrong.
     """
     found = {}
-    for level, (sure, right, _) in val.items():
-        curve, ordered = coverage_curve(sure, right), np.sort(sure)[::-1]
+    for level, (confidence, correct, _) in val.items():
+        curve, ordered = coverage_curve(confidence, correct), np.sort(confidence)[::-1]
         enough = np.flatnonzero(curve >= wanted)
         found[level] = float(ordered[enough[-1]]) if len(enough) else np.inf
     return found
 
 
 def policy(test, limits):
-    """Each test video is answered at the finest level that is sure enough, or not at all: {level: [videos, right]}."""
+    """Answer each test video at the finest level of enough confidence, or not at all: {level: [videos, correct]}."""
     open_ = np.ones(len(test["gen"][0]), bool)
     found = {}
     for level in FINEST_FIRST:
-        sure, right, _ = test[level]
-        chosen = open_ & (sure >= limits[level])
-        found[level] = [int(chosen.sum()), int(right[chosen].sum())]
+        confidence, correct, _ = test[level]
+        chosen = open_ & (confidence >= limits[level])
+        found[level] = [int(chosen.sum()), int(correct[chosen].sum())]
         open_ &= ~chosen
     return found | {"none": [int(open_.sum()), 0]}
 
@@ -170,21 +170,21 @@ def render_back_off(results):
 
 
 def render_policy(results):
-    """A row per level of what the policy answers, clips and right ones summed over seeds."""
+    """A row per level of what the policy answers, clips and correct ones summed over seeds."""
     rows = []
     for arm, result in results["arms"].items():
         seeds = result["policy"]
         total = sum(count for seed in seeds for count, _ in seed.values())
         for level in (*FINEST_FIRST, "none") if seeds else ():
-            count, right = (sum(seed[level][i] for seed in seeds) for i in (0, 1))
-            accuracy = f"{100 * right / count:.1f}" if count and level != "none" else "-"
+            count, correct = (sum(seed[level][i] for seed in seeds) for i in (0, 1))
+            accuracy = f"{100 * correct / count:.1f}" if count and level != "none" else "-"
             name = level_name(level) if level != "none" else "not answered"
             rows.append([arm, name, f"{100 * count / total:.1f}", accuracy, f"{count} of {total}"])
     if not rows:
         return []
     what = (
         f"The finest level whose summed probability is sure enough, which is where {WANTED:.0%} of val's answers were"
-        " right; an answer where the level is not defined is wrong; clips of all seeds:"
+        " correct; an answer where the level is not defined is wrong; clips of all seeds:"
     )
     return [what, "", *markdown(["runs", "answered at", "share of clips", "accuracy", "clips"], rows)]
 
@@ -196,9 +196,9 @@ def draw_back_off(args, data, results, path):
     seed = seed_answers(runs) if runs else {}
     for axis, how in zip(axes, seed, strict=False):
         for i, level in enumerate(FINEST_FIRST):
-            sure, right, truth = seed[how][level]
+            confidence, correct, truth = seed[how][level]
             there = truth != ""
-            curve = coverage_curve(sure[there], right[there])
+            curve = coverage_curve(confidence[there], correct[there])
             axis.plot(np.arange(1, len(curve) + 1) / len(curve), 100 * curve, f"C{i}", label=level_name(level))
             axis.axhline(100 * majority(truth[there]), color=f"C{i}", ls=":", lw=0.8)
         axis.set(xlabel="coverage: share of clips, the surest first", title=f"answered by {HOW[how]}")

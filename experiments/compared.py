@@ -27,7 +27,7 @@ from experiments.tables import arm_runs, caption, described, mean_std, overall_c
 from report.scores import name_by_mahalanobis
 from tokens.dataset import features_recipe, read_index
 from tokens.generators import level_name
-from training.evaluation import at_level, coarser, score_names
+from training.evaluation import at_level, score_names, sum_to_level
 
 RIVAL_LEVELS = ("task", "sd", "team", "gen")
 ALL_CE = "1-stage all CE"  # as the detectors are trained
@@ -55,15 +55,15 @@ def measure_rivals(args, data):
 def check_clips(data):
     """Raise InputError, before anything is trained, when a clip that detectors will want is not there."""
     for row in read_index(data.features) if data.videos is not None else ():
-        if row["windows"] and not row["error"] and not (data.videos / row["source"]).is_file():
-            raise InputError(f"{data.videos / row['source']} is missing; name the folder of the clips with --videos")
+        if row.windows and not row.error and not (data.videos / row.source).is_file():
+            raise InputError(f"{data.videos / row.source} is missing; name the folder of the clips with --videos")
 
 
 def tested_by_lineage(run, level):
     """`tested` at a coarser level of a run at GEN-L, whose probabilities are summed along the generator table."""
     clips, classes = clips_of(run, "gen")
     truth = at_level(clips["class"], level)
-    sums, names = coarser(clips["probabilities"], classes, level)
+    sums, names = sum_to_level(clips["probabilities"], classes, level)
     return truth[truth != ""], np.array(names)[sums[truth != ""].argmax(axis=1)]
 
 
@@ -103,7 +103,7 @@ def probe_results(args, data, probe, labels):
             videos, started = fold_videos(args, data, level, labels, seed, fold), time.perf_counter()
             called += [videos.classes[i] for i in probe(videos, seed).argmax(axis=1)]
             seconds += [time.perf_counter() - started] if level == "gen" else []
-            truth += [videos.classes[row["label"]] for row in videos.test]
+            truth += [videos.classes[row.label] for row in videos.test]
         levels[level]["seeds"].append({"seed": seed} | score_names(truth, called))
     return {"parameters": None, "seconds": seconds, "levels": levels}
 
@@ -126,7 +126,9 @@ def detector_results(args, data, name):
 
 def pixel_folder(args, data, name):
     """Runs on pixels do not depend on the encoder, so features of the same clips share them."""
-    rows = [{key: row[key] for key in ("path", "generator", "group", "split")} for row in read_index(data.features)]
+    rows = [
+        {key: getattr(row, key) for key in ("path", "generator", "group", "split")} for row in read_index(data.features)
+    ]
     equalized = features_recipe(data.features).get("equalize")
     key = f"{data.videos} {rows} {equalized} {data.steps} {args.full} {args.limit} {len(data.folds)}"
     key = hashlib.sha256(key.encode()).hexdigest()[:8]

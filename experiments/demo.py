@@ -33,7 +33,7 @@ def demo(args):
     for level, settings in DEMO_LEVELS.items():
         metrics = train(level, features, run, SMALL_DATA | settings)
         videos = videos_of(metrics, features)
-        linear = score([row["label"] for row in videos.test], linear_probe(videos), videos.classes)
+        linear = score([row.label for row in videos.test], linear_probe(videos), videos.classes)
         rows.append([level_name(level), *cells(metrics, linear)])
     print("\nSimulated clips, one seed: these accuracies say nothing about real generators.\n")
     print("\n".join(markdown(HEADER, rows)) + "\n")

@@ -37,7 +37,7 @@ def read_frames(rows, videos_root, size, equalize=None, cut=False):
 
     `equalize` is the side in pixels of 01's --equalize. `cut` takes the frame's centre as it is, else it is scaled.
     """
-    files = tuple(Path(videos_root) / row["source"] for row in rows)
+    files = tuple(Path(videos_root) / row.source for row in rows)
     return read_files(files, size, equalize, cut)
 
 
@@ -148,7 +148,7 @@ def train_detector(name, videos, frames_train, frames_test, seed=0, steps=300, f
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     jit = keras.backend.backend() == "jax"  # on TensorFlow's CPU it makes separable convolutions five times as slow
     model.compile(setting.optimizer(schedule), loss, jit_compile=jit)
-    labels = [row["label"] for row in videos.train + videos.val]
+    labels = [row.label for row in videos.train + videos.val]
     batches = FrameBatches(frames_train, labels, detector.kind, seed, steps)
     callbacks = [Interruption(), keras.callbacks.TerminateOnNaN()]
     history = model.fit(batches, shuffle=False, callbacks=callbacks, verbose=1 if sys.stdout.isatty() else 2)
@@ -186,9 +186,9 @@ def detect(name, videos, data_root, run, seed, equalize=None, steps=300, full=Fa
     probabilities, facts = train_detector(name, videos, *frames, seed, steps, full)
     arrays = {
         "probabilities": probabilities.astype("float32"),
-        "class": np.array([videos.classes[row["label"]] for row in videos.test]),
-        "generator": np.array([row["generator"] for row in videos.test]),
-        "video": np.array([row["path"] for row in videos.test]),
+        "class": np.array([videos.classes[row.label] for row in videos.test]),
+        "generator": np.array([row.generator for row in videos.test]),
+        "video": np.array([row.path for row in videos.test]),
         "split": np.array(["test"] * len(videos.test)),
     }
     write_arrays(run / "gen_embeddings.npz", arrays)
@@ -199,5 +199,5 @@ def detect(name, videos, data_root, run, seed, equalize=None, steps=300, full=Fa
 def videos_digest(videos):
     """A digest of the videos that train and test, and of their classes."""
     roles = {"train": videos.train + videos.val, "test": videos.test}
-    rows = [row | {"split": f"{role} {videos.classes[row['label']]}"} for role in roles for row in roles[role]]
+    rows = [row._replace(split=f"{role} {videos.classes[row.label]}") for role in roles for row in roles[role]]
     return index_digest(rows)

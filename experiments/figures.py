@@ -71,7 +71,7 @@ def neighbours(vectors, names):
 
 def measure_embedding(args, data, panels):
     """How often a held-out clip's five nearest neighbours in the embedding, and in the frozen tokens, are its kind."""
-    rows, found = {row["path"]: row for row in usable(read_index(data.features), data.features)}, {}
+    rows, found = {row.path: row for row in usable(read_index(data.features), data.features)}, {}
     for name, panel in PANELS[panels].items():
         found[name] = {"colour": panel[2], "embedding": [], "tokens": []}
         for seed in range(args.seeds):

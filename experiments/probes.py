@@ -18,13 +18,13 @@ from tokens.dataset import mean_tokens
 
 def metadata(rows, containers) -> np.ndarray:
     """Width, height, frame rate, length and one column per container, (V, 4 + containers)."""
-    numbers = [[*map(float, row["size"].split("x")), float(row["fps"]), float(row["length"])] for row in rows]
-    kinds = [[row["container"] == container for container in containers] for row in rows]
+    numbers = [[*map(float, row.size.split("x")), float(row.fps), float(row.length)] for row in rows]
+    kinds = [[row.container == container for container in containers] for row in rows]
     return np.hstack([numbers, kinds])
 
 
 def metadata_probe(videos, seed=0):
-    containers = sorted({row["container"] for row in videos.train})
+    containers = sorted({row.container for row in videos.train})
     forest = RandomForestClassifier(300, random_state=seed)
     return fit_predict(forest, videos, lambda rows: metadata(rows, containers))
 
@@ -42,7 +42,7 @@ def neighbours_probe(videos, seed=0):
 
 def discriminant_probe(videos, seed=0):
     """The nearest class mean by Mahalanobis distance: linear discriminants, whatever the classes' frequencies."""
-    classes = len({row["label"] for row in videos.train + videos.val})
+    classes = len({row.label for row in videos.train + videos.val})
     discriminants = LinearDiscriminantAnalysis("lsqr", shrinkage="auto", priors=np.full(classes, 1 / classes))
     return fit_predict(discriminants, videos, mean_tokens)
 
@@ -50,7 +50,7 @@ def discriminant_probe(videos, seed=0):
 def fit_predict(probe, videos, describe):
     """Train on train and val (nothing is tuned), predict test; columns follow videos.classes."""
     rows = videos.train + videos.val
-    probe.fit(describe(rows), [row["label"] for row in rows])
+    probe.fit(describe(rows), [row.label for row in rows])
     probabilities = np.zeros((len(videos.test), len(videos.classes)))
     probabilities[:, probe.classes_] = probe.predict_proba(describe(videos.test))
     return probabilities

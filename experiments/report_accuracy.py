@@ -48,8 +48,8 @@ def measure_report(args, data):
 def fold_data(data, seed):
     """The data once per fold, as a folder of links whose index says test on that fold and val on the next."""
     rows, folds = read_index(data.features), len(data.folds)
-    parts = [fold_splits([row for row in rows if not row["error"]], k + 1, folds, seed) for k in range(folds)]
-    tests = [{row["path"] for row in part if row["split"] == "test"} for part in parts]
+    parts = [fold_splits([row for row in rows if not row.error], k + 1, folds, seed) for k in range(folds)]
+    tests = [{row.path for row in part if row.split == "test"} for part in parts]
     for k, test in enumerate(tests):
         folder = data.features.with_name(f"{data.features.name}-seed{seed}-fold{k + 1}")
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def fold_data(data, seed):
                 (folder / own.name).symlink_to(own.resolve())
         val = tests[(k + 1) % folds]
         split = {path: "val" for path in val} | {path: "test" for path in test}
-        own = [row | {"split": split.get(row["path"], "train")} for row in rows]
+        own = [row._replace(split=split.get(row.path, "train")) for row in rows]
         write_index(folder / "index-1-of-1.csv", own)
         yield data._replace(features=folder, folds=(None,), digest=data.digest + index_digest(own))
 
@@ -78,12 +78,12 @@ def answer(run_folder, data, new, calibration, weights):
     """What the files of test and of left-out generators are called, with their truth, and how sure the run is."""
     run = load_run(run_folder)
     test = set(clips_of(run_folder, run.finest)[0]["video"].tolist())
-    rows = [row for row in read_index(data.features) if row["path"] in test or row["generator"] in new]
+    rows = [row for row in read_index(data.features) if row.path in test or row.generator in new]
     encoder = load_encoder(run.features, weights=weights if run.features["encoder"] == "mobilenet" else None)
-    reports = attribute([data.videos / row["source"] for row in rows], run, encoder)
+    reports = attribute([data.videos / row.source for row in rows], run, encoder)
     if failed := [report["file"] for report in reports if report["error"] is not None]:
         raise InputError(f"{len(failed)} files cannot be read, such as {failed[0]}; were they there when 01 ran?")
-    generators, levels = np.array([row["generator"] for row in rows]), {}
+    generators, levels = np.array([row.generator for row in rows]), {}
     seen = ~np.isin(generators, new)
     for level in run.models:
         truth = at_level(generators, level)

@@ -18,7 +18,7 @@ from basics.artifacts import read_arrays, read_json, write_json
 from basics.running import fold as parse_fold
 from tokens.dataset import read_index, usable
 from tokens.generators import class_index, class_names, load_generators, stage_of
-from tokens.split import Videos, choose_videos
+from tokens.split import Split, choose_videos
 
 # ---------------------------------------------------------------- stages
 
@@ -71,18 +71,18 @@ def tested(run, level):
     return clips["class"], classes[clips["probabilities"].argmax(axis=1)]
 
 
-def videos_of(metrics, features) -> Videos:
+def videos_of(metrics, features) -> Split:
     """Who trained and who was tested, by a run's metrics and the features that it is of."""
-    rows = {row["path"]: row for row in usable(read_index(features), features)}
+    rows = {row.path: row for row in usable(read_index(features), features)}
     table, names = load_generators(), class_names(metrics["level"])
 
     def labelled(path):
-        name = names[class_index(metrics["level"], rows[path]["generator"], table)]
-        return rows[path] | {"label": metrics["classes"].index(name)}
+        name = names[class_index(metrics["level"], rows[path].generator, table)]
+        return rows[path]._replace(label=metrics["classes"].index(name))
 
     roles = {role: [labelled(path) for path in metrics["clips"][role]] for role in ("train", "val", "test")}
     unseen = [rows[path] for path in metrics["clips"]["unseen"]]
-    return Videos(tuple(metrics["classes"]), **roles, unseen=unseen, excluded=metrics["excluded"])
+    return Split(tuple(metrics["classes"]), **roles, unseen=unseen, excluded=metrics["excluded"])
 
 
 # ---------------------------------------------------------------- the papers' ways to train
@@ -137,7 +137,7 @@ def train_fold(args, data, arm, level, seed, fold, only, last=None, longer=1):
     if args.full:
         settings["epochs"] *= longer
     else:
-        windows = sum(row["windows"] for row in chosen_videos(data, level, settings, seed, fold).train)
+        windows = sum(row.windows for row in chosen_videos(data, level, settings, seed, fold).train)
         steps = longer * data.steps["all" if labels == "all" else "few"]
         settings["epochs"] = min(math.ceil(steps / max(windows // 32, 1)), EPOCHS * longer)
     settings |= {"seed": seed} | ({"fold": fold} if fold else {})
@@ -160,7 +160,7 @@ def part_name(seed, fold):
     return f"seed{seed}" + (f"-fold{fold.split('/')[0]}" if fold else "")
 
 
-def chosen_videos(data, level, settings, seed, fold) -> Videos:
+def chosen_videos(data, level, settings, seed, fold) -> Split:
     """Who trains and who is tested at a level with these settings."""
     choice = {key: settings[key] for key in CHOICE if key in settings} | {"fold": parse_fold(fold) if fold else None}
     with contextlib.redirect_stdout(None):  # the stage says it itself

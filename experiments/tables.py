@@ -160,7 +160,7 @@ BINARY = ("accuracy", "precision", "recall", "macro_accuracy", "auc", "majority"
 
 def generators_of(data, chosen):
     """The names of the table's generators, but for Real, that are in the features and chosen."""
-    present = {row["generator"] for row in read_index(data.features)}
+    present = {row.generator for row in read_index(data.features)}
     table = load_generators()
     return [name for name in table if name in present - {"Real"} and chosen(table[name])]
 

@@ -76,7 +76,7 @@ def outside_the_table(args):
 
 def names_outside(data):
     """The generators of some features that are outside the table, and so never trained on: two or more."""
-    outside = sorted({row["generator"] for row in read_index(data.features)} - set(load_generators()))
+    outside = sorted({row.generator for row in read_index(data.features)} - set(load_generators()))
     if len(outside) < 2:
         raise InputError(f"{data.features} has clips of {len(outside)} generators outside the table; it takes two")
     return outside
@@ -186,8 +186,8 @@ def measure_enrol(args, data):
         raise InputError("enrolling needs the recorded split; leave out --folds and --data")
     new, only = new_generators(data)
     rows = usable(read_index(data.features), data.features)
-    tokens = dict(zip((row["path"] for row in rows), mean_tokens(rows), strict=True))
-    held_out = {row["path"] for row in rows if row["split"] == "test"}
+    tokens = dict(zip((row.path for row in rows), mean_tokens(rows), strict=True))
+    held_out = {row.path for row in rows if row.split == "test"}
     found, collapsed, clips = {}, {}, {}
     for arm in ENROL_ARMS:
         runs = [train_arm(args, data, arm, "gen", seed, only)[0] for seed in range(args.seeds)]
@@ -214,7 +214,7 @@ def new_generators(data):
     only = {"train_generators": trained} if new else {}
     splits = {}
     for row in read_index(data.features):
-        splits.setdefault(row["generator"], set()).add("given" if row["split"] != "test" else "held out")
+        splits.setdefault(row.generator, set()).add("given" if row.split != "test" else "held out")
     return [name for name in new or names_outside(data) if len(splits[name]) == 2], only
 
 

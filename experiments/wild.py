@@ -43,7 +43,7 @@ def generators_in(source):
     """The generators of a features folder, or of a run's embeddings."""
     if source.suffix == ".npz":
         return set(read_arrays(source, ("generator",))["generator"].tolist())
-    return {row["generator"] for row in usable(read_index(source), source)}
+    return {row.generator for row in usable(read_index(source), source)}
 
 
 def target_names(data):
@@ -111,7 +111,7 @@ def folds_with(args, data, target, seed, kind):
     for fold in data.folds:
         if kind == "frames":
             rows = fold_splits(usable(read_index(data.features), data.features), *parse_fold(fold), seed)
-            pairs = {(row["generator"], row["split"]) for row in rows}
+            pairs = {(row.generator, row.split) for row in rows}
         else:
             arrays = read_arrays(source_of(args, data, kind, target, fold, seed), ("generator", "split"))
             pairs = set(zip(arrays["generator"].tolist(), arrays["split"].tolist(), strict=True))

@@ -41,16 +41,16 @@ def edited_images(args, data, edit, per_clip):
     recipe, name = features_recipe(data.features), "-".join(re.findall(r"\w+", edit))
     if recipe.get("equalize"):
         raise InputError(f"{data.features} was made by --equalize; wild-edits wants features of the clips as they are")
-    rows = [row for row in usable(read_index(data.features), data.features) if row["split"] == "test"]
+    rows = [row for row in usable(read_index(data.features), data.features) if row.split == "test"]
     folder, clips = Path("data/wild-edits") / data.features.name / name, {}
     for row in tqdm(rows, f"editing, {edit}", unit="clip"):
-        random = named_random(edit, row["path"])
+        random = named_random(edit, row.path)
         wanted = chosen_frames(row, per_clip)
-        with Video(data.videos / row["source"]) as video:
+        with Video(data.videos / row.source) as video:
             for number, (_, image) in enumerate(islice(video.sample(recipe["fps"]), wanted[-1] + 1)):
                 if number in wanted:
-                    place = folder / row["generator"] / f"{clip_name(row)}-{number}.png"
-                    clips[f"{row['generator']}/{place.name}"] = row["path"]
+                    place = folder / row.generator / f"{clip_name(row)}-{number}.png"
+                    clips[f"{row.generator}/{place.name}"] = row.path
                     place.parent.mkdir(parents=True, exist_ok=True)
                     cv2.imwrite(str(place), EDITS[edit](image, random)[..., ::-1])
     settings = {key: recipe[key] for key in ("encoder", "layer", "pool", "fps", "frames") if recipe.get(key)}
@@ -61,7 +61,7 @@ def edited_images(args, data, edit, per_clip):
 
 
 def clip_name(row):
-    return "-".join(re.findall(r"\w+", row["path"]))
+    return "-".join(re.findall(r"\w+", row.path))
 
 
 def attacked(scores, target, distance):

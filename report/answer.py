@@ -11,7 +11,7 @@ from scipy.special import softmax
 from tqdm import tqdm
 
 from basics.running import InputError
-from report.calibrate import sum_lineage, temper
+from report.calibrate import apply_temperature, sum_along_taxonomy
 from report.look import clip_values, expand, file_name, look, nearest
 from report.run import LIMITS, MEASURED, Run, load_encoder, load_run
 from report.scores import Clips
@@ -100,9 +100,9 @@ def answer_level(level, outputs, seconds, run):
     classes = run.models[level].config["class_names"]
     temperature = run.calibration["levels"][level]["temperature"] if run.calibration else None
     by_window = softmax(np.float64(outputs["logits"]), axis=1)  # (S, C)
-    probabilities = temper(by_window.mean(axis=0), temperature or 1)
+    probabilities = apply_temperature(by_window.mean(axis=0), temperature or 1)
     order = np.argsort(-probabilities, kind="stable")
-    tempered, votes = temper(by_window, temperature or 1), by_window.argmax(axis=1)
+    tempered, votes = apply_temperature(by_window, temperature or 1), by_window.argmax(axis=1)
     windows = [
         {"start": own[0], "end": own[-1], "class": classes[vote], "probability": rounded(row[vote])}
         for own, vote, row in zip(seconds, votes, tempered, strict=True)
@@ -129,12 +129,12 @@ def as_lists(values):
 
 def add_generator_sums(levels, run):
     """What GEN-L's probabilities, summed along the generator table, say at every other level of a calibrated run."""
-    if not run.calibration or not run.calibration["lineage"]:
+    if not run.calibration or not run.calibration["taxonomy"]:
         return
     generators = levels["gen"]["probabilities"]
     for level in levels.keys() - {"gen"}:
         values = np.array(list(generators.values()))
-        sums, names, left = sum_lineage(values, list(generators), run.calibration["lineage"], level)
+        sums, names, left = sum_along_taxonomy(values, list(generators), run.calibration["taxonomy"], level)
         order = np.argsort(-sums, kind="stable")
         best = names[order[0]]
         levels[level]["by_generator"] = {

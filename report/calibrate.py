@@ -23,14 +23,14 @@ from basics.statistics import draw_groups, wilson_interval
 from report.look import look_at_clips, nearest
 from report.run import CALIBRATION, CLIPS, TRAINING_CLIPS, fingerprint, load_run, whole_clips
 from report.scores import SCORES, as_clips, auroc, fit_scores, group_bootstrap
-from tokens.dataset import features_recipe, first_per, index_digest, read_index, usable
+from tokens.dataset import features_recipe, index_digest, read_index, subsample, usable
 from tokens.generators import LEVELS, class_index, class_names, level_name, load_generators, stage_of
 from training.evaluation import sum_members
 
 # ---------------------------------------------------------------- probabilities that mean what they say
 
 
-def temper(probabilities, temperature):
+def apply_temperature(probabilities, temperature):
     """Probabilities (..., C) at a temperature: p^(1/T), normalised; above 1 less sure, the order kept."""
     powers = np.maximum(np.float64(probabilities), 1e-12) ** (1 / temperature)
     return powers / powers.sum(axis=-1, keepdims=True)
@@ -47,7 +47,7 @@ def fit_temperature(probabilities, labels, times=1) -> float:
     """
 
     def loss(log_temperature):
-        likelihood = negative_log_likelihood(temper(probabilities, np.exp(log_temperature)), labels)
+        likelihood = negative_log_likelihood(apply_temperature(probabilities, np.exp(log_temperature)), labels)
         return (times * likelihood).sum() + (log_temperature / PRIOR) ** 2 / 2
 
     return float(np.exp(minimize_scalar(loss, bounds=(-4, 4), method="bounded").x))
@@ -103,13 +103,13 @@ def reliability(probabilities, labels, groups, repeats=1000, seed=0) -> dict:
 # ---------------------------------------------------------------- levels beside the generator's sums
 
 
-def sum_lineage(probabilities, classes, lineage, level):
+def sum_along_taxonomy(probabilities, classes, taxonomy, level):
     """The generator's probabilities (..., C) summed along the table: those of the level's classes (..., K), the names
     of these, and what is left (...,) for generators that are Unknown or Mixed there.
 
-    `lineage` is {generator: {level: its class or None}}.
+    `taxonomy` is {generator: {level: its class or None}}.
     """
-    members = [lineage[generator][level] for generator in classes]
+    members = [taxonomy[generator][level] for generator in classes]
     left = probabilities[..., [own is None for own in members]].sum(axis=-1)
     return *sum_members(probabilities, members), left
 
@@ -186,16 +186,16 @@ def calibrate(run, features, rate=0.05, score="Mahalanobis", limit=200, seed=0) 
 
 
 def calibrate_levels(run, arrays):
-    """What calibrate_level and level_agreement give, by level, and the lineage of a run that has GEN-L."""
+    """What calibrate_level and level_agreement give, by level, and the taxonomy of a run that has GEN-L."""
     levels = {level: calibrate_level(arrays[level], model) for level, model in run.models.items()}
     if "gen" not in levels:
-        return {"levels": levels, "lineage": None}
+        return {"levels": levels, "taxonomy": None}
     table = load_generators(run.metrics["gen"]["recipe"]["paths"]["generators"])
-    lineage = {name: lineage_of(name, table) for name in run.models["gen"].config["class_names"]}
+    taxonomy = {name: taxonomy_of(name, table) for name in run.models["gen"].config["class_names"]}
     temperature = levels["gen"]["temperature"] or 1
     for level in levels.keys() - {"gen"}:
-        levels[level]["agreement"] = level_agreement(run, arrays, level, lineage, temperature)
-    return {"levels": levels, "lineage": lineage}
+        levels[level]["agreement"] = level_agreement(run, arrays, level, taxonomy, temperature)
+    return {"levels": levels, "taxonomy": taxonomy}
 
 
 def calibrate_level(arrays, model):
@@ -211,11 +211,11 @@ def calibrate_level(arrays, model):
     temperature = fit_temperature(*val[:2]) if len(val[1]) else None
     result = {"temperature": temperature, "temperature_interval": temperature_interval(*val) if len(val[1]) else None}
     result |= {"val_videos": len(val[1]), "test_videos": len(test[1])}
-    after = temper(test[0], temperature) if temperature else test[0]
+    after = apply_temperature(test[0], temperature) if temperature else test[0]
     return result | {"before": reliability(*test), "after": reliability(after, *test[1:])}
 
 
-def lineage_of(generator, table):
+def taxonomy_of(generator, table):
     """{level: the generator's class there, or None where Unknown or Mixed}."""
     if generator not in table:
         raise InputError(f"{generator} is a class of gen.keras but not in the generator table that it was trained with")
@@ -223,7 +223,7 @@ def lineage_of(generator, table):
     return {level: None if place is None else class_names(level, table)[place] for level, place in places.items()}
 
 
-def level_agreement(run, arrays, level, lineage, temperature):
+def level_agreement(run, arrays, level, taxonomy, temperature):
     """agreement() on the level's test videos that GEN-L's test has as well, where not most of GEN-L's probability, at
     its temperature, is left.
     """
@@ -232,22 +232,22 @@ def level_agreement(run, arrays, level, lineage, temperature):
     both = [i for i, video in enumerate(own["video"].tolist()) if own["split"][i] == "test" and video in number]
     if not both:
         return None
-    tempered = temper(generator["probabilities"][[number[own["video"][i]] for i in both]], temperature)
-    sums, names, left = sum_lineage(tempered, run.models["gen"].config["class_names"], lineage, level)
+    tempered = apply_temperature(generator["probabilities"][[number[own["video"][i]] for i in both]], temperature)
+    sums, names, left = sum_along_taxonomy(tempered, run.models["gen"].config["class_names"], taxonomy, level)
     called = np.array(run.models[level].config["class_names"])[own["probabilities"][both].argmax(axis=1)]
     answers = called, np.array(names)[sums.argmax(axis=1)], own["class"][both]
     return agreement(*(answer[sums.max(axis=1) >= left] for answer in answers))
 
 
 def rows_of(arrays, index, features, limit, seed):
-    """Index rows by role, each with "class", at most `limit` of a generator and split."""
-    known = {row["path"]: row for row in usable(index, features)}
+    """Rows by role, each with its class name, at most `limit` of a generator and split."""
+    known = {row.path: row for row in usable(index, features)}
     rows = {"train": [], "val": [], "test": [], "unseen": []}
     for video, name, split in zip(*(arrays[key].tolist() for key in ("video", "class", "split")), strict=True):
         if video not in known:
             raise InputError(f"{features} lacks {video}, which the run was made with; give the run's own --features")
-        rows[split].append(known[video] | {"class": name})
-    return {role: first_per(own, ("generator",), limit, seed) for role, own in rows.items()}
+        rows[split].append(known[video]._replace(class_name=name))
+    return {role: subsample(own, ("generator",), limit, seed) for role, own in rows.items()}
 
 
 def describe_training(arrays, rows, run):
@@ -255,10 +255,10 @@ def describe_training(arrays, rows, run):
     names, counts = np.unique(arrays["class"][arrays["split"] == "train"], return_counts=True)
     seen = {"videos": int(counts.sum()), "fewest": int(counts.min()), "fewest_class": str(names[counts.argmin()])}
     seen |= {"simulated": bool(run.features.get("simulated")), "equalized": run.features["equalize"]}
-    facts = [(*row["size"].split("x"), row["fps"], row["length"]) for row in rows]
+    facts = [(*row.size.split("x"), row.fps, row.length) for row in rows]
     for key, values in zip(("width", "height", "fps", "length"), np.float64(facts).T, strict=True):
         seen[key] = [float(values.min()), float(values.max())]
-    return seen | {key: sorted({row[key] for row in rows} - {""}) for key in ("container", "codec")}
+    return seen | {key: sorted({getattr(row, key) for row in rows} - {""}) for key in ("container", "codec")}
 
 
 def measure_unknown(clips, score, rate):

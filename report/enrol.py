@@ -16,7 +16,7 @@ from report.scores import NAMINGS
 from report.text import printable
 from tokens.generators import load_generators, resolve_generator, stage_of
 from tokens.videos import reason
-from training.callbacks import spread
+from training.callbacks import variance_fraction
 from training.evaluation import score_names
 
 OWN = ("embedding", "class", "generator", "split")
@@ -37,7 +37,7 @@ def enrol(name, paths, run, encoder, method="mean", **options) -> dict:
     if run.finest == "bin":
         raise InputError(f"{folder} tells real from fake alone; train an attribution level by 03_attribute.py")
     own = read_arrays(folder / f"{run.finest}_embeddings.npz", OWN, again, aligned=OWN)
-    if spread(own["embedding"]) < 1e-4:
+    if variance_fraction(own["embedding"]) < 1e-4:
         raise InputError(f"{model_file}: all embeddings are one point, the model has collapsed; {again}")
     name = resolve_generator(name, load_generators(run.metrics[run.finest]["recipe"]["paths"]["generators"])) or name
     trained = own["generator"][np.isin(own["split"], ("train", "val"))].tolist()

@@ -253,14 +253,14 @@ def look_at_clips(run, rows, what):
             for i, row in enumerate(part):
                 own = {key: values[tokens.video == i] for key, values in outputs.items()}
                 clips.append(clip_values(own, read_valid(row).all(axis=1)))
-                some = spread_evenly(row["windows"], WINDOWS)
-                times = read_arrays(features_file(row["features"], row["path"]), ("times",))["times"]
+                some = spread_evenly(row.windows, WINDOWS)
+                times = read_arrays(features_file(row.features, row.path), ("times",))["times"]
                 clip = np.full(len(some), start + i)
                 windows.append((own["embedding"][some].astype("float16"), clip, times[some, 0]))
             bar.update(len(part))
     found = {key: np.stack([clip[key] for clip in clips]) for key in clips[0]}
-    named = {"label": "class", "video": "path", "generator": "generator", "group": "group"}
-    found |= {key: np.array([row[column] for row in rows]) for key, column in named.items()}
+    named = {"label": "class_name", "video": "path", "generator": "generator", "group": "group"}
+    found |= {key: np.array([getattr(row, column) for row in rows]) for key, column in named.items()}
     return found, dict(zip(WINDOWS_OF_CLIPS, map(np.concatenate, zip(*windows, strict=True)), strict=True))
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from basics.artifacts import differing, open_zip, read_arrays, read_json, replace_whole
+from basics.artifacts import differing, open_zip, read_arrays, read_json, write_atomically
 from basics.running import InputError
 from common import build_saga, load_saga
 from report.scores import SCORES, Clips
@@ -95,7 +95,7 @@ def load_calibration(run, folder, levels):
     """calibration.json and the arrays beside it; (None, None) where the run has none."""
     if not (folder / CALIBRATION).exists():
         return None, None
-    calibration = read_json(folder / CALIBRATION, ("models", "levels", "lineage", "unknown", "trained_on", "nearest"))
+    calibration = read_json(folder / CALIBRATION, ("models", "levels", "taxonomy", "unknown", "trained_on", "nearest"))
     again = f"run attribute_video.py --calibrate --run {run} again"
     if calibration["models"] != {level: fingerprint(folder / f"{level}.keras") for level in levels}:
         raise InputError(f"{run}/{CALIBRATION} was made for other models than are there now; {again}")
@@ -216,7 +216,7 @@ def export_run(run, path):
                         archive.write(folder / name, name)
                     archive.writestr(CARD, card)
 
-            return replace_whole(path, write)
+            return write_atomically(path, write)
         if path.exists() and any(file.name not in FILES for file in path.iterdir()):
             raise InputError(f"{path} holds other files; export into a new folder or a .zip")
         path.mkdir(parents=True, exist_ok=True)

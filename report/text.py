@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from basics.artifacts import replace_whole
+from basics.artifacts import write_atomically
 from basics.running import InputError
 from tokens.generators import LEVELS, level_name
 
@@ -161,7 +161,7 @@ def answered(path) -> set[str]:
         if error is None:
             kept.append(line)
             names.add(name)
-    replace_whole(path, lambda file: file.write_bytes(b"".join(kept)))
+    write_atomically(path, lambda file: file.write_bytes(b"".join(kept)))
     return names
 
 
@@ -228,11 +228,11 @@ def open_html(path):
     helpers = (shown, runners_up, answer_of, media_line, summed_line, accuracy_line, disagreements, unknown_line)
     helpers += (run_line, verdict, vote_cells, attention_maps, level_name)
     page, reports = template("page.html", *helpers), []
-    replace_whole(path, Path.touch)  # while it costs nothing to learn that it cannot be written
+    write_atomically(path, Path.touch)  # while it costs nothing to learn that it cannot be written
     try:
         yield reports.append
     finally:
-        replace_whole(path, lambda file: page.stream(reports=reports).dump(str(file), encoding="utf-8"))
+        write_atomically(path, lambda file: page.stream(reports=reports).dump(str(file), encoding="utf-8"))
 
 
 def vote_cells(windows, names):

@@ -51,8 +51,8 @@ def features(tmp_path_factory):
     generators = ["Real", "SVD", "Pika", "SEINE", "Latte", "Lavie", "WildScrape"]
     folder = write_folder(tmp_path_factory.mktemp("features"), generators)
     rows = read_index(folder)
-    broken = dict(path="Real/broken.mp4", generator="Real", windows=0, error="no frame")
-    write_index(folder / "index-1-of-1.csv", [*rows, rows[-1] | broken])
+    broken = rows[-1]._replace(path="Real/broken.mp4", generator="Real", windows=0, error="no frame")
+    write_index(folder / "index-1-of-1.csv", [*rows, broken])
     return folder
 
 

@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections import Counter
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ class Reading(NamedTuple):
 
     @property
     def jumps(self):
-        return sum(one != other for (one, _), (other, _) in zip(self.functions, self.functions[1:]))
+        return sum(one != other for (one, _), (other, _) in pairwise(self.functions))
 
     def share(self, *files):
         return sum(self.lines[file] for file in files) / self.lines.total()
@@ -52,7 +53,7 @@ class Reading(NamedTuple):
 
 @contextmanager
 def traced():
-    """Yield two lists that fill with the calls (file, name) and the lines (file, line) of the project, on all threads."""
+    """Yield two dicts whose keys become the project's calls (file, name) and lines (file, line), on all threads."""
     calls, lines, own = {}, {}, {}
 
     def file_of(code):

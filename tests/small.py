@@ -9,7 +9,7 @@ import numpy as np
 from stages import module
 
 from basics.artifacts import file_digest, make_recipe, write_json
-from tokens.dataset import features_file, features_recipe, index_digest, read_index, write_features, write_index
+from tokens.dataset import Row, features_file, features_recipe, index_digest, read_index, write_features, write_index
 from tokens.generators import TABLE, load_generators
 from tokens.split import choose_videos
 
@@ -36,9 +36,10 @@ def write_folder(
             count, path = windows(i), f"{generator}/{i}.mp4"
             values = random.normal(size=(count, frames, tokens, dim)) + 3 * (np.arange(dim) == mark)
             write_features(features_file(folder, path), values, np.zeros((count, frames)), np.ones((count, frames)))
-            row = dict(path=path, generator=generator, group=path, split=split(i), windows=count, source=path)
-            row |= dict(stratum="", fps=8, size="64x64", length=count, container="mp4", codec="h264", error="")
-            rows.append(row | {key: own(generator, i) if callable(own) else own for key, own in more.items()})
+            row = Row(path, generator, group=path, split=split(i), windows=count, source=path)
+            row = row._replace(fps="8", size="64x64", length=str(count), container="mp4", codec="h264")
+            changes = {key: own(generator, i) if callable(own) else own for key, own in more.items()}
+            rows.append(row._replace(**changes))
     write_index(Path(folder) / "index-1-of-1.csv", rows)
     write_json(Path(folder) / "recipe.json", recipe)
     return Path(folder)

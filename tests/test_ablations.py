@@ -1,5 +1,5 @@
-"""Ablations, back-off, probes as functions of arrays: paired differences, sums along the lineage, coverage, policy; who
-was trained and tested, read back from a run.
+"""Ablations, back-off, probes as functions of arrays: paired differences, sums along the taxonomy, coverage, policy;
+who was trained and tested, read back from a run.
 """
 
 import numpy as np
@@ -9,10 +9,10 @@ from small import untrained_run
 from basics.artifacts import read_json
 from experiments import ablations, back_off, compared, probes
 from experiments.stages import videos_of
-from tokens.dataset import features_file, mean_tokens, read_index, write_features
+from tokens.dataset import Row, features_file, mean_tokens, read_index, write_features
 from tokens.generators import class_index, class_names, load_generators
-from tokens.split import Videos, choose_videos
-from training.evaluation import coarser
+from tokens.split import Split, choose_videos
+from training.evaluation import sum_to_level
 
 GENERATORS = list(load_generators())
 
@@ -22,7 +22,7 @@ def seeds(*macro):
 
 
 def result(*macro, mined=None):
-    run = {"hard_pairs": 0.5, "spread": 0.2, "cross_entropy": 1.0, "mined_loss": mined}
+    run = {"hard_pairs": 0.5, "variance_fraction": 0.2, "cross_entropy": 1.0, "mined_loss": mined}
     return {"seeds": seeds(*macro), "collapsed": macro.count(None), "runs": [run]}
 
 
@@ -53,7 +53,7 @@ def test_lineage_sums_are_those_by_loops(level):
     random = np.random.default_rng(0)
     classes = [GENERATORS[i] for i in random.permutation(len(GENERATORS))[:12]]
     probabilities = random.dirichlet(np.ones(12), size=5)
-    sums, names = coarser(probabilities, classes, level)
+    sums, names = sum_to_level(probabilities, classes, level)
     for v in range(5):
         wanted = {}
         for c, generator in enumerate(classes):
@@ -123,14 +123,14 @@ def videos(tmp_path):
     for i, label in enumerate([0] * 30 + [1] * 15 + [2] * 15):
         tokens = 4 * np.eye(6)[label] + random.normal(size=(1, 8, 2, 6))
         write_features(features_file(tmp_path, f"{i}.mp4"), tokens, np.zeros((1, 8)), np.ones((1, 8), bool))
-        facts = dict(size="8x8", fps=8, length=1, container="mp4")
-        rows.append(dict(path=f"{i}.mp4", features=tmp_path, label=label) | facts)
-    return Videos(("a", "b", "c"), rows[::2], [], rows[1::2], [], {})
+        facts = dict(size="8x8", fps="8", length="1", container="mp4", features=tmp_path, label=label)
+        rows.append(Row(f"{i}.mp4", "a", f"{i}.mp4", **facts))
+    return Split(("a", "b", "c"), rows[::2], [], rows[1::2], [], {})
 
 
 @pytest.mark.parametrize("name", list(probes.PROBES))
 def test_a_probe_tells_what_lies_apart(videos, name):
-    labels = [row["label"] for row in videos.test]
+    labels = [row.label for row in videos.test]
     probabilities = probes.PROBES[name](videos, 0)
     assert probabilities.sum(axis=1) == pytest.approx(1)
     right = np.mean(probabilities.argmax(axis=1) == labels)
@@ -138,11 +138,11 @@ def test_a_probe_tells_what_lies_apart(videos, name):
 
 
 def test_class_means_do_not_prefer_the_larger_class(videos):
-    far = [row for row in videos.train if row["label"] == 0] * 20
+    far = [row for row in videos.train if row.label == 0] * 20
     even = videos._replace(train=videos.train + far)
-    middle = dict(videos.test[0], path="middle.mp4")
-    means = [mean_tokens([row for row in even.train if row["label"] == i]).mean(axis=0) for i in (0, 1)]
+    middle = videos.test[0]._replace(path="middle.mp4")
+    means = [mean_tokens([row for row in even.train if row.label == i]).mean(axis=0) for i in (0, 1)]
     tokens = np.tile(0.499 * means[0] + 0.501 * means[1], (1, 8, 2, 1))
-    write_features(features_file(middle["features"], "middle.mp4"), tokens, np.zeros((1, 8)), np.ones((1, 8), bool))
+    write_features(features_file(middle.features, "middle.mp4"), tokens, np.zeros((1, 8)), np.ones((1, 8), bool))
     called = probes.discriminant_probe(even._replace(test=[middle])).argmax(axis=1)
     assert called.tolist() == [1]  # a little nearer to b's mean, though a has forty times as many clips

@@ -57,7 +57,7 @@ def features(videos):
     folder = videos.parent / "features"
     stage("01_extract_features", "--videos", videos, "--features", folder, "--pool", 2)
     splits = dict.fromkeys(("0000", "0001"), "test") | dict.fromkeys(("0002", "0003"), "val")
-    rows = [row | {"split": splits.get(Path(row["path"]).stem, "train")} for row in read_index(folder)]
+    rows = [row._replace(split=splits.get(Path(row.path).stem, "train")) for row in read_index(folder)]
     write_index(folder / "index-1-of-1.csv", rows)
     return folder
 
@@ -112,17 +112,17 @@ def main(*arguments):
 
 
 def test_report_of_a_file_says_what_the_run_says_of_its_features(videos, bare, features):
-    rows = [row for row in read_index(features) if row["generator"] != "WildScrape"]
-    uncalibrated = attribute([videos / row["source"] for row in rows[::3]], bare)
+    rows = [row for row in read_index(features) if row.generator != "WildScrape"]
+    uncalibrated = attribute([videos / row.source for row in rows[::3]], bare)
     for level in LEVELS:
         arrays = read_arrays(bare / f"{level}_embeddings.npz")
         expected = dict(zip(arrays["video"].tolist(), arrays["probabilities"], strict=True))
         classes = read_json(bare / f"{level}.json")["classes"]
-        compared = [pair for pair in zip(rows[::3], uncalibrated, strict=True) if pair[0]["path"] in expected]
+        compared = [pair for pair in zip(rows[::3], uncalibrated, strict=True) if pair[0].path in expected]
         assert compared
         for row, report in compared:
             found = report["levels"][level]["probabilities"]
-            assert [found[name] for name in classes] == pytest.approx(expected[row["path"]], abs=0.01)
+            assert [found[name] for name in classes] == pytest.approx(expected[row.path], abs=0.01)
 
 
 def test_calibrated_report_adds_up(videos, run, run_folder):
@@ -180,7 +180,7 @@ def test_equalized_run_equalizes_every_window(videos, tmp_path):
     folder, run = tmp_path / "equalized", tmp_path / "run"
     flags = ["--pool", 2, "--equalize", 256, "--limit", 4]
     stage("01_extract_features", "--videos", videos, "--features", folder, *flags)
-    rows = [row | {"split": "test" if "0000" in row["path"] else "train"} for row in read_index(folder)]
+    rows = [row._replace(split="test" if "0000" in row.path else "train") for row in read_index(folder)]
     write_index(folder / "index-1-of-1.csv", rows)
     untrained_run(folder, run)
     (report,) = attribute(videos / "SVD" / "0000.mp4", run)
@@ -478,7 +478,7 @@ def test_calibrating_wants_the_features_of_the_run(bare, features, tmp_path):
     (other / "recipe.json").write_text(json.dumps(recipe | {"fps": 4}))
     with pytest.raises(InputError, match=r"other features.*\(fps\)"):
         calibrate(bare, other)
-    rows = [row for row in read_index(features) if row["path"] != "SVD/0005.mp4"]
+    rows = [row for row in read_index(features) if row.path != "SVD/0005.mp4"]
     (other / "recipe.json").write_text(json.dumps(recipe))
     write_index(other / "index-1-of-1.csv", rows)
     with pytest.raises(InputError, match="lacks SVD/0005.mp4"):
@@ -527,7 +527,7 @@ def test_experiment_scores_the_clips_and_answers_of_the_run(bare, features, vide
         metrics = read_json(bare / f"{level}.json")
         for key, name in (("videos", "videos"), ("micro", "accuracy"), ("majority", "majority")):
             assert seed["levels"][level][key] == pytest.approx(metrics[name])
-    outside = sum(row["generator"] == "WildScrape" for row in read_index(features))
+    outside = sum(row.generator == "WildScrape" for row in read_index(features))
     assert seed["called_unknown"]["WildScrape"][0] == outside == 6
     assert seed["files"] == outside + seed["levels"]["bin"]["videos"] and seed["too_little"] == 0
     lines = report_accuracy.render_report(json.loads(json.dumps(results)))
@@ -542,12 +542,12 @@ def test_clip_is_test_in_one_fold_and_val_in_the_one_before(features):
 
     data = datasets.Data("f", features, ("1/3", "2/3", "3/3"), 5, {}, "digest", None)
     folds = [read_index(part.features) for part in report_accuracy.fold_data(data, seed=0)]
-    tested = [row["path"] for rows in folds for row in rows if row["split"] == "test"]
+    tested = [row.path for rows in folds for row in rows if row.split == "test"]
     assert len(tested) == len(set(tested)) >= 0.9 * len(folds[0])
     for rows, after in zip(folds, [*folds[1:], folds[0]], strict=True):
-        test = {row["path"] for row in after if row["split"] == "test"}
-        assert {row["path"] for row in rows if row["split"] == "val"} == test
-        assert {row["split"] for row in rows} == {"train", "val", "test"}
+        test = {row.path for row in after if row.split == "test"}
+        assert {row.path for row in rows if row.split == "val"} == test
+        assert {row.split for row in rows} == {"train", "val", "test"}
 
 
 # ---------------------------------------------------------------- a run carried away

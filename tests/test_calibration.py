@@ -1,4 +1,4 @@
-"""Calibration against plain loops and simulated truth: temperature, reliability, lineage, thresholds."""
+"""Calibration against plain loops and simulated truth: temperature, reliability, taxonomy, thresholds."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,11 @@ from scipy import special
 from report.calibrate import (
     BINS,
     agreement,
+    apply_temperature,
     fit_temperature,
     rejection_threshold,
     reliability,
-    sum_lineage,
-    temper,
+    sum_along_taxonomy,
     temperature_interval,
 )
 from report.look import nearest, spread_evenly
@@ -33,9 +33,9 @@ def drawn(random, count, classes=4, temperature=1.0, scale=2.0):
 
 def test_temper_is_the_softmax_of_scaled_logits():
     logits = np.random.default_rng(0).normal(size=(5, 3))
-    assert np.allclose(temper(softmax(logits), 2.5), softmax(logits / 2.5))
-    assert np.allclose(temper(softmax(logits), 1), softmax(logits))
-    certain = temper(np.array([[1.0, 0.0]]), 4)
+    assert np.allclose(apply_temperature(softmax(logits), 2.5), softmax(logits / 2.5))
+    assert np.allclose(apply_temperature(softmax(logits), 1), softmax(logits))
+    certain = apply_temperature(np.array([[1.0, 0.0]]), 4)
     assert np.isfinite(certain).all() and certain.argmax() == 0
 
 
@@ -119,14 +119,14 @@ def test_error_of_calibrated_probabilities_is_what_luck_gives():
 
 
 def test_shares_of_generators_sum_to_those_of_teams_and_what_is_left():
-    lineage = {
+    taxonomy = {
         "Real": {"team": "Real"},
         "A": {"team": "X"},
         "B": {"team": "Y"},
         "C": {"team": "X"},
         "D": {"team": None},
     }
-    sums, names, left = sum_lineage(np.array([[0.1, 0.2, 0.3, 0.25, 0.15]]), list(lineage), lineage, "team")
+    sums, names, left = sum_along_taxonomy(np.array([[0.1, 0.2, 0.3, 0.25, 0.15]]), list(taxonomy), taxonomy, "team")
     assert names == ["Real", "X", "Y"] and sums == pytest.approx(np.array([[0.1, 0.45, 0.3]]))
     assert left == pytest.approx([0.15])
 

@@ -10,7 +10,8 @@ from basics.running import InputError
 from common import keras, ops
 from experiments import detecting, detectors, stages
 from experiments.detectors import DETECTORS, FrequencyDecomposition, FrequencyStatistics, NeighbouringPixels
-from tokens.split import Videos
+from tokens.dataset import Row
+from tokens.split import Split
 from training.evaluation import score_names
 
 RANDOM = np.random.default_rng(0)
@@ -154,7 +155,7 @@ def test_the_full_tall_is_swin_b():
 
 
 def row(path, label=0):
-    return {"path": path, "source": path, "generator": "ab"[label], "group": path, "windows": 1, "label": label}
+    return Row(path, "ab"[label], group=path, source=path, windows=1, label=label)
 
 
 def test_frames_are_the_first_second_and_the_last_is_repeated(tmp_path):
@@ -218,7 +219,7 @@ def plain(monkeypatch, learning_rate=1e-2):
 
 def train(name, seed, steps=80):
     (frames_train, rows), (frames_test, test_rows) = colours(), colours(10)
-    videos = Videos(("a", "b"), rows[:12], rows[12:], test_rows, [], {})
+    videos = Split(("a", "b"), rows[:12], rows[12:], test_rows, [], {})
     return detecting.train_detector(name, videos, frames_train, frames_test, seed, steps)
 
 
@@ -250,8 +251,8 @@ def test_the_stage_trains_once_and_refuses_other_settings(monkeypatch, tmp_path,
     plain(monkeypatch)
     frames, rows = colours(8)
     for clip, one in zip(frames, rows, strict=True):
-        write_clip(tmp_path / one["path"], frames=list(clip), fps=8)
-    videos = Videos(("a", "b"), rows[:4], rows[4:6], rows[6:], [], {})
+        write_clip(tmp_path / one.path, frames=list(clip), fps=8)
+    videos = Split(("a", "b"), rows[:4], rows[4:6], rows[6:], [], {})
     run = tmp_path / "run"
     assert detecting.detect("plain", videos, tmp_path, run, seed=0, steps=2) == run
     labels, called = stages.tested(run, "gen")

@@ -79,7 +79,7 @@ def side(path, options):
         found[name] = np.concatenate(flat)
     tokens = np.random.default_rng(0).standard_normal((5, *Batches()[0][0].shape[1:]), np.float32)  # 5: an odd number
     found |= {f"output {key}": value for key, value in devices.predict_on_batch(model, tokens).items()}
-    if devices.writes():
+    if devices.is_main_process():
         np.savez(path, **found)
 
 
@@ -210,7 +210,7 @@ def test_missing_tpu_raises(monkeypatch):
     monkeypatch.delenv("TPU_NAME", raising=False)
     with pytest.raises(InputError, match="--tpu: .*no TPU here.*leave"):
         devices.use_devices(tpu=True)
-    assert devices.replicas() == 1 and devices.processes() == (0, 1) and devices.writes()
+    assert devices.replicas() == 1 and devices.processes() == (0, 1) and devices.is_main_process()
 
 
 @pytest.mark.parametrize(
@@ -227,6 +227,6 @@ def test_several_hosts_on_tensorflow_raise(monkeypatch, variables):
 
 def test_batch_that_cannot_be_split_raises(monkeypatch):
     monkeypatch.setattr(devices, "replicas", lambda: 4)
-    assert devices.even(64) == 64 and devices.even(63) == 60
+    assert devices.divisible_batch_size(64) == 64 and devices.divisible_batch_size(63) == 60
     with pytest.raises(InputError, match="--batch-size"):
-        devices.even(3)
+        devices.divisible_batch_size(3)

@@ -90,7 +90,7 @@ def trained(zoo, tmp_path_factory):
     features, folder = tmp_path_factory.mktemp("features"), tmp_path_factory.mktemp("run")
     stage("01_extract_features", "--videos", zoo, "--features", features, "--pool", 2)
     rows = [
-        row | {"split": "test" if row["path"] < f"{row['generator']}/0002" else "train"} for row in read_index(features)
+        row._replace(split="test" if row.path < f"{row.generator}/0002" else "train") for row in read_index(features)
     ]
     write_index(features / "index-1-of-1.csv", rows)
     untrained_run(features, folder, train_generators=["SVD", "Pika"])

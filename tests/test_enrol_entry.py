@@ -35,11 +35,11 @@ def asked(tmp_path, monkeypatch):
             return [None]
         run, random, rows = Path(f"{arm}-{seed}"), np.random.default_rng(seed), read_index("f")
         run.mkdir()
-        generators = np.array([row["generator"] for row in rows])
+        generators = np.array([row.generator for row in rows])
         left_out = np.isin(generators, unseen.LEFT_OUT)
-        split = np.where(left_out, "unseen", [row["split"] for row in rows])
+        split = np.where(left_out, "unseen", [row.split for row in rows])
         embedding = 9 * np.eye(8)[[names.index(name) for name in generators]] + random.normal(size=(len(rows), 8))
-        videos = np.array([row["path"] for row in rows])
+        videos = np.array([row.path for row in rows])
         np.savez(run / "gen_embeddings.npz", embedding=embedding, generator=generators, split=split, video=videos)
         return [run]
 
@@ -96,9 +96,9 @@ def test_folds_and_features_without_new_generators_raise(asked):
         unseen.measure_enrol(args, data)
     args, data = arguments()
     rows = read_index("f")
-    write_index("f/index-1-of-1.csv", [row for row in rows if row["generator"] in ("Real", "SVD")])
+    write_index("f/index-1-of-1.csv", [row for row in rows if row.generator in ("Real", "SVD")])
     with pytest.raises(InputError, match="clips of 0 generators outside the table; it takes two"):
         unseen.measure_enrol(args, data)
-    write_index("f/index-1-of-1.csv", [row for row in rows if row["generator"] not in ("SVD", "Sora")])
+    write_index("f/index-1-of-1.csv", [row for row in rows if row.generator not in ("SVD", "Sora")])
     with pytest.raises(InputError, match="no generator to train on"):
         unseen.measure_enrol(args, data)

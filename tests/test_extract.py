@@ -15,7 +15,7 @@ from conftest import SHARED
 from small import numbered, write_clip
 from stages import module, stage
 
-from basics.artifacts import read_json, replace_whole, write_csv
+from basics.artifacts import read_json, write_atomically, write_csv
 from basics.running import ROOT, InputError, run_script
 from tokens.dataset import read_index, write_index
 
@@ -56,14 +56,14 @@ def test_features_index_and_recipe_are_as_promised(long_clips, tmp_path, capsys)
     counts = extract(*features)
     assert (counts["videos"], counts["windows"], counts["failed"], counts["skipped"]) == (12, 9 + 1 + 2 + 3, 0, 0)
     rows = read_index(tmp_path)
-    assert [row["path"] for row in rows] == sorted(row["source"] for row in rows) and len(rows) == 12
+    assert [row.path for row in rows] == sorted(row.source for row in rows) and len(rows) == 12
     for row in rows:
-        with np.load(tmp_path / f"{row['path']}.npz") as arrays:
-            assert arrays["tokens"].shape == (row["windows"], 8, 4, 144) and arrays["tokens"].dtype == np.float16
-            assert arrays["times"].shape == arrays["valid"].shape == (row["windows"], 8)
-            assert arrays["valid"].sum() == math.ceil(float(row["length"]) * 8 - 1e-3)
-        assert (row["size"], row["codec"], row["error"]) == ("64x32", "h264", "")
-        assert float(row["fps"]) == pytest.approx(24, abs=0.1) and row["path"].endswith(row["container"])
+        with np.load(tmp_path / f"{row.path}.npz") as arrays:
+            assert arrays["tokens"].shape == (row.windows, 8, 4, 144) and arrays["tokens"].dtype == np.float16
+            assert arrays["times"].shape == arrays["valid"].shape == (row.windows, 8)
+            assert arrays["valid"].sum() == math.ceil(float(row.length) * 8 - 1e-3)
+        assert (row.size, row.codec, row.error) == ("64x32", "h264", "")
+        assert float(row.fps) == pytest.approx(24, abs=0.1) and row.path.endswith(row.container)
     assert "unseen: New one" in (printed := capsys.readouterr().out) and "12 videos, about 15 windows" in printed
     recipe = read_json(tmp_path / "recipe.json")
     assert [recipe[key] for key in ("encoder", "frames", "tokens", "dim", "simulated")] == ["dct", 8, 4, 144, False]
@@ -93,10 +93,10 @@ def test_features_made_in_another_way_are_refused_or_overwritten(clips, tmp_path
 def test_a_recorded_split_is_kept_when_videos_are_added(clips, tmp_path):
     extract("--videos", clips, "--features", tmp_path, "--limit", 2)
     rows = read_index(tmp_path)
-    recorded = {row["path"]: ("val", "test", "train")[i % 3] for i, row in enumerate(rows)}
-    write_index(tmp_path / "index-1-of-1.csv", [row | {"split": recorded[row["path"]]} for row in rows])
+    recorded = {row.path: ("val", "test", "train")[i % 3] for i, row in enumerate(rows)}
+    write_index(tmp_path / "index-1-of-1.csv", [row._replace(split=recorded[row.path]) for row in rows])
     extract("--videos", clips, "--features", tmp_path)
-    found = {row["path"]: row["split"] for row in read_index(tmp_path)}
+    found = {row.path: row.split for row in read_index(tmp_path)}
     assert len(recorded) == 6 and len(found) == 9 and recorded.items() <= found.items()
 
 
@@ -105,7 +105,7 @@ def test_a_csv_gives_extracted_videos_another_split(clips, tmp_path):
     extract("--videos", write_table(tmp_path / "set.csv", videos, split=""), "--features", tmp_path / "f")
     write_table(tmp_path / "set.csv", videos, split="val")
     assert extract("--videos", tmp_path / "set.csv", "--features", tmp_path / "f")["videos"] == 0
-    assert {row["split"] for row in read_index(tmp_path / "f")} == {"val"}
+    assert {row.split for row in read_index(tmp_path / "f")} == {"val"}
 
 
 def test_an_index_that_lacks_a_column_raises(clips, tmp_path):
@@ -124,9 +124,9 @@ def test_two_processes_of_one_number_write_files_of_their_own(tmp_path, monkeypa
 
     def write(temporary):
         temporary.write_text("outer")
-        replace_whole(tmp_path / "a", lambda inner: inner.write_text("inner"))
+        write_atomically(tmp_path / "a", lambda inner: inner.write_text("inner"))
 
-    replace_whole(tmp_path / "a", write)
+    write_atomically(tmp_path / "a", write)
     assert (tmp_path / "a").read_text() == "outer"
 
 
@@ -136,7 +136,7 @@ def test_videos_of_a_renamed_generator_leave_the_old_name(clips, tmp_path):
     extract("--videos", table, "--features", tmp_path / "f")
     write_table(table, [(files[0], "Pika"), *((file, "SVD") for file in files[1:])])
     assert extract("--videos", table, "--features", tmp_path / "f")["videos"] == 1
-    assert sorted(row["generator"] for row in read_index(tmp_path / "f")) == ["Pika", "SVD", "SVD"]
+    assert sorted(row.generator for row in read_index(tmp_path / "f")) == ["Pika", "SVD", "SVD"]
     assert len(list((tmp_path / "f").rglob("*.npz"))) == 3
 
 
@@ -155,9 +155,11 @@ def test_equalized_clips_tell_nothing_by_their_metadata(tmp_path):
     write_clip(root / "Sora" / "short.mp4", 12, 24)
     counts = extract("--videos", root, "--features", tmp_path / "f", "--equalize")
     assert (counts["videos"], counts["windows"], counts["failed"], counts["short"]) == (3, 3, 0, 1)
-    rows = {row["path"]: row for row in read_index(tmp_path / "f")}
-    assert rows.pop("Sora/short.mp4")["error"] == "shorter than 1 s; cannot be equalized"
-    described = {tuple(row[key] for key in ("fps", "size", "length", "container", "windows")) for row in rows.values()}
+    rows = {row.path: row for row in read_index(tmp_path / "f")}
+    assert rows.pop("Sora/short.mp4").error == "shorter than 1 s; cannot be equalized"
+    described = {
+        tuple(getattr(row, key) for key in ("fps", "size", "length", "container", "windows")) for row in rows.values()
+    }
     assert described == {("8.000", "128x128", "1.000", "mp4", 1)}
     assert extract("--videos", root, "--features", tmp_path / "f", "--equalize")["skipped"] == 4
 
@@ -221,14 +223,14 @@ def test_an_interruption_leaves_an_index_and_the_same_command_goes_on(clips, tmp
     def interrupted(row, *rest):
         if len(saved) == 4:
             raise KeyboardInterrupt
-        saved.append(row["path"])
+        saved.append(row.path)
         return save(row, *rest)
 
     monkeypatch.setattr(script, "save", interrupted)
     monkeypatch.setattr("sys.argv", ["01", "--videos", str(clips), "--features", str(tmp_path)])
     with pytest.raises(SystemExit, match="the same command goes on"):
         run_script(script.main)
-    assert [row["path"] for row in read_index(tmp_path)] == sorted(saved)
+    assert [row.path for row in read_index(tmp_path)] == sorted(saved)
     monkeypatch.setattr(script, "save", save)
     assert extract("--videos", clips, "--features", tmp_path)["videos"] == 5
 
@@ -264,7 +266,7 @@ def test_unreadable_files_are_listed_and_do_not_stop_the_rest(tmp_path, capsys, 
     with pytest.raises(SystemExit) as exit_:
         run_script(module("01_extract_features").main)
     assert f"{bad} of 8 videos could not be read" in exit_.value.code
-    errors = {row["path"]: row["error"] for row in read_index(features)}
+    errors = {row.path: row.error for row in read_index(features)}
     assert errors.pop("Sora/whole.mp4") == errors.pop("Dot/dot.png") == ""
     assert len(errors) == bad and all(errors.values()) and errors["Sora/empty.mp4"] == "empty file"
     assert errors["Sora/sound.mp4"] == "no video stream" and "cut.mp4: " in capsys.readouterr().out
@@ -274,7 +276,7 @@ def test_unreadable_files_are_listed_and_do_not_stop_the_rest(tmp_path, capsys, 
         (root / "Sora" / name).unlink()
     with pytest.raises(InputError, match="1 of 4"):
         extract("--videos", root, "--features", features)
-    assert {row["path"]: row["error"] for row in read_index(features)}["Sora/cut.mp4"] == ""
+    assert {row.path: row.error for row in read_index(features)}["Sora/cut.mp4"] == ""
 
 
 def test_no_space_stops_before_anything_is_written(clips, tmp_path, monkeypatch):

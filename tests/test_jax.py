@@ -227,7 +227,7 @@ def test_tokens_and_their_recipe_are_the_same_on_both_backends(encoder, by_jax, 
     rows = read_index(folders[0])
     assert rows and rows == read_index(folders[1])
     for row in rows:
-        one, other = (np.float32(map_tokens(features_file(folder, row["path"]))) for folder in folders)
+        one, other = (np.float32(map_tokens(features_file(folder, row.path))) for folder in folders)
         assert one.std(axis=(0, 1, 2)).mean() > 0.1  # over frames and places; constants would agree on any backend
         np.testing.assert_allclose(one, other, atol=1e-2)
 

@@ -20,7 +20,7 @@ def touch(root, *names):
 
 def listed(root):
     rows, ignored = list_videos(root, load_generators())
-    return {row["source"]: (row["path"], row["generator"]) for row in rows}, +ignored
+    return {row.source: (row.path, row.generator) for row in rows}, +ignored
 
 
 def test_layouts_give_generator_and_index_path(tmp_path):
@@ -87,7 +87,7 @@ def test_csv_names_videos_groups_and_splits(tmp_path):
         ("/c/é.mp4", "Real", "", "", ""),
     ]
     rows, _ = list_videos(write_table(tmp_path / "set.csv", header, *lines), load_generators())
-    found = {row["path"]: [row[key] for key in (*header[1:], "source")] for row in rows}
+    found = {row.path: [getattr(row, key) for key in (*header[1:], "source")] for row in rows}
     assert found == {
         "MorphStudio/v/a.mp4": ["MorphStudio", "g1", "720p", "test", "v/a.mp4"],
         "Nobody/b,\n.mp4": ["Nobody", "Nobody/b,\n.mp4", "", "", str(tmp_path.parent / "b,\n.mp4")],

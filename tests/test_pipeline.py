@@ -115,7 +115,7 @@ def test_shuffled_labels_are_not_learned(tmp_path):
         index.unlink()
     rows = read_index(demo)
     order = np.random.default_rng(0).permutation(len(rows))
-    shuffled = [row | {"generator": rows[i]["generator"]} for row, i in zip(rows, order, strict=True)]
+    shuffled = [row._replace(generator=rows[i].generator) for row, i in zip(rows, order, strict=True)]
     write_index(tmp_path / "features" / "index-1-of-1.csv", shuffled)
     found = train_all_levels(tmp_path / "features", tmp_path / "run", levels=("bin", "gen"))
     assert min(found.values()) > 0.001, found
@@ -129,5 +129,5 @@ def test_demo_beats_chance_and_a_probe_blind_to_time():
         assert metrics["simulated"]
         assert chance_probability(run, level, metrics["classes"]) < 0.001
     videos = videos_of(metrics, ROOT / "features" / "demo")
-    blind = score([row["label"] for row in videos.test], linear_probe(videos), videos.classes)
+    blind = score([row.label for row in videos.test], linear_probe(videos), videos.classes)
     assert blind["macro_accuracy"] + 0.05 < metrics["macro_accuracy"] < 0.95

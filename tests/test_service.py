@@ -54,7 +54,7 @@ def window_batches(rows, **options):
 
 def expected(rows, epoch, **options):
     """The epoch's batches in training as bytes, read by NumPy whole and chosen by WindowBatches."""
-    tokens = np.concatenate([np.load(features_file(row["features"], row["path"]))["tokens"] for row in rows])
+    tokens = np.concatenate([np.load(features_file(row.features, row.path))["tokens"] for row in rows])
     batches = window_batches(rows, start_epoch=epoch + 1, **options)  # fit ends an epoch before its first
     chosen = [batches.chosen(step) for step in range(len(batches))]
     return [tokens[own].tobytes() + (own % 3).astype("int32").tobytes() for own in chosen]
@@ -80,7 +80,7 @@ def test_service_reads_the_batches_of_the_epochs(service, rows, batching):
 @pytest.mark.slow
 @pytest.mark.graph
 def test_stage_trains_by_the_service_and_is_up_to_date_without_it(service, rows, tmp_path, capsys):
-    flags = ["--features", rows[0]["features"], "--run", tmp_path / "run", "--epochs", 2, "--batch-size", 16]
+    flags = ["--features", rows[0].features, "--run", tmp_path / "run", "--epochs", 2, "--batch-size", 16]
     flags += ["--temporal-blocks", 2, "--learning-rate", 1e-3]
     stage(ONE, *flags, "--data-service", service[0])
     metrics = read_json(tmp_path / "run" / "bin.json")
@@ -110,9 +110,9 @@ def test_killed_worker_takes_its_batches_along_and_the_other_goes_on(service, ro
 def test_tokens_that_are_not_finite_end_training(service, rows):
     data = served(window_batches(rows), service[0], epochs=1)
     for row in rows:
-        times = np.zeros((row["windows"], 8))
+        times = np.zeros((row.windows, 8))
         tokens = np.full((*times.shape, 2, 12), np.inf)
-        write_features(features_file(row["features"], row["path"]), tokens, times, times)
+        write_features(features_file(row.features, row.path), tokens, times, times)
     with pytest.raises(tf.errors.InvalidArgumentError, match="tokens are not finite; run 01 again"):
         came(data, 49)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import simulate_videos
-from basics.artifacts import replace_whole
+from basics.artifacts import write_atomically
 from basics.running import InputError, run_script
 from simulate_videos import DEPTHS, EASE_SECONDS, HABITS, RESIDUES, encode, generator_mark, main, make_clip, render
 from tokens.generators import load_generators
@@ -29,7 +29,7 @@ def clips_of(folder) -> dict[str, bytes]:
 def pretend(job):
     """In place of make_clip: a file that holds the strength."""
     path, *_, strength = job
-    replace_whole(path, lambda file: file.write_text(str(strength)))
+    write_atomically(path, lambda file: file.write_text(str(strength)))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from basics.artifacts import write_json
 from basics.running import InputError
 from common import WindowBatches
 from tokens.dataset import (
+    Row,
     Windows,
     features_file,
     features_recipe,
@@ -59,7 +60,7 @@ def test_bad_generator_tables_raise(tmp_path):
 def window_batches(features, **options):
     rows = usable(read_index(features), features)
     windows = Windows(rows)
-    labels = np.array([class_index("bin", row["generator"]) for row in rows])[windows.video]
+    labels = np.array([class_index("bin", row.generator) for row in rows])[windows.video]
     return WindowBatches(windows, labels, **({"batch_size": 16} | options))
 
 
@@ -89,8 +90,8 @@ def test_natural_epoch_shows_each_window_once(features):
 def test_pk_batch_deals_equally_and_repeats_late(features):
     rows = usable(read_index(features), features)
     windows = Windows(rows)
-    generators = sorted({row["generator"] for row in rows})
-    labels = np.array([generators.index(row["generator"]) for row in rows])[windows.video]
+    generators = sorted({row.generator for row in rows})
+    labels = np.array([generators.index(row.generator) for row in rows])[windows.video]
     batches = WindowBatches(windows, labels, batch_size=65, batching="pk")
     chosen = batches.deal(2)
     assert sorted(np.bincount(labels[chosen])) == [9, 9, 9, 9, 9, 10, 10]
@@ -128,7 +129,7 @@ def test_damaged_features_raise_naming_the_file(features, tmp_path):
 def test_tokens_that_are_not_finite_raise(tmp_path):
     write_features(features_file(tmp_path, "Real/a"), np.full((1, 8, 2, 12), np.nan), np.zeros((1, 8)), np.ones((1, 8)))
     with pytest.raises(InputError, match=r"a\.npz: tokens are not finite"):
-        Windows([{"path": "Real/a", "features": tmp_path, "windows": 1}])
+        Windows([Row("Real/a", "Real", "Real/a", features=tmp_path, windows=1)])
 
 
 # ---------------------------------------------------------------- who trains and who is tested
@@ -138,7 +139,7 @@ TABLE = load_generators()
 
 
 def paths(rows):
-    return {row["path"] for row in rows}
+    return {row.path for row in rows}
 
 
 def chosen(features, level, **options):
@@ -149,22 +150,22 @@ def test_roles_follow_the_recorded_split(features):
     videos = chosen(features, "gen")
     assert [len(videos.train), len(videos.val), len(videos.test)] == [78, 12, 30]
     assert not paths(videos.train) & paths(videos.test)
-    assert {row["generator"] for row in videos.unseen} == {"WildScrape"}
+    assert {row.generator for row in videos.unseen} == {"WildScrape"}
     last = chosen(features, "gen", train_on_val=True)
     assert len(last.train) == 90 and not last.val
 
 
 def test_unknown_and_mixed_generators_are_left_out(features):
     videos = chosen(features, "task")
-    assert videos.excluded == {"Pika": 20} and "Pika" not in {row["generator"] for row in videos.train}
+    assert videos.excluded == {"Pika": 20} and "Pika" not in {row.generator for row in videos.train}
     assert videos.classes == ("Real", "T2V", "I2V")
 
 
 def test_held_out_generator_is_tested_on_all_its_videos(features):
     videos = chosen(features, "bin", train_generators=["SVD", "pika"], test_generators=["Latte"])
-    assert {row["generator"] for row in videos.train} == {"Real", "SVD", "Pika"}
-    assert sum(row["generator"] == "Latte" for row in videos.test) == 20
-    assert {row["generator"] for row in videos.test} == {"Real", "Latte"}
+    assert {row.generator for row in videos.train} == {"Real", "SVD", "Pika"}
+    assert sum(row.generator == "Latte" for row in videos.test) == 20
+    assert {row.generator for row in videos.test} == {"Real", "Latte"}
     with pytest.raises(InputError, match="outside the generator table.*WildScrape"):
         chosen(features, "bin", train_generators=["WildScrape"])
     with pytest.raises(InputError, match="no video of Sora"):
@@ -172,10 +173,10 @@ def test_held_out_generator_is_tested_on_all_its_videos(features):
 
 
 def test_tested_videos_share_no_group_with_training(features):
-    rows = [row | {"group": row["path"].split("/")[1]} for row in read_index(features)]
+    rows = [row._replace(group=row.path.split("/")[1]) for row in read_index(features)]
     sides = dict(train_generators=["SVD"], test_generators=["Latte"])
     videos = choose_videos(rows, "bin", features, TABLE, **sides)
-    assert sum(row["generator"] == "Latte" for row in videos.test) == 5
+    assert sum(row.generator == "Latte" for row in videos.test) == 5
 
 
 def test_few_labels_are_a_part_of_more_labels(features):
@@ -184,12 +185,12 @@ def test_few_labels_are_a_part_of_more_labels(features):
 
 
 def test_folds_test_each_video_once(features):
-    rows = [row for row in usable(read_index(features), features) if row["generator"] != "WildScrape"]
-    tests = [paths(row for row in fold_splits(rows, k, 4, 0) if row["split"] == "test") for k in (1, 2, 3, 4)]
+    rows = [row for row in usable(read_index(features), features) if row.generator != "WildScrape"]
+    tests = [paths(row for row in fold_splits(rows, k, 4, 0) if row.split == "test") for k in (1, 2, 3, 4)]
     assert sum(map(len, tests)) == len(set.union(*tests)) == len(rows)
-    lone = [row | {"group": "one"} if row["generator"] == "SVD" else row for row in rows]
+    lone = [row._replace(group="one") if row.generator == "SVD" else row for row in rows]
     for k in (1, 2, 3, 4):
-        tested = {row["generator"] for row in fold_splits(lone, k, 4, 0) if row["split"] == "test"}
+        tested = {row.generator for row in fold_splits(lone, k, 4, 0) if row.split == "test"}
         assert "SVD" not in tested  # a generator of one group has nothing to train on when it is tested
 
 
@@ -204,7 +205,7 @@ def test_other_test_features_are_apart_from_training_and_made_alike(features, tm
 
 def test_videos_of_a_class_that_nobody_trains_are_unseen(features):
     """Its videos are unseen, and what 03 calls them must not be the class that has its number among the trained."""
-    rows = [row | {"split": "test"} if row["generator"] == "SVD" else row for row in read_index(features)]
+    rows = [row._replace(split="test") if row.generator == "SVD" else row for row in read_index(features)]
     videos = choose_videos(rows, "gen", features, TABLE)
-    assert "SVD" not in videos.classes and {row["generator"] for row in videos.unseen} == {"SVD", "WildScrape"}
-    assert not any("label" in row for row in videos.unseen)
+    assert "SVD" not in videos.classes and {row.generator for row in videos.unseen} == {"SVD", "WildScrape"}
+    assert not any(row.label is not None for row in videos.unseen)

@@ -98,14 +98,16 @@ def pretend_fit(args, level, right):
     chosen = {key: getattr(args, key) for key in ("train_generators", "test_generators", "fold")}
     videos = choose_videos(read_index(args.features), level, args.features, load_generators(), **chosen)
     run, random = Path(args.run), np.random.default_rng(args.seed)
-    rows = [row | {"split": role} for role in ROLES for row in getattr(videos, role)]
+    rows = [row._replace(split=role) for role in ROLES for row in getattr(videos, role)]
     classes = len(videos.classes)
-    labels = np.array([row.get("label", 0) for row in rows])
+    labels = np.array([row.label or 0 for row in rows])
     called = np.where(random.random(len(rows)) < right, labels, random.integers(classes, size=len(rows)))
-    names = [videos.classes[row["label"]] if row["split"] != "unseen" else "unseen" for row in rows]
+    names = [videos.classes[row.label] if row.split != "unseen" else "unseen" for row in rows]
     arrays = {"probabilities": np.eye(classes)[called], "embedding": random.normal(size=(len(rows), 12))}
     keys = {"video": "path", "generator": "generator", "group": "group", "split": "split"}
-    arrays |= {key: np.array([row[own] for row in rows]) for key, own in keys.items()} | {"class": np.array(names)}
+    arrays |= {key: np.array([getattr(row, own) for row in rows]) for key, own in keys.items()} | {
+        "class": np.array(names)
+    }
     recipe = {"level": level, "arguments": vars(args), "paths": {"init": getattr(args, "init", None)}}
     recipe |= {"features": read_json("f/recipe.json"), "index_sha256": "0", "seconds": 9}
     write_arrays(run / f"{level}_embeddings.npz", arrays | {"recipe": recipe})
@@ -205,11 +207,9 @@ def test_generators_outside_the_table_are_scored(features, calls, monkeypatch):
     rows = read_index("f")
     for name in ("Elsewhere", "Abroad"):
         (features / name).symlink_to((features / "SVD").resolve())
-        outside = [row for row in rows if row["generator"] == "SVD"]
-        rows = rows + [row | {"path": row["path"].replace("SVD", name), "generator": name} for row in outside]
-    for row in rows:
-        row["group"] = row["path"]
-    write_index("f/index-1-of-1.csv", rows)
+        outside = [row for row in rows if row.generator == "SVD"]
+        rows = rows + [row._replace(path=row.path.replace("SVD", name), generator=name) for row in outside]
+    write_index("f/index-1-of-1.csv", [row._replace(group=row.path) for row in rows])
     found, random = [], np.random.default_rng(0)
 
     def scores_of(run, names):
@@ -227,7 +227,7 @@ def test_generators_outside_the_table_are_scored(features, calls, monkeypatch):
     )
     signatures = [args for name, args in calls.list if name == "04_tsigs"]
     assert {tuple(args.splits) for args in signatures} == {("train", "test", "unseen")}
-    write_index("f/index-1-of-1.csv", [row for row in rows if row["generator"] != "Abroad"])
+    write_index("f/index-1-of-1.csv", [row for row in rows if row.generator != "Abroad"])
     with pytest.raises(InputError, match="clips of 1 generators outside the table; it takes two"):
         run_entry("unseen-generators")
 
@@ -297,9 +297,9 @@ def test_detectors_see_the_same_clips_and_are_left_out_without_any(features, cal
 
     def pretend(name, videos, root, run, seed, equalize, steps, full):
         assert (equalize, steps, full) == (None, datasets.ZOO["steps"]["pixels"], False)
-        asked.append((name, {row["path"] for row in videos.train + videos.val}, root, run))
+        asked.append((name, {row.path for row in videos.train + videos.val}, root, run))
         run.mkdir(parents=True, exist_ok=True)
-        names = np.array([videos.classes[row["label"]] for row in videos.test])
+        names = np.array([videos.classes[row.label] for row in videos.test])
         arrays = {"class": names, "generator": names, "split": np.full(len(names), "test")}
         np.savez(run / "gen_embeddings.npz", probabilities=call_all_real(videos, 0), **arrays)
         facts = {"classes": list(videos.classes), "parameters": 5, "seconds": 1, "steps": steps}
@@ -311,7 +311,7 @@ def test_detectors_see_the_same_clips_and_are_left_out_without_any(features, cal
         run_entry("table-s2", "--seeds", "1", "--videos", "clips")
     assert not calls.list
     for row in read_index("f"):
-        clip = Path("clips") / row["source"]
+        clip = Path("clips") / row.source
         clip.parent.mkdir(parents=True, exist_ok=True)
         clip.touch()
     assert not set(compared.DETECTORS) & set(run_entry("table-s2", "--seeds", "1")["methods"])
@@ -319,7 +319,7 @@ def test_detectors_see_the_same_clips_and_are_left_out_without_any(features, cal
     results = run_entry("table-s2", "--seeds", "2", "--videos", "clips")
     assert [name for name, *_ in asked] == [name for name in compared.DETECTORS for _ in (0, 1)]
     assert len({run for *_, run in asked}) == len(asked)
-    trained = {row["path"] for row in read_index("f") if row["split"] != "test"}
+    trained = {row.path for row in read_index("f") if row.split != "test"}
     assert all(own == trained and root == Path("clips") for _, own, root, _ in asked)
     for level in compared.RIVAL_LEVELS:  # all called Real
         for seed in results["methods"]["NPR"]["levels"][level]["seeds"]:
@@ -419,7 +419,7 @@ def test_facts_of_a_run_are_those_by_loops(tmp_path):
     lengths = [np.sum(vector**2) for vector in embedding[:24]]
     centre = embedding[:24].mean(axis=0)
     assert found["square_length"] == pytest.approx(np.mean(lengths))
-    assert found["spread"] == pytest.approx(
+    assert found["variance_fraction"] == pytest.approx(
         np.mean([np.sum((v - centre) ** 2) for v in embedding[:24]]) / np.mean(lengths)
     )
     assert (found["cross_entropy"], found["mined_loss"]) == (2, 1)
@@ -474,11 +474,11 @@ def test_splits_are_the_papers(features):
 
 
 def test_a_split_without_a_side_is_left_out(features, calls):
-    kept = [row for row in read_index("f") if row["generator"] in ("Real", "SVD", "Lavie", "Sora")]
+    kept = [row for row in read_index("f") if row.generator in ("Real", "SVD", "Lavie", "Sora")]
     write_index("f/index-1-of-1.csv", kept)
     found = run_entry("table-4", "--seeds", "1")["splits"]
     assert "T2V (12) -> I2V (4)" in found and "SD 2.1 (6) -> other known SD backbones (5)" in found
-    write_index("f/index-1-of-1.csv", [row for row in kept if row["generator"] != "SVD"])
+    write_index("f/index-1-of-1.csv", [row for row in kept if row.generator != "SVD"])
     assert "T2V (12) -> I2V (4)" not in run_entry("table-4", "--seeds", "1")["splits"]
 
 

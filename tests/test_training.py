@@ -68,7 +68,7 @@ def test_run_has_all_artifacts_and_keys(run):
         assert list((run / "logs" / level).rglob("events*")) and not (run / f"{level}_checkpoint.npz").exists()
     with open(run / "gen_history.csv", newline="") as file:
         row = next(csv.DictReader(file))
-    logged = {"logits_loss", "embedding_loss", "embedding_mined_pairs", "spread", "val_macro_accuracy"}
+    logged = {"logits_loss", "embedding_loss", "embedding_mined_pairs", "variance_fraction", "val_macro_accuracy"}
     assert logged <= set(row)
 
 
@@ -94,7 +94,7 @@ def test_features_are_compared_by_content(features, run, tmp_path):
         stage(ONE, "--features", copy, *place)
     write_json(copy / "recipe.json", RECIPE)
     rows = read_index(copy)
-    write_index(copy / "index-1-of-1.csv", [row | {"group": "all"} for row in rows])
+    write_index(copy / "index-1-of-1.csv", [row._replace(group="all") for row in rows])
     with pytest.raises(InputError, match="other settings.*index_sha256"):
         stage(ONE, "--features", copy, *place)
 
@@ -145,7 +145,7 @@ def test_run_interrupted_in_its_evaluation_goes_on_with_as_many_windows_a_batch(
         patch.setattr(module(ONE), "evaluate", interrupted)
         stage(ONE, *flags)
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks, "even", lambda size: 15)
+        patch.setattr(callbacks, "divisible_batch_size", lambda size: 15)
         with pytest.raises(InputError, match="begun with 64 windows a batch, one device would take 15.*--overwrite"):
             stage(ONE, *flags)
     assert stage(ONE, *flags)["videos"] == 30
@@ -166,8 +166,8 @@ def test_damaged_checkpoint_raises(features, run, tmp_path):
 
 
 def test_collapse_and_a_loss_that_is_not_finite_raise():
-    healthy = {"epoch": 1, "learning_rate": 1e-4, "loss": 1.0, "embedding_loss": 1.0, "spread": 0.3}
-    collapsed = healthy | {"spread": 1e-6}
+    healthy = {"epoch": 1, "learning_rate": 1e-4, "loss": 1.0, "embedding_loss": 1.0, "variance_fraction": 0.3}
+    collapsed = healthy | {"variance_fraction": 1e-6}
     callbacks.check_training([healthy, collapsed])
     callbacks.check_training([collapsed])
     with pytest.raises(InputError, match="collapsed.*--normalize"):
@@ -175,8 +175,8 @@ def test_collapse_and_a_loss_that_is_not_finite_raise():
     with pytest.raises(InputError, match="not finite.*--learning-rate"):
         callbacks.check_training([healthy | {"loss": float("nan")}])
     one_point = np.tile(np.random.default_rng(0).normal(size=12), (8, 1))
-    assert callbacks.spread(one_point) < 1e-9
-    assert callbacks.spread(np.random.default_rng(0).normal(size=(8, 12))) > 0.5
+    assert callbacks.variance_fraction(one_point) < 1e-9
+    assert callbacks.variance_fraction(np.random.default_rng(0).normal(size=(8, 12))) > 0.5
 
 
 def test_stage_two_refuses_a_model_that_does_not_fit(features, run, tmp_path):

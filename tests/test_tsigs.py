@@ -13,7 +13,7 @@ from stages import module, stage
 from basics.artifacts import write_json
 from basics.figures import plt
 from basics.running import InputError
-from tokens.dataset import Windows, features_file, read_index, write_features, write_index
+from tokens.dataset import Row, Windows, features_file, read_index, write_features, write_index
 from training import signatures
 
 tsigs = module("04_tsigs")
@@ -43,8 +43,7 @@ def features(tmp_path_factory):
             path = f"{generator}/{i}.mp4"
             write_features(features_file(folder, path), tokens, np.zeros((count, 8)), valid)
             split = "train" if i >= 14 else "val" if i >= 12 else "test"
-            row = dict(path=path, generator=generator, group=f"{generator}{i // 2}", stratum="", split=split, fps=8)
-            rows.append(row | dict(windows=count, size="64x64", length=1, container="mp4", error="", source=path))
+            rows.append(Row(path, generator, f"{generator}{i // 2}", split=split, windows=count, source=path))
     write_index(folder / "index-1-of-1.csv", rows)
     write_json(folder / "recipe.json", RECIPE)
     return folder
@@ -59,7 +58,7 @@ def run(features, tmp_path_factory):
 def strata(features, tmp_path_factory):
     """A CSV of two strata that leaves SVD out and names two videos that are nowhere."""
     path = tmp_path_factory.mktemp("strata") / "strata.csv"
-    lines = [f"{row['path']},{'odd' if len(row['path']) % 2 else 'even'}" for row in read_index(features)]
+    lines = [f"{row.path},{'odd' if len(row.path) % 2 else 'even'}" for row in read_index(features)]
     lines = [line for line in lines if not line.startswith("SVD")] + ["Real/gone.mp4,odd", "Real/lost.mp4,odd"]
     path.write_text("\n".join(["path,stratum", *lines]) + "\n")
     return path
@@ -114,7 +113,7 @@ def test_maps_do_not_depend_on_batches_and_follow_the_order_of_frames(tmp_path):
     clips = [random.normal(size=(count, 4, 1, 1)).astype("float16") for count in (1, 3, 2)]
     for i, tokens in enumerate(clips):
         write_features(features_file(tmp_path, f"a/{i}"), tokens, np.zeros((len(tokens), 4)), np.ones((len(tokens), 4)))
-        rows.append({"path": f"a/{i}", "features": tmp_path, "windows": len(tokens)})
+        rows.append(Row(f"a/{i}", "a", f"a/{i}", features=tmp_path, windows=len(tokens)))
     windows, model, orders = Windows(rows), Recorder(), np.array([[1, 0, 2, 3], [3, 2, 1, 0], [0, 1, 2, 3]])
     whole = np.array([0, 1, 3, 4, 5])  # not the middle window of the second clip
     maps, sums = tsigs.attention_maps(model, windows, whole, np.array([0, -1, 1]), 2, orders)
@@ -139,7 +138,7 @@ def test_clips_without_a_whole_window_are_counted(done):
 def test_train_clips_serve_the_grand_mean_alone(features, done):
     metrics, arrays = done
     assert set(arrays["split"].tolist()) == {"val", "test", "unseen"}
-    trained = {row["path"] for row in read_index(features) if row["split"] == "train"}
+    trained = {row.path for row in read_index(features) if row.split == "train"}
     assert not [v for v in arrays["video"] if v in trained and not v.startswith("Wild")]
     assert metrics["grand_mean_clips"] > 0 and arrays["grand_mean"].shape == (8, 8)
 
@@ -384,7 +383,7 @@ def test_features_that_do_not_fit_the_run_raise(features, run, strata, tmp_path)
     assert "other features" in (message := fails(copy, free)) and "(pool)" in message
     write_json(copy / "recipe.json", RECIPE | {"git": "another"})
     rows = read_index(copy)
-    write_index(copy / "index-1-of-1.csv", [row for row in rows if row["path"] not in ("SVD/1.mp4", "SVD/2.mp4")])
+    write_index(copy / "index-1-of-1.csv", [row for row in rows if row.path not in ("SVD/1.mp4", "SVD/2.mp4")])
     assert "lacks 2 videos" in (message := fails(copy, free)) and "SVD/1.mp4; run 03" in message
     write_index(copy / "index-1-of-1.csv", rows)
     features_file(copy, "SVD/1.mp4").write_bytes(b"junk")
@@ -401,6 +400,6 @@ def test_nothing_to_compare_raises(features, run, tmp_path):
     assert "have only: WildScrape" in fails(features, free, "--splits", "unseen")
     copy = shutil.copytree(features, tmp_path / "copy")
     for row in read_index(copy):
-        with np.load(features_file(copy, row["path"])) as arrays:
-            write_features(features_file(copy, row["path"]), arrays["tokens"], arrays["times"], 0 * arrays["valid"])
+        with np.load(features_file(copy, row.path)) as arrays:
+            write_features(features_file(copy, row.path), arrays["tokens"], arrays["times"], 0 * arrays["valid"])
     assert "have only: none" in fails(copy, free)

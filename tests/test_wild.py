@@ -20,7 +20,7 @@ from basics.artifacts import make_recipe, read_arrays, write_arrays, write_json
 from basics.figures import plt
 from basics.optimize import add_l2, minimize_lbfgs, stop_early
 from basics.running import ROOT, InputError
-from tokens.dataset import features_file, write_features, write_index
+from tokens.dataset import Row, features_file, write_features, write_index
 from tokens.generators import load_generators
 from tokens.images import Images, on_disk, read_images
 from tokens.split import assign_roles, resolve_roles
@@ -379,9 +379,7 @@ def write_clips(folder, images, tokens=2, recipe=RECIPE):
         offset = np.linspace(-1, 1, tokens)[:, None]
         write_features(features_file(folder, path), padded[None, :, None] + offset, np.zeros((1, 8)), valid)
         first = np.flatnonzero(own)[0]
-        row = {"path": path, "generator": images.generator[first], "group": path, "split": images.split[first]}
-        rows.append(row | dict.fromkeys(("stratum", "fps", "size", "length", "container", "error", "source"), ""))
-        rows[-1]["windows"] = 1
+        rows.append(Row(path, images.generator[first], group=path, split=images.split[first], windows=1))
     write_index(folder / "index-1-of-1.csv", rows)
     write_json(folder / "recipe.json", recipe | {"tokens": tokens})
 

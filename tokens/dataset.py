@@ -1,12 +1,8 @@
 """Features on disk, written by 01 and read by every later stage: an index and a file of tokens per video.
 
-    rows = read_index("features/zoo")                               a dict per video, sorted by path
-    tokens = map_tokens(features_file("features/zoo", "SVD/a.mp4"))   (S, L, T, D), memory-mapped
+rows = read_index("features/zoo")                               a Row per video, sorted by path
+tokens = map_tokens(features_file("features/zoo", "SVD/a.mp4"))   (S, L, T, D), memory-mapped
 
-A row has INDEX_FIELDS, all text but for the number of windows: path (of the features, <Generator>/...), generator,
-group (never on two sides of a split), stratum (of content), split (train, val, test), windows, fps, size (WxH), length
-(seconds), container, codec, error (why there are no features), source (the video). Rows in use also have "features",
-the folder they are of, and those that train or are tested a "label", a number among the classes.
 """
 
 import hashlib
@@ -15,24 +11,45 @@ import struct
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from basics.artifacts import open_zip, read_arrays, read_csv, read_json, write_arrays, write_csv
 from basics.running import InputError
 
-INDEX_FIELDS = (
-    *("path", "generator", "group", "stratum", "split", "windows"),
-    *("fps", "size", "length", "container", "codec", "error", "source"),
-)
+
+class Row(NamedTuple):
+    """A video of a features folder: a row of its index, whose columns are the first 13, and what a run adds to it."""
+
+    path: str  # of the features, <Generator>/...
+    generator: str  # as the generator table spells it
+    group: str  # never on two sides of a split
+    stratum: str = ""  # of content
+    split: str = ""  # train, val or test
+    windows: int = 0
+    fps: str = ""
+    size: str = ""  # WxH
+    length: str = ""  # seconds
+    container: str = ""
+    codec: str = ""
+    error: str = ""  # why there are no features
+    source: str = ""  # the video, below the folder of videos
+    file: str = ""  # the video, where it lies now
+    features: str = ""  # the folder of the features
+    label: int | None = None  # a number among a run's classes; None of a video of none
+    class_name: str = ""  # the name of that class, or what stands for one
+
+
+INDEX_FIELDS = Row._fields[:13]
 EXTRACT_AGAIN = "delete it and run 01 again"
 
 # ---------------------------------------------------------------- the index
 
 
-def write_index(path, rows: list[dict]):
+def write_index(path, rows: list[Row]):
     """Write index rows (INDEX_FIELDS) sorted by path."""
-    write_csv(path, INDEX_FIELDS, sorted(rows, key=lambda row: row["path"]))
+    write_csv(path, INDEX_FIELDS, [row._asdict() for row in sorted(rows, key=lambda row: row.path)])
 
 
 def index_files(features) -> list[Path]:
@@ -40,7 +57,7 @@ def index_files(features) -> list[Path]:
     return sorted(Path(features).glob("index-*-of-*.csv"), key=lambda file: file.stat().st_mtime)
 
 
-def read_index(features) -> list[dict]:
+def read_index(features) -> list[Row]:
     """All shards' index rows of a features folder, one per video, sorted by path.
 
     A row without an error wins over one with it, then the newer file. Raises InputError naming the folder when there
@@ -52,36 +69,35 @@ def read_index(features) -> list[dict]:
     rows = {}
     for path in files:
         for row in read_rows(path):
-            if not row["error"] or rows.get(row["path"], row)["error"]:
-                rows[row["path"]] = row
+            if not row.error or rows.get(row.path, row).error:
+                rows[row.path] = row
     return [rows[path] for path in sorted(rows)]
 
 
-def read_rows(path) -> list[dict]:
+def read_rows(path) -> list[Row]:
     """The rows of one part of an index, "windows" as a number."""
     rows = read_csv(path, INDEX_FIELDS, "run 01 again")
     for number, row in enumerate(rows, 2):
         if not row["windows"].isdecimal():
             raise InputError(f"{path}, row {number}: windows is {row['windows']!r}; {EXTRACT_AGAIN}")
-        row["windows"] = int(row["windows"])
-    return rows
+    return [Row(**{key: row[key] for key in INDEX_FIELDS} | {"windows": int(row["windows"])}) for row in rows]
 
 
 def add_to_index(path, rows):
     """Add rows to this shard's part of the index."""
     there = read_rows(path) if path.exists() else []
-    write_index(path, {row["path"]: row for row in [*there, *rows]}.values())
+    write_index(path, {row.path: row for row in [*there, *rows]}.values())
 
 
 def forget_renamed(rows, old, folder):
     """Drop what the folder holds of videos that now have another path, because their generator was renamed."""
-    paths, sources = {row["path"] for row in rows}, {row["source"] for row in rows}
-    gone = {path for path, row in old.items() if row["source"] in sources and path not in paths}
+    paths, sources = {row.path for row in rows}, {row.source for row in rows}
+    gone = {path for path, row in old.items() if row.source in sources and path not in paths}
     if not gone:
         return
     print(f"{len(gone)} videos have another generator now; what was kept under the old one is dropped")
     for index in index_files(folder):
-        write_index(index, [row for row in read_rows(index) if row["path"] not in gone])
+        write_index(index, [row for row in read_rows(index) if row.path not in gone])
     for path in gone:
         features_file(folder, path).unlink(missing_ok=True)
         del old[path]
@@ -89,7 +105,7 @@ def forget_renamed(rows, old, folder):
 
 def index_digest(rows) -> str:
     """One name for the same videos, generators, groups, splits and windows."""
-    lines = [",".join(str(row[key]) for key in ("path", "generator", "group", "split", "windows")) for row in rows]
+    lines = [",".join(map(str, (row.path, row.generator, row.group, row.split, row.windows))) for row in rows]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -102,19 +118,19 @@ def features_recipe(folder) -> dict:
 
 def usable(rows, features):
     """The rows that have features, each told its folder."""
-    return [row | {"features": features} for row in rows if row["windows"] and not row["error"]]
+    return [row._replace(features=str(features)) for row in rows if row.windows and not row.error]
 
 
-def first_per(rows, keys, count, seed):
+def subsample(rows, keys, count, seed):
     """At most `count` rows per value of `keys`, in an order drawn by seed: fewer rows are a part of more."""
-    order = sorted(rows, key=lambda row: hashlib.sha256(f"{seed} {row['path']}".encode()).digest())
+    order = sorted(rows, key=lambda row: hashlib.sha256(f"{seed} {row.path}".encode()).digest())
     taken, kept = {}, []
     for row in order:
-        value = tuple(row[key] for key in keys)
+        value = tuple(getattr(row, key) for key in keys)
         taken[value] = taken.get(value, 0) + 1
         if taken[value] <= count:
             kept.append(row)
-    return sorted(kept, key=lambda row: row["path"])
+    return sorted(kept, key=lambda row: row.path)
 
 
 # ---------------------------------------------------------------- a file of tokens
@@ -173,16 +189,16 @@ def map_tokens(path) -> np.ndarray:
 
 def read_valid(row) -> np.ndarray:
     """Which frames (S, L) of a video are not padding. Raises InputError where the index counts other windows."""
-    path = features_file(row["features"], row["path"])
+    path = features_file(row.features, row.path)
     valid = read_arrays(path, ("valid",), EXTRACT_AGAIN)["valid"]
-    if valid.ndim != 2 or len(valid) != row["windows"]:
+    if valid.ndim != 2 or len(valid) != row.windows:
         raise InputError(f"{path}: valid {valid.shape} does not match the index; {EXTRACT_AGAIN}")
     return valid
 
 
 def mean_tokens(rows) -> np.ndarray:
     """The mean over windows, frames and tokens of each video, (V, D)."""
-    files = (features_file(row["features"], row["path"]) for row in rows)
+    files = (features_file(row.features, row.path) for row in rows)
     return np.stack([np.mean(map_tokens(file), axis=(0, 1, 2), dtype="float64") for file in files])
 
 
@@ -198,7 +214,7 @@ class Windows:
 
     def __init__(self, rows: list[dict], memory: int = 2 << 30):
         self.rows = rows
-        self.video = np.repeat(np.arange(len(rows)), [row["windows"] for row in rows])
+        self.video = np.repeat(np.arange(len(rows)), [row.windows for row in rows])
         self.offset = window_numbers(self.video)
         self.held = None
         if rows:
@@ -221,7 +237,7 @@ class Windows:
         return windows
 
     def file(self, video):
-        return features_file(self.rows[video]["features"], self.rows[video]["path"])
+        return features_file(self.rows[video].features, self.rows[video].path)
 
     def mapped(self, i):
         """The tokens (S, L, T, D) that hold window i, memory-mapped. Raises InputError where the index has others."""

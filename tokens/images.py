@@ -16,13 +16,14 @@ from basics.artifacts import differing, file_digest, read_arrays
 from basics.running import InputError
 from tokens.dataset import (
     EXTRACT_AGAIN,
+    Row,
     features_file,
     features_recipe,
-    first_per,
     index_digest,
     map_tokens,
     read_index,
     read_valid,
+    subsample,
     usable,
 )
 from tokens.split import COMPARABLE, assign_splits, fold_splits
@@ -92,7 +93,7 @@ def read_frames(folder, per_clip, fold, limit, seed):
     if not rows:
         raise InputError(f"{folder}: no video with features; run 01 again")
     rows = fold_splits(rows, *fold, seed) if fold else rows
-    rows = first_per(rows, ("generator", "split"), limit, seed) if limit else rows
+    rows = subsample(rows, ("generator", "split"), limit, seed) if limit else rows
     places = []  # in rows, of each image's clip
 
     def clips():
@@ -100,18 +101,18 @@ def read_frames(folder, per_clip, fold, limit, seed):
             vectors = clip_vectors(row, per_clip)
             if vectors.shape[1] != recipe["dim"]:
                 width = f"{vectors.shape[1]} wide, the recipe says {recipe['dim']}"
-                raise InputError(f"{features_file(folder, row['path'])}: {width}; {EXTRACT_AGAIN}")
+                raise InputError(f"{features_file(folder, row.path)}: {width}; {EXTRACT_AGAIN}")
             places.extend([place] * len(vectors))
             yield vectors
 
     vectors = on_disk(clips(), recipe["dim"])
-    columns = (np.array([row[key] for row in rows])[places] for key in ("path", "generator", "group", "split"))
+    columns = (np.array([getattr(row, key) for row in rows])[places] for key in ("path", "generator", "group", "split"))
     return Images(vectors, *columns, {"features": recipe, "index_sha256": index_digest(index)})
 
 
 def clip_vectors(row, per_clip):
     """The vectors (K, D) of a clip's chosen frames, float32."""
-    tokens = map_tokens(features_file(row["features"], row["path"]))
+    tokens = map_tokens(features_file(row.features, row.path))
     window, frame = np.divmod(chosen_frames(row, per_clip), tokens.shape[1])
     return np.stack([np.mean(tokens[i, j], axis=0, dtype="float32") for i, j in zip(window, frame, strict=True)])
 
@@ -120,7 +121,7 @@ def chosen_frames(row, per_clip):
     """The numbers (K,) of up to `per_clip` frames of a clip, evenly spread over those that are not padding."""
     valid = np.flatnonzero(read_valid(row))
     if not len(valid):
-        raise InputError(f"{features_file(row['features'], row['path'])}: every frame is padding; {EXTRACT_AGAIN}")
+        raise InputError(f"{features_file(row.features, row.path)}: every frame is padding; {EXTRACT_AGAIN}")
     count = min(per_clip, len(valid))
     return valid[((np.arange(count) + 0.5) * len(valid) / count).astype(int)]
 
@@ -148,5 +149,5 @@ def read_embeddings(path, limit, seed):
     if not limit:
         return images
     columns = zip(video.tolist(), generator.tolist(), split.tolist(), strict=True)
-    rows = [dict(path=own[0], generator=own[1], split=own[2], place=i) for i, own in enumerate(columns)]
-    return images.rows([row["place"] for row in first_per(rows, ("generator", "split"), limit, seed)])
+    rows = [Row(path, own, path, split=part, label=i) for i, (path, own, part) in enumerate(columns)]
+    return images.rows([row.label for row in subsample(rows, ("generator", "split"), limit, seed)])

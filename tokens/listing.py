@@ -10,13 +10,13 @@ from pathlib import Path
 
 from basics.artifacts import read_csv
 from basics.running import InputError
-from tokens.dataset import first_per
+from tokens.dataset import Row, subsample
 from tokens.generators import resolve_generator
 from tokens.videos import STILL_SUFFIXES, VIDEO_SUFFIXES
 
 
 def list_folder(root, table):
-    """Index rows of the videos below a folder and a Counter of what is ignored."""
+    """Rows of the videos below a folder and a Counter of what is ignored."""
     rows, ignored, names = [], Counter(), {}
     for source in walk(root, ignored):
         parts, suffix = source.split("/"), suffix_of(source)
@@ -27,8 +27,8 @@ def list_folder(root, table):
             rows.append(new_row("/".join((generator, *tail)), generator, source, os.path.join(root, source)))
         else:
             ignored["not in a generator's folder (put it in one, or name its generator in a CSV)"] += 1
-    with_videos = {row["generator"] for row in rows if suffix_of(row["source"]) in VIDEO_SUFFIXES}
-    kept = [r for r in rows if suffix_of(r["source"]) in VIDEO_SUFFIXES or r["generator"] not in with_videos]
+    with_videos = {row.generator for row in rows if suffix_of(row.source) in VIDEO_SUFFIXES}
+    kept = [row for row in rows if suffix_of(row.source) in VIDEO_SUFFIXES or row.generator not in with_videos]
     ignored["stills beside videos"] += len(rows) - len(kept)
     return kept, ignored
 
@@ -98,7 +98,7 @@ def canonical(name, table, names):
 
 
 def list_csv(path, table):
-    """Index rows of the videos that a CSV names."""
+    """Rows of the videos that a CSV names."""
     rows, names = [], {}
     lines = read_csv(path, ("path", "generator"), "expected path,generator[,group,stratum,split]")
     for number, line in enumerate(lines, 2):
@@ -113,18 +113,16 @@ def list_csv(path, table):
         name = "/".join((generator.replace("/", "_").lstrip(".") or "_", *tail))
         file = os.path.abspath(Path(path).parent / given)
         row = new_row(name, generator, file if ".." in given.parts else given.as_posix(), file)
-        rows.append(row | {key: line.get(key) or row[key] for key in ("group", "stratum")} | {"split": split})
+        rows.append(row._replace(group=line.get("group") or row.path, stratum=line.get("stratum") or "", split=split))
     return rows, Counter()
 
 
 def new_row(path, generator, source, file):
-    row = {"path": path, "generator": generator, "group": path, "stratum": "", "split": "", "windows": 0}
-    row |= dict.fromkeys(("fps", "size", "length", "container", "codec", "error"), "")
-    return row | {"source": source, "file": file}
+    return Row(path, generator, group=path, source=source, file=file)
 
 
 def list_videos(videos, table, limit=None):
-    """Index rows of all videos by path, and a Counter of what is ignored.
+    """Rows of all videos by path, and a Counter of what is ignored.
 
     Raises InputError naming both files when two would share a features file.
     """
@@ -136,11 +134,11 @@ def list_videos(videos, table, limit=None):
     rows, ignored = list_folder(videos, table) if videos.is_dir() else list_csv(videos, table)
     if not rows:
         raise InputError(f"{videos}: no videos found; {describe(ignored) or 'it is empty'}")
-    rows.sort(key=lambda row: (row["path"], row["file"]))
+    rows.sort(key=lambda row: (row.path, row.file))
     for row, after in itertools.pairwise(rows):
-        if row["path"] == after["path"]:
-            raise InputError(f"{row['file']} and {after['file']} would both be {row['path']}; rename one or move it")
-    return (first_per(rows, ("generator",), limit, "limit") if limit else rows), ignored
+        if row.path == after.path:
+            raise InputError(f"{row.file} and {after.file} would both be {row.path}; rename one or move it")
+    return (subsample(rows, ("generator",), limit, "limit") if limit else rows), ignored
 
 
 def describe(counts):

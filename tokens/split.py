@@ -12,7 +12,7 @@ import numpy as np
 
 from basics.artifacts import differing
 from basics.running import InputError
-from tokens.dataset import features_recipe, first_per, read_index, usable
+from tokens.dataset import features_recipe, read_index, subsample, usable
 from tokens.generators import class_index, class_names, resolve_generator
 
 # ---------------------------------------------------------------- groups and the recorded split
@@ -50,16 +50,13 @@ def assign_splits(groups, generators, recorded=None) -> dict[str, str]:
 
 
 def set_splits(rows, recorded):
-    """Give every row its split: a CSV's own, else the one recorded for its group, else by hash."""
+    """The rows, each with its split: a CSV's own, else the one recorded for its group, else by hash."""
     given = {}
     for row in rows:
-        if row["split"] and given.setdefault(row["group"], row["split"]) != row["split"]:
-            raise InputError(
-                f"group {row['group']} is in {given[row['group']]} and in {row['split']}; a group has one split"
-            )
-    splits = assign_splits([row["group"] for row in rows], [row["generator"] for row in rows], recorded | given)
-    for row in rows:
-        row["split"] = splits[row["group"]]
+        if row.split and given.setdefault(row.group, row.split) != row.split:
+            raise InputError(f"group {row.group} is in {given[row.group]} and in {row.split}; a group has one split")
+    splits = assign_splits([row.group for row in rows], [row.generator for row in rows], recorded | given)
+    return [row._replace(split=splits[row.group]) for row in rows]
 
 
 def train_every_generator(splits, members, fixed=()) -> dict[str, str]:
@@ -75,8 +72,8 @@ def train_every_generator(splits, members, fixed=()) -> dict[str, str]:
 # ---------------------------------------------------------------- who trains and who is tested
 
 
-class Videos(NamedTuple):
-    """Index rows by role; those of train, val and test have a "label" that counts in `classes`."""
+class Split(NamedTuple):
+    """Rows by role; those of train, val and test have a label, a number among `classes`."""
 
     classes: tuple[str, ...]
     train: list[dict]
@@ -100,7 +97,7 @@ def choose_videos(
     limit=None,
     train_on_val=False,
     seed=0,
-) -> Videos:
+) -> Split:
     """Who trains, validates and tests at a level, of the index rows of a features folder and the generator table.
 
     `train_generators` and `test_generators` are names, beside which Real always counts; `test_features` is another
@@ -113,37 +110,37 @@ def choose_videos(
         rows = fold_splits(rows, *fold, seed)
     other = other_features(features, test_features) if test_features else []
     if limit:
-        rows, other = (first_per(part, ("generator", "split"), limit, seed) for part in (rows, other))
+        rows, other = (subsample(part, ("generator", "split"), limit, seed) for part in (rows, other))
     trained = known_names(train_generators, table, rows) or set(table)
     if outside := sorted(trained - set(table)):
         raise InputError(f"outside the generator table, so never trained on: {', '.join(outside)}")
     tested = known_names(test_generators, table, other or rows) or (set(table) if other else trained)
-    labels = {name: class_index(level, name, table) for name in {row["generator"] for row in rows + other}}
+    labels = {name: class_index(level, name, table) for name in {row.generator for row in rows + other}}
 
     def trains(row):
-        return row["generator"] in trained and row["split"] != "test" and labels[row["generator"]] is not None
+        return row.generator in trained and row.split != "test" and labels[row.generator] is not None
 
     roles, excluded = {"train": [], "val": [], "test": [], "unseen": []}, Counter()
     for row in filter(trains, rows):
-        roles["train" if train_on_val else row["split"]].append(row | {"label": labels[row["generator"]]})
+        roles["train" if train_on_val else row.split].append(row._replace(label=labels[row.generator]))
     for row in other or itertools.filterfalse(trains, rows):
-        generator, label = row["generator"], labels[row["generator"]]
+        generator, label = row.generator, labels[row.generator]
         if generator in table and label is None:
             excluded[generator] += 1
         elif generator in tested & set(table):
-            roles["test"].append(row | {"label": label})
+            roles["test"].append(row._replace(label=label))
         elif other or generator not in trained:
             roles["unseen"].append(row)
     roles["test"] = apart_from_training(roles)
     if labels_per_class != "all":
-        roles["train"] = first_per(roles["train"], ("label",), labels_per_class, seed)
+        roles["train"] = subsample(roles["train"], ("label",), labels_per_class, seed)
     return keep_trained_classes(class_names(level, table), roles, dict(excluded))
 
 
 def apart_from_training(roles):
     """The test videos whose group no training video shares."""
-    groups = {row["group"] for row in roles["train"] + roles["val"]}
-    apart = [row for row in roles["test"] if row["group"] not in groups]
+    groups = {row.group for row in roles["train"] + roles["val"]}
+    apart = [row for row in roles["test"] if row.group not in groups]
     if len(apart) < len(roles["test"]):
         print(f"{len(roles['test']) - len(apart)} videos share a group with training videos and are not tested")
     return apart
@@ -165,7 +162,7 @@ def known_names(wanted, table, rows):
     """Names given by flag, resolved, with Real; empty when the flag was not given."""
     if not wanted:
         return set()
-    present = {row["generator"] for row in rows}
+    present = {row.generator for row in rows}
     resolved = {resolve_generator(name, table) or name for name in wanted}
     if missing := sorted(resolved - present):
         raise InputError(f"no video of {', '.join(missing)} in the features; there are: {', '.join(sorted(present))}")
@@ -180,18 +177,18 @@ def fold_splits(rows, k, n, seed):
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    generators, groups = [row["generator"] for row in rows], [row["group"] for row in rows]
+    generators, groups = [row.generator for row in rows], [row.group for row in rows]
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # fewer groups than folds: dealt with below
         folds = list(StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(groups, generators, groups))
     test = {groups[i] for i in folds[k - 1][1]}
     splits = {group: "test" if group in test else "train" for group in groups}
     splits = train_every_generator(splits, groups_of_generators(groups, generators))
-    return [row | {"split": splits[row["group"]]} for row in rows]
+    return [row._replace(split=splits[row.group]) for row in rows]
 
 
 def keep_trained_classes(classes, roles, excluded):
     """Drop classes nobody trains; their videos are unseen. Says which, and which classes have no test video."""
-    present = sorted({row["label"] for row in roles["train"]})
+    present = sorted({row.label for row in roles["train"]})
     if len(present) < 2:
         raise InputError(
             f"training needs videos of two classes or more; there are {[classes[i] for i in present]}: add videos or"
@@ -200,17 +197,17 @@ def keep_trained_classes(classes, roles, excluded):
     if absent := [name for i, name in enumerate(classes) if i not in present]:
         print(f"no training video, so not among the classes: {', '.join(absent)}")
     place = {label: i for i, label in enumerate(present)}
-    untrained = [row for row in roles["test"] if row["label"] not in place]
-    roles["unseen"] += [{key: row[key] for key in row if key != "label"} for row in untrained]
+    untrained = [row for row in roles["test"] if row.label not in place]
+    roles["unseen"] += [row._replace(label=None) for row in untrained]
     for role in ("train", "val", "test"):
-        roles[role] = [row | {"label": place[row["label"]]} for row in roles[role] if row["label"] in place]
+        roles[role] = [row._replace(label=place[row.label]) for row in roles[role] if row.label in place]
     classes = tuple(classes[i] for i in present)
-    tested = {row["label"] for row in roles["test"]}
+    tested = {row.label for row in roles["test"]}
     if not tested:
         raise InputError("no test video: add videos, or name others by --test-generators or --test-features")
     if untested := [name for i, name in enumerate(classes) if i not in tested]:
         print(f"no test video, so not evaluated: {', '.join(untested)}")
-    return Videos(classes, **roles, excluded=excluded)
+    return Split(classes, **roles, excluded=excluded)
 
 
 # ---------------------------------------------------------------- roles around one target generator

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
-from basics.artifacts import read_arrays, refuse_other, replace_whole, write_arrays, write_csv, write_json
+from basics.artifacts import read_arrays, refuse_other, write_arrays, write_atomically, write_csv, write_json
 from basics.running import InputError
 from common import OUTPUTS, WindowBatches, build_saga, keras
 from tokens.dataset import Windows
 from training.devices import (
     check_alike,
     described,
-    even,
+    divisible_batch_size,
+    is_main_process,
     one_device,
     predict_on_batch,
     processes,
     replicas,
-    writes,
 )
 from training.evaluation import validation
 from training.service import served
@@ -84,7 +84,7 @@ class EpochEnd(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         row = {"epoch": epoch + 1, "learning_rate": number(self.model.optimizer.learning_rate)} | logs
-        row["spread"] = spread(predict_on_batch(self.model, self.sample)["embedding"])
+        row["variance_fraction"] = variance_fraction(predict_on_batch(self.model, self.sample)["embedding"])
         check_training([*self.history, row])
         if self.val_rows:
             row |= validation(self.model, self.val, self.val_rows, len(self.sample))
@@ -93,7 +93,7 @@ class EpochEnd(keras.callbacks.Callback):
                 self.best_score, self.best = score, self.model.get_weights()
             print(f"epoch {epoch + 1}: val macro accuracy {row['val_macro_accuracy']:.3f}")
         self.history.append({key: value if key == "epoch" else float(value) for key, value in row.items()})
-        if not writes():
+        if not is_main_process():
             return
         state = {"epoch": epoch + 1, "step": int(number(self.model.optimizer.iterations))}
         state |= {"batch_size": self.batch_size, "best_score": self.best_score}
@@ -135,7 +135,7 @@ class Interruption(keras.callbacks.Callback):
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def spread(embedding) -> float:
+def variance_fraction(embedding) -> float:
     """The share of the mean squared length of embeddings (B, D) that is variance: 0 when all are one point."""
     return float(embedding.var(axis=0).sum() / max(np.square(embedding).sum(axis=1).mean(), 1e-12))
 
@@ -153,11 +153,11 @@ def check_training(history):
     if not np.isfinite(row["loss"]):
         rate = row["learning_rate"]
         raise InputError(f"epoch {row['epoch']}: the loss is not finite; lower --learning-rate (now {rate:.2g})")
-    if "embedding_loss" in row and len(history) > 1 and max(last["spread"] for last in history[-2:]) < 1e-4:
+    if "embedding_loss" in row and len(history) > 1 and max(last["variance_fraction"] for last in history[-2:]) < 1e-4:
         raise CollapseError(
             f"epoch {row['epoch']}: the embeddings have collapsed to a point (mined loss {row['embedding_loss']:.4f},"
-            f" spread {row['spread']:.1g}); try --normalize, a smaller --margin or --learning-rate, a larger"
-            " --ce-weight or --loss ce"
+            f" variance fraction {row['variance_fraction']:.1g}); try --normalize, a smaller --margin or"
+            " --learning-rate, a larger --ce-weight or --loss ce"
         )
 
 
@@ -175,12 +175,12 @@ def fit(
     if service and (processes()[1] > 1 or replicas() > 1):
         raise InputError(f"--data-service feeds one device, and there are {described()}; leave it out")
     train, val = Windows(videos.train), Windows(videos.val)
-    labels = np.array([row["label"] for row in videos.train])[train.video]
+    labels = np.array([row.label for row in videos.train])[train.video]
     model.optimizer.build(model.trainable_variables)
     path = checkpoint_file(run, level)
     state, best = load_checkpoint(path, model, recipe)
     start = state.get("epoch", 0)
-    size = even(min(batch_size, len(train)))
+    size = divisible_batch_size(min(batch_size, len(train)))
     batches = WindowBatches(train, labels, size, seed, batching, start, train.workers, processes())
     if state.get("batch_size", size) != size:
         raise InputError(
@@ -195,7 +195,7 @@ def fit(
     if keras.backend.backend() == "tensorflow":
         build_metrics(model, sample[:2])  # JAX traces once either way, and its callback would need TensorFlow
         callbacks += tensorboard(Path(run) / "logs" / level)
-    verbose = (1 if sys.stdout.isatty() else 2) if writes() else 0
+    verbose = (1 if sys.stdout.isatty() else 2) if is_main_process() else 0
     options = dict(epochs=epochs, initial_epoch=start, shuffle=False, callbacks=callbacks, verbose=verbose)
     try:
         if service and start < epochs:
@@ -209,7 +209,7 @@ def fit(
         raise
     finally:
         batches.close()
-    if writes():
+    if is_main_process():
         save_model(model, Path(run) / f"{level}_last.keras", recipe)
     if keeper.best:
         model.set_weights(keeper.best)
@@ -236,7 +236,7 @@ def report_training(videos, train, batches, labels, wanted):
     """Print how many videos of each class train, and where there are fewer than asked for or than a batch wants."""
     steps = f"{len(batches)} steps of {batches.batch_size} an epoch on {described()}"
     print(f"training on {len(videos.train)} videos, {len(train)} windows, {steps}:")
-    per_class = np.bincount([row["label"] for row in videos.train], minlength=len(videos.classes))
+    per_class = np.bincount([row.label for row in videos.train], minlength=len(videos.classes))
     counts = dict(zip(videos.classes, per_class.tolist(), strict=True))
     print("  " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     if wanted != "all" and (short := [name for name in counts if counts[name] < wanted]):
@@ -257,7 +257,7 @@ def save_model(model, path, recipe):
     with one_device():
         bare = build_saga(**model.config | {"recipe": recipe}, dtype=model.dtype_policy)
         bare.set_weights(model.get_weights())
-    replace_whole(path, bare.save, suffix=".keras")
+    write_atomically(path, bare.save, suffix=".keras")
 
 
 def save_run(model, metrics, arrays, run, recipe, seconds):

@@ -101,7 +101,7 @@ def processes() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
-def writes() -> bool:
+def is_main_process() -> bool:
     return processes()[0] == 0
 
 
@@ -139,7 +139,7 @@ def one_device():
         keras.distribution.set_distribution(held)
 
 
-def even(batch_size: int) -> int:
+def divisible_batch_size(batch_size: int) -> int:
     """`batch_size` lowered to a multiple of the devices. Raises InputError when it is smaller than that."""
     if batch_size < replicas():
         raise InputError(

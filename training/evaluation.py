@@ -53,7 +53,7 @@ def predict(model, windows: Windows, batch_size=64):
 
 
 def validation(model, windows, rows, batch_size):
-    labels = np.array([row["label"] for row in rows])
+    labels = np.array([row.label for row in rows])
     probabilities = predict(model, windows, batch_size)[1]
     scores = score(labels, probabilities, model.config["class_names"])
     likelihood = probabilities[np.arange(len(labels)), labels]
@@ -83,23 +83,23 @@ def score(labels, probabilities, classes) -> dict:
         "confusion": confusion.tolist(),
     }
     if tuple(classes) == ("Real", "Fake"):
-        called_fake = confusion[:, 1].sum()
-        metrics |= {"precision": correct[1] / called_fake if called_fake else None, "recall": recall["Fake"]}
+        predicted_fake = confusion[:, 1].sum()
+        metrics |= {"precision": correct[1] / predicted_fake if predicted_fake else None, "recall": recall["Fake"]}
         metrics["auc"] = roc_auc_score(labels, probabilities[:, 1]) if videos.all() else None
     return json.loads(json.dumps(metrics, default=float))
 
 
-def score_names(labels, called) -> dict:
-    """Accuracies of test videos by the names (V,) of their classes and of what they are called; folds may be pooled.
+def score_names(labels, predicted) -> dict:
+    """Accuracies of test videos by the names (V,) of their true and predicted classes; folds may be pooled.
 
-    per_class is {name: [videos, right]}; chance is `majority` for micro and `uniform` for macro.
+    per_class is {name: [videos, correct]}; chance is `majority` for micro and `uniform` for macro.
     """
-    labels, right = np.asarray(labels), np.asarray(labels) == np.asarray(called)
-    per_class = {name: [int((labels == name).sum()), int(right[labels == name].sum())] for name in np.unique(labels)}
+    labels, correct = np.asarray(labels), np.asarray(labels) == np.asarray(predicted)
+    per_class = {name: [int((labels == name).sum()), int(correct[labels == name].sum())] for name in np.unique(labels)}
     return {
         "videos": len(labels),
         "classes": len(per_class),
-        "micro": float(right.mean()),
+        "micro": float(correct.mean()),
         "macro": float(np.mean([own / videos for videos, own in per_class.values()])),
         "majority": max(videos for videos, _ in per_class.values()) / len(labels),
         "uniform": 1 / len(per_class),
@@ -111,26 +111,26 @@ def evaluate(model, videos, level, batch_size) -> tuple[dict, dict]:
     """The metrics on test, and arrays over the videos of all roles: embedding (V, D), probabilities (V, C), video,
     generator, group, class (V,) and split (V,): train, val, test or unseen. `videos` is what choose_videos returns.
     """
-    rows = [row | {"split": role} for role in ROLES for row in getattr(videos, role)]
+    rows = [row._replace(split=role) for role in ROLES for row in getattr(videos, role)]
     embedding, probabilities = predict(model, Windows(rows), batch_size)
     arrays = {
         "embedding": embedding.astype("float32"),
         "probabilities": probabilities.astype("float32"),
-        "video": np.array([row["path"] for row in rows]),
-        "generator": np.array([row["generator"] for row in rows]),
-        "group": np.array([row["group"] for row in rows]),
-        "class": np.array([videos.classes[row["label"]] if "label" in row else "unseen" for row in rows]),
-        "split": np.array([row["split"] for row in rows]),
+        "video": np.array([row.path for row in rows]),
+        "generator": np.array([row.generator for row in rows]),
+        "group": np.array([row.group for row in rows]),
+        "class": np.array([videos.classes[row.label] if row.label is not None else "unseen" for row in rows]),
+        "split": np.array([row.split for row in rows]),
     }
     test, unseen = arrays["split"] == "test", arrays["split"] == "unseen"
-    metrics = {"level": level} | score([row["label"] for row in videos.test], probabilities[test], videos.classes)
-    called = np.array(videos.classes)[probabilities[unseen].argmax(axis=1)]
-    metrics |= {"excluded": videos.excluded, "unseen": unseen_report(arrays["generator"][unseen], called)}
-    metrics["clips"] = {role: [row["path"] for row in getattr(videos, role)] for role in ROLES}
+    metrics = {"level": level} | score([row.label for row in videos.test], probabilities[test], videos.classes)
+    predicted = np.array(videos.classes)[probabilities[unseen].argmax(axis=1)]
+    metrics |= {"excluded": videos.excluded, "unseen": unseen_report(arrays["generator"][unseen], predicted)}
+    metrics["clips"] = {role: [row.path for row in getattr(videos, role)] for role in ROLES}
     return metrics | {"simulated": bool(model.config["features"].get("simulated"))}, arrays
 
 
-def coarser(probabilities, classes, level):
+def sum_to_level(probabilities, classes, level):
     """GEN-L's probabilities (V, C) summed along the generator table: those of a level's classes (V, K), and the names.
 
     The share of generators that are Unknown or Mixed at the level is left out, so a row may sum to less than 1.
@@ -153,10 +153,10 @@ def at_level(generators, level):
     return np.array([names[-1 if places[name] is None else places[name]] for name in generators.tolist()])
 
 
-def unseen_report(generators, called):
-    """What the model calls generators it never trained on: {generator: {videos, predicted: {class: videos}}}."""
+def unseen_report(generators, predicted):
+    """Predictions for generators not trained on: {generator: {videos, predicted: {class: videos}}}."""
     report = {}
-    for (generator, name), count in Counter(zip(generators.tolist(), called.tolist(), strict=True)).items():
+    for (generator, name), count in Counter(zip(generators.tolist(), predicted.tolist(), strict=True)).items():
         entry = report.setdefault(generator, {"videos": 0, "predicted": {}})
         entry["videos"] += count
         entry["predicted"][name] = count
@@ -190,8 +190,8 @@ def print_results(metrics):
     for generator, videos in metrics["excluded"].items():
         print(f"left out, Unknown or Mixed at this level: {generator}, {videos} videos")
     for generator, entry in metrics["unseen"].items():
-        called = ", ".join(f"{name} {count}" for name, count in Counter(entry["predicted"]).most_common(3))
-        print(f"unseen: {generator}, {entry['videos']} videos, called {called}")
+        predicted = ", ".join(f"{name} {count}" for name, count in Counter(entry["predicted"]).most_common(3))
+        print(f"unseen: {generator}, {entry['videos']} videos, predicted {predicted}")
 
 
 def percent(value):

@@ -19,7 +19,7 @@ from basics.artifacts import differing, read_arrays, read_csv
 from basics.running import InputError
 from basics.statistics import draw_groups
 from common import load_saga
-from tokens.dataset import features_recipe, first_per, mean_tokens, read_valid, usable
+from tokens.dataset import features_recipe, mean_tokens, read_valid, subsample, usable
 from tokens.generators import stage_of
 
 COUNTS = (1, 5, 20, 50, 100, 200, 500, 1000)  # clips per signature, as far as two classes have them
@@ -52,43 +52,44 @@ def load_trained(path, level, features):
 
 
 def choose_rows(path, index, classes, features, splits, limit=None, seed=0):
-    """Index rows of the clips of `splits` and of the grand mean's, with "class", "split", "asked" and "reference"; from
-    the embeddings file at `path`.
+    """Rows of the clips of `splits` and of the grand mean's, by the embeddings file at `path`, with split and class
+    name as there; and the paths of the grand mean's.
     """
     again = f"run {stage_of(Path(path).name.split('_')[0])} again"
     arrays = read_arrays(path, ("video", "generator", "class", "split"), again)
     listed = list(zip(*(own.tolist() for own in arrays.values()), strict=True))
     if foreign := {label for _, _, label, split in listed if split != "unseen"} - set(classes):
         raise InputError(f"{path}: {', '.join(sorted(foreign))} is no class of the model beside it; {again}")
-    known, rows = {row["path"]: row for row in usable(index, features)}, []
+    known, rows = {row.path: row for row in usable(index, features)}, []
     listed = [clip for clip in listed if clip[3] in (*splits, "train")]
     if missing := [video for video, *_ in listed if video not in known]:
         raise InputError(f"{features} lacks {len(missing)} videos of {path}, such as {missing[0]}; {again}")
     for video, generator, label, split in listed:
         if split == "unseen":
             label = generator if generator not in classes else f"{generator} (unseen)"
-        rows.append(known[video] | {"generator": generator, "class": label, "split": split})
+        rows.append(known[video]._replace(generator=generator, class_name=label, split=split))
     if limit:
-        rows = first_per(rows, ("generator", "split"), limit, seed)
-    train = [row for row in rows if row["split"] == "train"]
-    reference = {row["path"] for row in first_per(train, ("class",), REFERENCE, seed)}
-    rows = [row | {"asked": row["split"] in splits, "reference": row["path"] in reference} for row in rows]
-    return [row for row in rows if row["asked"] or row["reference"]]
+        rows = subsample(rows, ("generator", "split"), limit, seed)
+    train = [row for row in rows if row.split == "train"]
+    in_grand_mean = {row.path for row in subsample(train, ("class_name",), REFERENCE, seed)}
+    return [row for row in rows if row.split in splits or row.path in in_grand_mean], in_grand_mean
 
 
-def drop_short(rows):
-    """The rows with a fully valid window, their windows' validity, and how many of each class asked for have none."""
+def drop_short(rows, splits, in_grand_mean):
+    """The rows with a fully valid window, their windows' validity, and how many of `splits` of each class have none."""
     with tqdm(rows, "windows", unit="clip", dynamic_ncols=True) as bar:
         whole = [read_valid(row).all(axis=1) for row in bar]
-    short = Counter(row["class"] for row, own in zip(rows, whole, strict=True) if row["asked"] and not own.any())
+    short = Counter(
+        row.class_name for row, own in zip(rows, whole, strict=True) if row.split in splits and not own.any()
+    )
     kept = [(row, own) for row, own in zip(rows, whole, strict=True) if own.any()]
-    seen = {row["class"] for row, _ in kept if row["asked"]}
+    seen = {row.class_name for row, _ in kept if row.split in splits}
     if len(seen) < 2:
         raise InputError(
             f"T-Sigs compare classes, but fully valid windows have only: {', '.join(seen) or 'none'} ({short.total()}"
             " clips have none); widen --splits or --limit, or extract longer clips"
         )
-    if not any(row["reference"] for row, _ in kept):
+    if not any(row.path in in_grand_mean for row, _ in kept):
         raise InputError("no train clip has a fully valid window, so there is no grand mean; extract longer clips")
     return *zip(*kept, strict=True), short
 
@@ -102,10 +103,10 @@ def name_strata(rows, index, strata):
         return np.array(["none"] * len(rows)), None, 0
     if strata:
         given = read_strata(strata)
-        unknown = len(given.keys() - {row["path"] for row in index})
-        return np.array([given.get(row["path"], "none") for row in rows]), Path(strata).name, unknown
-    if any(row["stratum"] for row in rows):
-        return np.array([row["stratum"] or "none" for row in rows]), "the index", 0
+        unknown = len(given.keys() - {row.path for row in index})
+        return np.array([given.get(row.path, "none") for row in rows]), Path(strata).name, unknown
+    if any(row.stratum for row in rows):
+        return np.array([row.stratum or "none" for row in rows]), "the index", 0
     sample = np.random.default_rng(0).permutation(len(rows))[:SAMPLE]
     means = KMeans(min(3, len(rows)), n_init=10, random_state=0).fit(mean_tokens([rows[i] for i in sample]))
     parts = [rows[start : start + SAMPLE] for start in range(0, len(rows), SAMPLE)]
