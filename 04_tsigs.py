@@ -220,7 +220,9 @@ def main(argv=None):
     arrays = {"signatures": signatures, "classes": np.array(names)[present], "clips": counts[present]}
     arrays |= {"seen": present < len(classes), "grand_mean": means["trained"], "maps": maps[asked]}
     keys = {"video": "path", "generator": "generator", "split": "split", "group": "group"}
-    arrays |= {name: np.array([getattr(row, key) for row in rows if row["asked"]]) for name, key in keys.items()}
+    arrays |= {
+        name: np.array([getattr(row, key) for row in rows if row.split in args.splits]) for name, key in keys.items()
+    }
     arrays |= {"class": own, "stratum": strata[asked], "recipe": recipe}
     write_arrays(f"{stem}.npz", arrays)
     metrics |= {"recipe": recipe | {"seconds": round(time.time() - started, 1)}}
