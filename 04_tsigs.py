@@ -4,40 +4,59 @@ temporal block, one L x L map per class, and how well such a map tells its class
 reads   features/<set>/ (01_extract_features.py), runs/<run>/<level>.keras and <level>_embeddings.npz (02 or 03)
 writes  runs/<run>/<level>_tsigs.npz   signatures (C, H, L, L) raw means per class and head; classes, seen, clips (C,);
                                        maps (V, L, L) per clip, the mean over heads; video, generator, class, split,
-                                       group, stratum (V,); grand_mean (L, L) of other clips
-        runs/<run>/<level>_tsigs.json  identification, correlations and controls, with the recipe
+                                       group, stratum (V,); grand_mean (L, L) of other clips; with --controls also
+                                       frames_shuffled_maps and untrained_maps (V, L, L), and their _grand_mean
+        runs/<run>/<level>_tsigs.json  identification and correlations, of the controls too, with the recipe
         runs/<run>/<level>_tsigs.png   and _tsigs_difference.png, _tsigs_unseen.png, _tsigs_strata.png
 
     python 04_tsigs.py --features features/zoo --run runs/zoo --level gen
 
 Rows of a map are the attending frames, columns the attended ones; a row sums to 1. Only windows without padding count.
-About a minute on two cores for the simulated zoo.
+Half a minute on two cores for the simulated zoo, a minute with --controls.
 """
 
 import argparse
 import hashlib
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from basics.artifacts import file_digest, finished_metrics, make_recipe, write_arrays, write_json
+from basics.artifacts import (
+    differing,
+    file_digest,
+    finished_metrics,
+    make_recipe,
+    write_arrays,
+    write_json,
+)
 from basics.figures import draw_maps, wrap_panels
-from basics.running import positive, run_script
-from common import LEVELS, build_saga, keras
-from tokens.dataset import Windows, features_recipe, index_digest, read_index
-from training.evaluation import ROLES, batch_outputs, title
+from basics.running import InputError, names, positive, run_script
+from common import LEVELS, load_saga
+from tokens.dataset import (
+    Windows,
+    features_recipe,
+    index_digest,
+    read_batches,
+    read_index,
+    read_valid,
+    usable,
+)
+from tokens.generators import level_name, stage_of
+from training.evaluation import ROLES
 from training.signatures import (
-    choose_rows,
-    drop_short,
-    largest_strata,
-    load_trained,
+    across_strata,
+    choose_clips,
+    content_grid,
     mean_of_classes,
-    measure_all,
+    measure,
     name_strata,
-    run_files,
+    permuted_halves,
+    split_groups_in_halves,
+    untrained,
 )
 
 
@@ -49,57 +68,72 @@ def get_args(argv=None):
     add("--features", default="features/zoo", help="folder written by 01_extract_features.py")
     add("--run", default="runs/zoo", help="folder of the trained model, and for what is written")
     add("--level", choices=LEVELS, default="gen", help="attribution level")
-    add("--splits", type=splits, default="test,val,unseen", help=f"clips to take: some of {','.join(ROLES)}")
-    add("--strata", help="CSV path,stratum of contents, or none; default: the index's, else k-means of the mean token")
+    add("--splits", type=names, default="test,val,unseen", help=f"clips to take: some of {','.join(ROLES)}")
+    add("--strata", help="CSV path,stratum of contents, or kmeans: clusters of the mean token; default: the index's")
     add("--limit", type=positive, help="at most this many videos per generator and split: a small run")
     add("--batch-size", type=positive, default=64, help="windows per step")
     add("--repeats", type=positive, default=200, help="random halvings of each class's groups")
-    add("--no-controls", action="store_true", help="leave out frames shuffled, untrained model and labels permuted")
+    add("--controls", action="store_true", help="measure frames shuffled, untrained, labels permuted, across strata")
     add("--seed", type=int, default=0, help="seed of halvings, draws and controls")
     add("--overwrite", action="store_true", help="compute anew although the run folder holds other results")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not args.splits or set(args.splits) - set(ROLES):
+        parser.error(f"argument --splits: expected some of {','.join(ROLES)}")
+    args.splits = [split for split in ROLES if split in args.splits]
+    return args
 
 
-def splits(text):
-    given = [name.strip() for name in text.split(",")]
-    if set(given) - set(ROLES):
-        raise ValueError(text)
-    return [name for name in ROLES if name in given]
+# ---------------------------------------------------------------- which clips
+
+
+def drop_padded(rows, splits, in_grand_mean):
+    """The rows that have a window without padding, which of their windows (N,) are such, and how many clips of `splits`
+    have none, by class.
+    """
+    full = [read_valid(row).all(axis=1) for row in tqdm(rows, "windows", unit="clip", dynamic_ncols=True)]  # (S,) each
+    kept = [row for row, windows in zip(rows, full, strict=True) if windows.any()]
+    padded = [row for row, windows in zip(rows, full, strict=True) if not windows.any()]
+    clips_without = Counter(row.class_name for row in padded if row.split in splits)
+    if len(left := {row.class_name for row in kept if row.split in splits}) < 2:
+        what = f"T-Sigs compare classes, but fully valid windows have only: {', '.join(left) or 'none'}"
+        count = f"{clips_without.total()} clips have none"
+        raise InputError(f"{what} ({count}); widen --splits or --limit, or extract longer clips")
+    if not any(row.path in in_grand_mean for row in kept):
+        raise InputError("no train clip has a fully valid window, so there is no grand mean; extract longer clips")
+    return kept, np.concatenate([windows for windows in full if windows.any()]), clips_without
 
 
 # ---------------------------------------------------------------- signatures (Sec. 3.1)
 
 
-def attention_maps(model, windows, whole, labels, batch_size, orders=None, what="attention"):
-    """Each clip's map over its fully valid windows and heads, (V, L, L), and each class's sum of clips (C, H, L, L).
-
-    `whole` are the numbers of those windows. Labels (V,) of -1 enter no sum. `orders` (V, L) re-orders the frames.
+def attention_maps(model, windows, full_windows, labels, batch_size, what="attention", orders=None):
+    """Each clip's map (V, L, L), the mean over its windows of `full_windows` (n,) and over heads, and each class's sum
+    of its clips (C, H, L, L). Labels (V,) of -1 enter no sum. `orders` (V, L) re-orders the frames of clips.
     """
     frames, heads = model.config["frames"], model.config["heads"]
     maps = np.zeros((len(labels), frames, frames), "float32")
     sums = np.zeros((labels.max() + 2, heads, frames, frames))  # the last one is that of label -1
-    share = 1 / np.bincount(windows.video[whole], minlength=len(labels))
-
-    def ordered(tokens, numbers):  # (B, L, T, D)
-        return np.take_along_axis(tokens, orders[windows.video[numbers]][:, :, None, None], axis=1)
-
-    batches = batch_outputs(model, windows, batch_size, whole, None if orders is None else ordered)
-    count = -(-len(whole) // batch_size)
-    for numbers, outputs in tqdm(batches, what, count, unit="batch", dynamic_ncols=True):
-        clip = windows.video[numbers]  # (b,)
-        attention = outputs["attention"] * share[clip][:, None, None, None]  # (b, H, L, L)
-        np.add.at(maps, clip, attention.mean(axis=1))
-        np.add.at(sums, labels[clip], attention)
+    weight = 1 / np.bincount(windows.video[full_windows], minlength=len(labels))  # of a window in its clip's mean
+    batches = [full_windows[start : start + batch_size] for start in range(0, len(full_windows), batch_size)]
+    filled = [np.resize(batch, batch_size) for batch in batches]  # of one size, so that the model is compiled once
+    progress = tqdm(read_batches(windows, filled), what, len(batches), unit="batch", dynamic_ncols=True)
+    for batch, place, tokens in zip(batches, filled, progress, strict=True):
+        if orders is not None:
+            tokens = np.take_along_axis(tokens, orders[windows.video[place]][:, :, None, None], axis=1)
+        attention = model.predict_on_batch(tokens)["attention"][: len(batch)]  # (b, H, L, L)
+        clip = windows.video[batch]  # (b,)
+        weighted = attention * weight[clip][:, None, None, None]
+        np.add.at(maps, clip, weighted.mean(axis=1))
+        np.add.at(sums, labels[clip], weighted)
     return maps, sums[:-1]
 
 
-def untrained(model, seed):
-    """The same sizes with weights drawn anew."""
-    keras.utils.set_random_seed(seed)
-    return build_saga(**model.config, dtype=model.dtype_policy)
+# ---------------------------------------------------------------- tables and figures
 
 
-# ---------------------------------------------------------------- numbers
+def heading(metrics, what):
+    splits, simulated = ", ".join(metrics["splits"]), ", simulated" * metrics["simulated"]
+    return f"{level_name(metrics['level'])}, {metrics['videos']} clips of {splits}{simulated}\n{what}"
 
 
 def print_tables(metrics):
@@ -115,43 +149,26 @@ def print_tables(metrics):
         if not table:
             print(f"{name:15} too few clips of two classes")
     print(f"correlations: less the mean of {metrics['grand_mean_clips']} other, train clips; raw without that")
-    if short := ", ".join(f"{name} {row['short']}" for name, row in metrics["per_class"].items() if row["short"]):
-        print(f"left out, no window without padding: {short}")
+    left_out = {name: row["clips_without_full_window"] for name, row in metrics["per_class"].items()}
+    if any(left_out.values()):
+        print("left out, no window without padding:", ", ".join(f"{name} {n}" for name, n in left_out.items() if n))
     if ignored := metrics["strata"]["unknown_videos"]:
         print(f"ignored: {ignored} videos of {metrics['strata']['source']} that the features lack")
 
 
-# ---------------------------------------------------------------- figures
-
-
-def heading(metrics, what):
-    return title(metrics, f"\n{what}", f"clips of {', '.join(metrics['splits'])}")
-
-
-def draw_figures(metrics, signatures, maps, labels, strata, stem):
-    """All figures. Signatures (L, L) by class, maps (V, L, L), labels (V,) by class name, strata (V,)."""
+def draw_figures(metrics, signatures, stem):
+    """T-Sigs, their differences, and seen beside unseen classes. Signatures (L, L) by class."""
     per_class = metrics["per_class"]
     panels = {name: (f"{name}\nclips: {per_class[name]['clips']}", values) for name, values in signatures.items()}
     draw_maps(wrap_panels("", [*panels.values()]), heading(metrics, "T-Sigs"), f"{stem}.png")
     mean = np.mean([*signatures.values()], axis=0)
-    apart = [(label, values - mean) for label, values in panels.values()]
+    differences = [(label, values - mean) for label, values in panels.values()]
     what = heading(metrics, "T-Sigs less their mean over classes")
-    draw_maps(wrap_panels("", apart), what, f"{stem}_difference.png", diverging=True)
+    draw_maps(wrap_panels("", differences), what, f"{stem}_difference.png", diverging=True)
     seen, unseen = ([panels[name] for name in panels if per_class[name]["seen"] == kind] for kind in (True, False))
-    for ending in ("unseen", "strata"):  # may be of an earlier run
-        Path(f"{stem}_{ending}.png").unlink(missing_ok=True)
     if unseen:
         grid = wrap_panels("seen", seen) + wrap_panels("unseen", unseen)
         draw_maps(grid, heading(metrics, "T-Sigs, seen and unseen"), f"{stem}_unseen.png")
-    source, grid = metrics["strata"]["source"], []
-    for stratum in largest_strata(strata) if source else []:
-        cells = {name: maps[(labels == name) & (strata == stratum)] for name in signatures}
-        row = [
-            (f"{name}\nclips: {len(cell)}", cell.mean(axis=0) if len(cell) else None) for name, cell in cells.items()
-        ]
-        grid.append((stratum, row))
-    if grid:
-        draw_maps(grid, heading(metrics, f"T-Sigs by content; strata: {source}"), f"{stem}_strata.png")
 
 
 def main(argv=None):
@@ -159,71 +176,100 @@ def main(argv=None):
     started = time.time()
 
     # ---------------------------------------------------------------- load
-    model_file, embeddings_file = run_files(args.run, args.level)
+    stem, script = f"{args.run}/{args.level}_tsigs", stage_of(args.level)
+    model_file, embeddings_file = (Path(args.run) / f"{args.level}{end}" for end in (".keras", "_embeddings.npz"))
+    for file in (model_file, embeddings_file):
+        if not file.is_file():
+            raise InputError(f"{file} is missing; run {script} first")
     index = read_index(args.features)
-    made_from = {"features": features_recipe(args.features), "index_sha256": index_digest(index)}
+    made_from = {"index_sha256": index_digest(index), "features": features_recipe(args.features)}
     made_from |= {"model_sha256": file_digest(model_file), "embeddings_sha256": file_digest(embeddings_file)}
     made_from["strata_sha256"] = hashlib.sha256("\n".join(row.stratum for row in index).encode()).hexdigest()
     if args.strata:
-        made_from["strata_sha256"] = "none" if args.strata == "none" else file_digest(args.strata)
+        made_from["strata_sha256"] = "kmeans" if args.strata == "kmeans" else file_digest(args.strata)
     recipe = make_recipe(vars(args), ("features", "run", "strata"), ("overwrite",), ("keras",), **made_from)
-    if (done := finished_metrics(Path(args.run) / f"{args.level}_tsigs.json", recipe, args.overwrite)) is not None:
+    if (done := finished_metrics(f"{stem}.json", recipe, args.overwrite)) is not None:
         return done
-    model = load_trained(model_file, args.level, args.features)
-    classes = model.config["class_names"]
-    rows, in_grand_mean = choose_rows(
-        embeddings_file, index, classes, args.features, args.splits, args.limit, args.seed
-    )
-    rows, whole, short = drop_short(rows, args.splits, in_grand_mean)
-    strata, source, unknown = name_strata(rows, index, args.strata)
-    # the model's classes, then unseen generators
-    names = [*classes, *sorted(({row.class_name for row in rows} | set(short)) - set(classes))]
-    labels = np.array([names.index(row.class_name) for row in rows])
+    model = load_saga(model_file, script)
+    if differ := differing(made_from["features"], model.config["features"]):
+        what = f"{model_file} was trained on other features than {args.features} ({', '.join(differ)})"
+        raise InputError(f"{what}; run {script} on these features")
+    if other := model.config["recipe"].get("paths", {}).get("test_features"):
+        raise InputError(f"{model_file} was tested on {other}; T-Sigs need a run of one features folder")
+    classes, known = model.config["class_names"], {row.path: row for row in usable(index, args.features)}
+    rows, in_grand_mean = choose_clips(embeddings_file, known, classes, args.splits, args.limit, args.seed)
+    rows, full, clips_without_full_window = drop_padded(rows, args.splits, in_grand_mean)
+    unseen = ({row.class_name for row in rows} | set(clips_without_full_window)) - set(classes)
+    class_names = np.array([*classes, *sorted(unseen)])
+    labels = np.array([class_names.tolist().index(row.class_name) for row in rows])
     groups = np.unique([row.group for row in rows], return_inverse=True)[1]
-    asked = np.array([row.split in args.splits for row in rows])
-    reference = np.array([row.path in in_grand_mean for row in rows])
+    selected = np.array([row.split in args.splits for row in rows])
+    in_grand_mean = np.array([row.path in in_grand_mean for row in rows])
+    strata, unknown = np.array([row.stratum or "none" for row in rows]), 0
+    source = "the index" if any(row.stratum for row in rows) else None
+    if args.strata:
+        strata, source, unknown = name_strata(rows, index, args.strata)
 
-    # ---------------------------------------------------------------- signatures
-    clips = Windows(rows), np.flatnonzero(np.concatenate(whole)), np.where(asked, labels, -1), args.batch_size
+    # ---------------------------------------------------------------- attention maps
+    clips = Windows(rows), np.flatnonzero(full), np.where(selected, labels, -1), args.batch_size
     maps, sums = attention_maps(model, *clips)
-    counts = np.bincount(labels[asked])
+
+    # ---------------------------------------------------------------- means per class
+    counts = np.bincount(labels[selected])
     present = np.flatnonzero(counts)
     signatures = sums[present] / counts[present, None, None, None]  # (C, H, L, L)
-    conditions = {"trained": maps}
-    if not args.no_controls:
+    grand_mean = mean_of_classes(maps[in_grand_mean], labels[in_grand_mean])
+
+    # ---------------------------------------------------------------- halves
+    # The signature of one half of a class's groups is to be found among all classes' signatures of the other half.
+    used, draws = selected & ~in_grand_mean, (args.repeats, args.seed)
+    compared = labels[used], groups[used]
+    tables = {"trained": measure(maps[used], grand_mean, *compared, split_groups_in_halves, *draws)}
+
+    # ---------------------------------------------------------------- controls
+    controls = {}
+    if args.controls:
         orders = np.tile(np.arange(maps.shape[1]), (len(rows), 1))
         orders = np.random.default_rng(args.seed).permuted(orders, axis=1)
-        conditions["frames shuffled"], _ = attention_maps(model, *clips, orders, "frames shuffled")
-        conditions["untrained"], _ = attention_maps(untrained(model, args.seed), *clips, what="untrained")
+        controls["frames shuffled"], _ = attention_maps(model, *clips, "frames shuffled", orders)
+        controls["untrained"], _ = attention_maps(untrained(model, args.seed), *clips, "untrained")
+    arrays = {}
+    for name, own in controls.items():
+        mean = mean_of_classes(own[in_grand_mean], labels[in_grand_mean])
+        tables[name] = measure(own[used], mean, *compared, split_groups_in_halves, *draws)
+        key = name.replace(" ", "_")
+        arrays |= {f"{key}_maps": own[selected], f"{key}_grand_mean": mean}
+    if args.controls:
+        tables["labels permuted"] = measure(maps[used], grand_mean, *compared, permuted_halves, *draws)
+    if args.controls and source:
+        pairs_of_strata = partial(across_strata, strata=strata[used])
+        tables["across strata"] = measure(maps[used], grand_mean, *compared, pairs_of_strata, *draws)
 
-    # ---------------------------------------------------------------- measure
+    # ---------------------------------------------------------------- figures
     roles = Counter(row.split for row in rows if row.split in args.splits)
     metrics = {"level": args.level, "videos": roles.total(), "splits": dict(roles)}
     metrics |= {"simulated": bool(model.config["features"].get("simulated")), "per_class": {}}
-    for i, name in enumerate(names):
-        own = asked & (labels == i)
-        entry = {"seen": name in classes, "clips": int(own.sum()), "groups": len(set(groups[own].tolist()))}
-        metrics["per_class"][name] = entry | {"short": short[name]}
-    metrics["strata"] = {"source": source, "clips": Counter(strata[asked].tolist()), "unknown_videos": unknown}
-    used = asked & ~reference
-    metrics |= {"used": int(used.sum()), "grand_mean_clips": int(reference.sum())}
-    means = {name: mean_of_classes(own[reference], labels[reference]) for name, own in conditions.items()}
-    metrics["tables"] = measure_all(conditions, means, labels, groups, strata, used, args.repeats, args.seed)
+    for i, name in enumerate(class_names.tolist()):
+        chosen = selected & (labels == i)
+        entry = {"seen": name in classes, "clips": int(chosen.sum()), "groups": len(set(groups[chosen].tolist()))}
+        metrics["per_class"][name] = entry | {"clips_without_full_window": clips_without_full_window[name]}
+    metrics["strata"] = {"source": source, "clips": Counter(strata[selected].tolist()), "unknown_videos": unknown}
+    metrics |= {"used": int(used.sum()), "grand_mean_clips": int(in_grand_mean.sum()), "tables": tables}
     print_tables(metrics)
-
-    # ---------------------------------------------------------------- figures
-    stem, own = f"{args.run}/{args.level}_tsigs", np.array(names)[labels[asked]]
-    shown = {names[i]: values.mean(axis=0) for i, values in zip(present, signatures, strict=True)}
-    draw_figures(metrics, shown, maps[asked], own, strata[asked], stem)
+    for ending in ("unseen", "strata"):  # may be of an earlier run
+        Path(f"{stem}_{ending}.png").unlink(missing_ok=True)
+    class_of_clip = class_names[labels[selected]]
+    draw_figures(metrics, dict(zip(class_names[present].tolist(), signatures.mean(axis=1), strict=True)), stem)
+    if source:
+        grid = content_grid(maps[selected], class_of_clip, strata[selected])
+        draw_maps(grid, heading(metrics, f"T-Sigs by content; strata: {source}"), f"{stem}_strata.png")
 
     # ---------------------------------------------------------------- save
-    arrays = {"signatures": signatures, "classes": np.array(names)[present], "clips": counts[present]}
-    arrays |= {"seen": present < len(classes), "grand_mean": means["trained"], "maps": maps[asked]}
-    keys = {"video": "path", "generator": "generator", "split": "split", "group": "group"}
-    arrays |= {
-        name: np.array([getattr(row, key) for row in rows if row.split in args.splits]) for name, key in keys.items()
-    }
-    arrays |= {"class": own, "stratum": strata[asked], "recipe": recipe}
+    arrays |= {"signatures": signatures, "classes": class_names[present], "clips": counts[present]}
+    arrays |= {"seen": present < len(classes), "grand_mean": grand_mean, "maps": maps[selected]}
+    arrays |= {"class": class_of_clip, "stratum": strata[selected], "recipe": recipe}
+    for key, field in {"video": "path", "generator": "generator", "split": "split", "group": "group"}.items():
+        arrays[key] = np.array([getattr(row, field) for row in rows if row.split in args.splits])
     write_arrays(f"{stem}.npz", arrays)
     metrics |= {"recipe": recipe | {"seconds": round(time.time() - started, 1)}}
     write_json(f"{stem}.json", metrics)
