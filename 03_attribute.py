@@ -113,7 +113,7 @@ def stage_two_loss(loss, ce_weight, margin, positives, normalize):
 
 def start_from(model, path):
     """Copy stage 1's transformer into the model; the classifier keeps its fresh weights."""
-    stage_one = load_saga(path, "02_pretrain_binary.py")
+    stage_one = load_saga(path, "bin")
     if (blocks := stage_one.config["temporal_blocks"]) != model.config["temporal_blocks"]:
         raise InputError(f"{path} has {blocks} temporal blocks; pass --temporal-blocks {blocks} or --init scratch")
     for key in ("frames", "tokens", "dim", "heads"):

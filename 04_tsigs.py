@@ -19,7 +19,6 @@ import argparse
 import hashlib
 import time
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,7 @@ from basics.artifacts import (
     file_digest,
     finished_metrics,
     make_recipe,
+    read_arrays,
     write_arrays,
     write_json,
 )
@@ -43,21 +43,14 @@ from tokens.dataset import (
     read_batches,
     read_index,
     read_valid,
+    subsample,
     usable,
 )
-from tokens.generators import level_name, stage_of
+from tokens.generators import stage_of
 from training.evaluation import ROLES
-from training.signatures import (
-    across_strata,
-    choose_clips,
-    content_grid,
-    mean_of_classes,
-    measure,
-    name_strata,
-    permuted_halves,
-    split_groups_in_halves,
-    untrained,
-)
+from training.signatures import content_grid, measure, measure_controls, name_strata, split_groups_in_halves, untrained
+
+GRAND_MEAN_CLIPS = 20  # train clips per class whose mean is the grand mean
 
 
 def get_args(argv=None):
@@ -86,9 +79,32 @@ def get_args(argv=None):
 # ---------------------------------------------------------------- which clips
 
 
+def choose_clips(path, index, features, classes, splits, limit, seed):
+    """Rows of the clips of `splits` and of the grand mean's, with split and class name as in the embeddings file at
+    `path`; and the paths of the grand mean's.
+    """
+    arrays = read_arrays(path, ("video", "generator", "class", "split"), "run its stage again")
+    known, rows = {row.path: row for row in usable(index, features)}, []
+    for video, generator, label, split in zip(*(values.tolist() for values in arrays.values()), strict=True):
+        if split not in (*splits, "train"):
+            continue
+        if video not in known:
+            raise InputError(f"{features} lacks {video} of {path}; run its stage again")
+        if split == "unseen":
+            label = generator if generator not in classes else f"{generator} (unseen)"
+        elif label not in classes:
+            raise InputError(f"{path}: {label} is no class of the model beside it; run its stage again")
+        rows.append(known[video]._replace(generator=generator, class_name=label, split=split))
+    if limit:
+        rows = subsample(rows, ("generator", "split"), limit, seed)
+    train = [row for row in rows if row.split == "train"]
+    in_grand_mean = {row.path for row in subsample(train, ("class_name",), GRAND_MEAN_CLIPS, seed)}
+    return [row for row in rows if row.split in splits or row.path in in_grand_mean], in_grand_mean
+
+
 def drop_padded(rows, splits, in_grand_mean):
-    """The rows that have a window without padding, which of their windows (N,) are such, and how many clips of `splits`
-    have none, by class.
+    """The rows with a window without padding, the numbers (n,) of such windows among all of theirs, and how many clips
+    of `splits` have none, by class.
     """
     full = [read_valid(row).all(axis=1) for row in tqdm(rows, "windows", unit="clip", dynamic_ncols=True)]  # (S,) each
     kept = [row for row, windows in zip(rows, full, strict=True) if windows.any()]
@@ -100,7 +116,7 @@ def drop_padded(rows, splits, in_grand_mean):
         raise InputError(f"{what} ({count}); widen --splits or --limit, or extract longer clips")
     if not any(row.path in in_grand_mean for row in kept):
         raise InputError("no train clip has a fully valid window, so there is no grand mean; extract longer clips")
-    return kept, np.concatenate([windows for windows in full if windows.any()]), clips_without
+    return kept, np.flatnonzero(np.concatenate([windows for windows in full if windows.any()])), clips_without
 
 
 # ---------------------------------------------------------------- signatures (Sec. 3.1)
@@ -133,7 +149,7 @@ def attention_maps(model, windows, full_windows, labels, batch_size, what="atten
 
 def heading(metrics, what):
     splits, simulated = ", ".join(metrics["splits"]), ", simulated" * metrics["simulated"]
-    return f"{level_name(metrics['level'])}, {metrics['videos']} clips of {splits}{simulated}\n{what}"
+    return f"{metrics['level'].upper()}-L, {metrics['videos']} clips of {splits}{simulated}\n{what}"
 
 
 def print_tables(metrics):
@@ -176,32 +192,31 @@ def main(argv=None):
     started = time.time()
 
     # ---------------------------------------------------------------- load
-    stem, script = f"{args.run}/{args.level}_tsigs", stage_of(args.level)
-    model_file, embeddings_file = (Path(args.run) / f"{args.level}{end}" for end in (".keras", "_embeddings.npz"))
-    for file in (model_file, embeddings_file):
-        if not file.is_file():
-            raise InputError(f"{file} is missing; run {script} first")
+    stem = f"{args.run}/{args.level}_tsigs"
+    files = [Path(args.run) / f"{args.level}{ending}" for ending in (".keras", "_embeddings.npz")]
+    if missing := [file for file in files if not file.is_file()]:
+        raise InputError(f"{missing[0]} is missing; run {stage_of(args.level)} first")
     index = read_index(args.features)
     made_from = {"index_sha256": index_digest(index), "features": features_recipe(args.features)}
-    made_from |= {"model_sha256": file_digest(model_file), "embeddings_sha256": file_digest(embeddings_file)}
+    made_from |= {"model_sha256": file_digest(files[0]), "embeddings_sha256": file_digest(files[1])}
     made_from["strata_sha256"] = hashlib.sha256("\n".join(row.stratum for row in index).encode()).hexdigest()
     if args.strata:
         made_from["strata_sha256"] = "kmeans" if args.strata == "kmeans" else file_digest(args.strata)
     recipe = make_recipe(vars(args), ("features", "run", "strata"), ("overwrite",), ("keras",), **made_from)
     if (done := finished_metrics(f"{stem}.json", recipe, args.overwrite)) is not None:
         return done
-    model = load_saga(model_file, script)
+    model = load_saga(files[0], args.level)
     if differ := differing(made_from["features"], model.config["features"]):
-        what = f"{model_file} was trained on other features than {args.features} ({', '.join(differ)})"
-        raise InputError(f"{what}; run {script} on these features")
+        what = f"{files[0]} was trained on other features than {args.features} ({', '.join(differ)})"
+        raise InputError(f"{what}; run {stage_of(args.level)} on these features")
     if other := model.config["recipe"].get("paths", {}).get("test_features"):
-        raise InputError(f"{model_file} was tested on {other}; T-Sigs need a run of one features folder")
-    classes, known = model.config["class_names"], {row.path: row for row in usable(index, args.features)}
-    rows, in_grand_mean = choose_clips(embeddings_file, known, classes, args.splits, args.limit, args.seed)
-    rows, full, clips_without_full_window = drop_padded(rows, args.splits, in_grand_mean)
-    unseen = ({row.class_name for row in rows} | set(clips_without_full_window)) - set(classes)
-    class_names = np.array([*classes, *sorted(unseen)])
-    labels = np.array([class_names.tolist().index(row.class_name) for row in rows])
+        raise InputError(f"{files[0]} was tested on {other}; T-Sigs need a run whose clips are all in one folder")
+    classes = model.config["class_names"]
+    rows, in_grand_mean = choose_clips(files[1], index, args.features, classes, args.splits, args.limit, args.seed)
+    rows, full_windows, left_out = drop_padded(rows, args.splits, in_grand_mean)
+    unseen = {row.class_name for row in rows} | set(left_out)
+    class_names = [*classes, *sorted(unseen - set(classes))]
+    labels = np.array([class_names.index(row.class_name) for row in rows])
     groups = np.unique([row.group for row in rows], return_inverse=True)[1]
     selected = np.array([row.split in args.splits for row in rows])
     in_grand_mean = np.array([row.path in in_grand_mean for row in rows])
@@ -211,63 +226,60 @@ def main(argv=None):
         strata, source, unknown = name_strata(rows, index, args.strata)
 
     # ---------------------------------------------------------------- attention maps
-    clips = Windows(rows), np.flatnonzero(full), np.where(selected, labels, -1), args.batch_size
+    clips = Windows(rows), full_windows, np.where(selected, labels, -1), args.batch_size
     maps, sums = attention_maps(model, *clips)
+    conditions = {"trained": maps}
+    if args.controls:
+        orders = np.tile(np.arange(maps.shape[1]), (len(rows), 1))
+        orders = np.random.default_rng(args.seed).permuted(orders, axis=1)
+        conditions["frames shuffled"], _ = attention_maps(model, *clips, "frames shuffled", orders)
+        conditions["untrained"], _ = attention_maps(untrained(model, args.seed), *clips, "untrained")
 
     # ---------------------------------------------------------------- means per class
     counts = np.bincount(labels[selected])
     present = np.flatnonzero(counts)
     signatures = sums[present] / counts[present, None, None, None]  # (C, H, L, L)
-    grand_mean = mean_of_classes(maps[in_grand_mean], labels[in_grand_mean])
 
     # ---------------------------------------------------------------- halves
-    # The signature of one half of a class's groups is to be found among all classes' signatures of the other half.
-    used, draws = selected & ~in_grand_mean, (args.repeats, args.seed)
-    compared = labels[used], groups[used]
-    tables = {"trained": measure(maps[used], grand_mean, *compared, split_groups_in_halves, *draws)}
-
-    # ---------------------------------------------------------------- controls
-    controls = {}
+    # Is a signature of one half of a class's groups the nearest to that of the other half, among those of all classes?
+    used, tables, arrays = selected & ~in_grand_mean, {}, {}
+    for name, own in conditions.items():
+        means = [
+            own[in_grand_mean & (labels == i)].mean(axis=0, dtype="float64") for i in np.unique(labels[in_grand_mean])
+        ]
+        grand_mean = np.mean(means, axis=0)
+        compared = own[used], grand_mean, labels[used], groups[used]
+        tables[name] = measure(*compared, split_groups_in_halves, args.repeats, args.seed)
+        key = "" if name == "trained" else f"{name.replace(' ', '_')}_"
+        arrays |= {f"{key}maps": own[selected], f"{key}grand_mean": grand_mean}
     if args.controls:
-        orders = np.tile(np.arange(maps.shape[1]), (len(rows), 1))
-        orders = np.random.default_rng(args.seed).permuted(orders, axis=1)
-        controls["frames shuffled"], _ = attention_maps(model, *clips, "frames shuffled", orders)
-        controls["untrained"], _ = attention_maps(untrained(model, args.seed), *clips, "untrained")
-    arrays = {}
-    for name, own in controls.items():
-        mean = mean_of_classes(own[in_grand_mean], labels[in_grand_mean])
-        tables[name] = measure(own[used], mean, *compared, split_groups_in_halves, *draws)
-        key = name.replace(" ", "_")
-        arrays |= {f"{key}_maps": own[selected], f"{key}_grand_mean": mean}
-    if args.controls:
-        tables["labels permuted"] = measure(maps[used], grand_mean, *compared, permuted_halves, *draws)
-    if args.controls and source:
-        pairs_of_strata = partial(across_strata, strata=strata[used])
-        tables["across strata"] = measure(maps[used], grand_mean, *compared, pairs_of_strata, *draws)
+        compared = maps[used], arrays["grand_mean"], labels[used], groups[used]
+        tables |= measure_controls(*compared, strata[used], args.repeats, args.seed)
 
     # ---------------------------------------------------------------- figures
     roles = Counter(row.split for row in rows if row.split in args.splits)
     metrics = {"level": args.level, "videos": roles.total(), "splits": dict(roles)}
     metrics |= {"simulated": bool(model.config["features"].get("simulated")), "per_class": {}}
-    for i, name in enumerate(class_names.tolist()):
+    for i, name in enumerate(class_names):
         chosen = selected & (labels == i)
         entry = {"seen": name in classes, "clips": int(chosen.sum()), "groups": len(set(groups[chosen].tolist()))}
-        metrics["per_class"][name] = entry | {"clips_without_full_window": clips_without_full_window[name]}
+        metrics["per_class"][name] = entry | {"clips_without_full_window": left_out[name]}
     metrics["strata"] = {"source": source, "clips": Counter(strata[selected].tolist()), "unknown_videos": unknown}
     metrics |= {"used": int(used.sum()), "grand_mean_clips": int(in_grand_mean.sum()), "tables": tables}
     print_tables(metrics)
     for ending in ("unseen", "strata"):  # may be of an earlier run
         Path(f"{stem}_{ending}.png").unlink(missing_ok=True)
-    class_of_clip = class_names[labels[selected]]
-    draw_figures(metrics, dict(zip(class_names[present].tolist(), signatures.mean(axis=1), strict=True)), stem)
+    draw_figures(
+        metrics, {class_names[i]: values.mean(axis=0) for i, values in zip(present, signatures, strict=True)}, stem
+    )
     if source:
-        grid = content_grid(maps[selected], class_of_clip, strata[selected])
+        grid = content_grid(maps[selected], labels[selected], strata[selected], class_names)
         draw_maps(grid, heading(metrics, f"T-Sigs by content; strata: {source}"), f"{stem}_strata.png")
 
     # ---------------------------------------------------------------- save
-    arrays |= {"signatures": signatures, "classes": class_names[present], "clips": counts[present]}
-    arrays |= {"seen": present < len(classes), "grand_mean": grand_mean, "maps": maps[selected]}
-    arrays |= {"class": class_of_clip, "stratum": strata[selected], "recipe": recipe}
+    arrays |= {"signatures": signatures, "classes": np.array(class_names)[present], "clips": counts[present]}
+    arrays |= {"seen": present < len(classes), "class": np.array(class_names)[labels[selected]]}
+    arrays |= {"stratum": strata[selected], "recipe": recipe}
     for key, field in {"video": "path", "generator": "generator", "split": "split", "group": "group"}.items():
         arrays[key] = np.array([getattr(row, field) for row in rows if row.split in args.splits])
     write_arrays(f"{stem}.npz", arrays)

@@ -98,7 +98,7 @@ def scores_of(run, left_out_names):
     place = [number[video] for video in signatures["video"].tolist()]  # clips with a window without padding
     found = {key: arrays[key][place] for key in ("embedding", "probabilities", "generator", "class", "split")}
     found |= {key: signatures[key] for key in ("maps", "group")}
-    head = load_saga(run / "gen.keras", "03_attribute.py").classifier
+    head = load_saga(run / "gen.keras", "gen").classifier
     found["logits"] = head_logits(found["embedding"], *head.get_weights())
 
     def clips(chosen):

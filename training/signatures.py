@@ -1,4 +1,4 @@
-"""What 04_tsigs.py stands on: the clips of a trained run, signatures as arrays, and controls.
+"""What 04_tsigs.py measures of signatures, and its controls.
 
     table = measure(maps, grand_mean, labels, groups, split_groups_in_halves, repeats=200, seed=0)
 
@@ -8,50 +8,21 @@ of one half of a class's groups are matched with those of the other half.
 
 import itertools
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from sklearn.cluster import KMeans
 
-from basics.artifacts import read_arrays, read_csv
-from basics.running import InputError
+from basics.artifacts import read_csv
 from basics.statistics import draw_groups
 from common import build_saga, keras
-from tokens.dataset import mean_tokens, subsample
-from tokens.generators import stage_of
+from tokens.dataset import mean_tokens
 
 COUNTS = (1, 5, 20, 50, 100, 200, 500, 1000)  # clips per signature, as far as two classes have them
 MEASURES = ("accuracy", "within", "between", "raw_within", "raw_between", "classes", "chance")
-GRAND_MEAN_CLIPS = 20  # train clips per class whose mean is the grand mean
 STRATA = 6  # the largest are shown and compared
 SAMPLE = 10000  # clips that k-means sees at a time
-
-# ---------------------------------------------------------------- the clips of a trained run
-
-
-def choose_clips(path, known, classes, splits, limit, seed):
-    """Rows of the clips of `splits` and of the grand mean's, with split and class name as in the embeddings file at
-    `path`; and the paths of the grand mean's. `known` are the rows of the features by path.
-    """
-    again = f"run {stage_of(Path(path).name.split('_')[0])} again"
-    arrays = read_arrays(path, ("video", "generator", "class", "split"), again)
-    listed = list(zip(*(values.tolist() for values in arrays.values()), strict=True))
-    if foreign := {label for _, _, label, split in listed if split != "unseen"} - set(classes):
-        raise InputError(f"{path}: {', '.join(sorted(foreign))} is no class of the model beside it; {again}")
-    listed = [clip for clip in listed if clip[3] in (*splits, "train")]
-    if missing := [video for video, *_ in listed if video not in known]:
-        raise InputError(f"the features lack {len(missing)} videos of {path}, such as {missing[0]}; {again}")
-    rows = []
-    for video, generator, label, split in listed:
-        if split == "unseen":
-            label = generator if generator not in classes else f"{generator} (unseen)"
-        rows.append(known[video]._replace(generator=generator, class_name=label, split=split))
-    if limit:
-        rows = subsample(rows, ("generator", "split"), limit, seed)
-    train = [row for row in rows if row.split == "train"]
-    in_grand_mean = {row.path for row in subsample(train, ("class_name",), GRAND_MEAN_CLIPS, seed)}
-    return [row for row in rows if row.split in splits or row.path in in_grand_mean], in_grand_mean
-
 
 # ---------------------------------------------------------------- who is compared: no group on both sides
 
@@ -68,11 +39,6 @@ def split_groups_in_halves(labels, groups, random):
 
 
 # ---------------------------------------------------------------- what is measured
-
-
-def mean_of_classes(maps, labels):
-    """The mean (L, L) over classes of their mean maps, of maps (V, L, L) and labels (V,)."""
-    return np.mean([maps[labels == i].mean(axis=0, dtype="float64") for i in np.unique(labels)], axis=0)
 
 
 def compare(first, second, grand_mean):
@@ -152,6 +118,15 @@ def measure(maps, grand_mean, labels, groups, draw_sides, repeats, seed):
 # ---------------------------------------------------------------- controls
 
 
+def measure_controls(maps, grand_mean, labels, groups, strata, repeats, seed):
+    """The tables of `measure` with labels permuted and, where strata (V,) have names, across strata."""
+    tables = {"labels permuted": measure(maps, grand_mean, labels, groups, permuted_halves, repeats, seed)}
+    if largest_strata(strata):
+        pairs = partial(across_strata, strata=strata)
+        tables["across strata"] = measure(maps, grand_mean, labels, groups, pairs, repeats, seed)
+    return tables
+
+
 def untrained(model, seed):
     """A model of the same sizes with weights drawn anew."""
     keras.utils.set_random_seed(seed)
@@ -209,13 +184,15 @@ def largest_strata(strata):
     return [name for name, _ in Counter(strata.tolist()).most_common() if name != "none"][:STRATA]
 
 
-def content_grid(maps, names, strata):
-    """Rows of figures.draw_maps, one per stratum: T-Sigs of its clips by class. Maps (V, L, L), names, strata (V,)."""
+def content_grid(maps, labels, strata, names):
+    """Rows of basics.figures.draw_maps, one per stratum: the T-Sigs of its clips by class. Maps (V, L, L), labels (V,),
+    which are numbers in the classes' `names`, strata (V,).
+    """
     grid = []
     for stratum in largest_strata(strata):
         row = []
-        for name in dict.fromkeys(names.tolist()):
-            clips = maps[(names == name) & (strata == stratum)]
-            row.append((f"{name}\nclips: {len(clips)}", clips.mean(axis=0) if len(clips) else None))
+        for label in np.unique(labels):
+            clips = maps[(labels == label) & (strata == stratum)]
+            row.append((f"{names[label]}\nclips: {len(clips)}", clips.mean(axis=0) if len(clips) else None))
         grid.append((stratum, row))
     return grid
