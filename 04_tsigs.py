@@ -25,11 +25,11 @@ import numpy as np
 from tqdm import tqdm
 
 from basics.artifacts import (
-    differing,
     file_digest,
     finished_metrics,
     make_recipe,
     read_arrays,
+    refuse_other,
     write_arrays,
     write_json,
 )
@@ -111,11 +111,12 @@ def drop_padded(rows, splits, in_grand_mean):
     padded = [row for row, windows in zip(rows, full, strict=True) if not windows.any()]
     clips_without = Counter(row.class_name for row in padded if row.split in splits)
     if len(left := {row.class_name for row in kept if row.split in splits}) < 2:
-        what = f"T-Sigs compare classes, but fully valid windows have only: {', '.join(left) or 'none'}"
-        count = f"{clips_without.total()} clips have none"
-        raise InputError(f"{what} ({count}); widen --splits or --limit, or extract longer clips")
+        what = (
+            f"windows without padding have only: {', '.join(left) or 'none'} ({clips_without.total()} clips have none)"
+        )
+        raise InputError(f"T-Sigs compare classes, but {what}; widen --splits or --limit, or extract longer clips")
     if not any(row.path in in_grand_mean for row in kept):
-        raise InputError("no train clip has a fully valid window, so there is no grand mean; extract longer clips")
+        raise InputError("no train clip has a window without padding, so there is no grand mean; extract longer clips")
     return kept, np.flatnonzero(np.concatenate([windows for windows in full if windows.any()])), clips_without
 
 
@@ -148,8 +149,8 @@ def attention_maps(model, windows, full_windows, labels, batch_size, what="atten
 
 
 def heading(metrics, what):
-    splits, simulated = ", ".join(metrics["splits"]), ", simulated" * metrics["simulated"]
-    return f"{metrics['level'].upper()}-L, {metrics['videos']} clips of {splits}{simulated}\n{what}"
+    clips = f"{metrics['videos']} clips of {', '.join(metrics['splits'])}" + ", simulated" * metrics["simulated"]
+    return f"{metrics['level'].upper()}-L, {clips}\n{what}"
 
 
 def print_tables(metrics):
@@ -172,18 +173,18 @@ def print_tables(metrics):
         print(f"ignored: {ignored} videos of {metrics['strata']['source']} that the features lack")
 
 
-def draw_figures(metrics, signatures, stem):
-    """T-Sigs, their differences, and seen beside unseen classes. Signatures (L, L) by class."""
-    per_class = metrics["per_class"]
-    panels = {name: (f"{name}\nclips: {per_class[name]['clips']}", values) for name, values in signatures.items()}
-    draw_maps(wrap_panels("", [*panels.values()]), heading(metrics, "T-Sigs"), f"{stem}.png")
-    mean = np.mean([*signatures.values()], axis=0)
-    differences = [(label, values - mean) for label, values in panels.values()]
+def draw_figures(metrics, class_names, signatures, stem):
+    """T-Sigs (C, L, L), their differences, and seen beside unseen classes."""
+    entries = [metrics["per_class"][name] for name in class_names]
+    labels = [f"{name}\nclips: {entry['clips']}" for name, entry in zip(class_names, entries, strict=True)]
+    panels = list(zip(labels, signatures, strict=True))
+    draw_maps(wrap_panels("", panels), heading(metrics, "T-Sigs"), f"{stem}.png")
+    differences = list(zip(labels, signatures - signatures.mean(axis=0), strict=True))
     what = heading(metrics, "T-Sigs less their mean over classes")
     draw_maps(wrap_panels("", differences), what, f"{stem}_difference.png", diverging=True)
-    seen, unseen = ([panels[name] for name in panels if per_class[name]["seen"] == kind] for kind in (True, False))
-    if unseen:
-        grid = wrap_panels("seen", seen) + wrap_panels("unseen", unseen)
+    seen = sum(entry["seen"] for entry in entries)  # the first ones
+    if seen < len(panels):
+        grid = wrap_panels("seen", panels[:seen]) + wrap_panels("unseen", panels[seen:])
         draw_maps(grid, heading(metrics, "T-Sigs, seen and unseen"), f"{stem}_unseen.png")
 
 
@@ -206,17 +207,16 @@ def main(argv=None):
     if (done := finished_metrics(f"{stem}.json", recipe, args.overwrite)) is not None:
         return done
     model = load_saga(files[0], args.level)
-    if differ := differing(made_from["features"], model.config["features"]):
-        what = f"{files[0]} was trained on other features than {args.features} ({', '.join(differ)})"
-        raise InputError(f"{what}; run {stage_of(args.level)} on these features")
+    remedy = f"train it on {args.features}, or name the features that it was trained on"
+    refuse_other(files[0], {"features": model.config["features"]}, {"features": made_from["features"]}, remedy)
     if other := model.config["recipe"].get("paths", {}).get("test_features"):
         raise InputError(f"{files[0]} was tested on {other}; T-Sigs need a run whose clips are all in one folder")
     classes = model.config["class_names"]
     rows, in_grand_mean = choose_clips(files[1], index, args.features, classes, args.splits, args.limit, args.seed)
     rows, full_windows, left_out = drop_padded(rows, args.splits, in_grand_mean)
-    unseen = {row.class_name for row in rows} | set(left_out)
-    class_names = [*classes, *sorted(unseen - set(classes))]
-    labels = np.array([class_names.index(row.class_name) for row in rows])
+    unseen = ({row.class_name for row in rows} | set(left_out)) - set(classes)
+    class_names = np.array([*classes, *sorted(unseen)])
+    labels = np.array([class_names.tolist().index(row.class_name) for row in rows])
     groups = np.unique([row.group for row in rows], return_inverse=True)[1]
     selected = np.array([row.split in args.splits for row in rows])
     in_grand_mean = np.array([row.path in in_grand_mean for row in rows])
@@ -230,8 +230,7 @@ def main(argv=None):
     maps, sums = attention_maps(model, *clips)
     conditions = {"trained": maps}
     if args.controls:
-        orders = np.tile(np.arange(maps.shape[1]), (len(rows), 1))
-        orders = np.random.default_rng(args.seed).permuted(orders, axis=1)
+        orders = np.random.default_rng(args.seed).permuted(np.tile(np.arange(maps.shape[1]), (len(rows), 1)), axis=1)
         conditions["frames shuffled"], _ = attention_maps(model, *clips, "frames shuffled", orders)
         conditions["untrained"], _ = attention_maps(untrained(model, args.seed), *clips, "untrained")
 
@@ -244,10 +243,8 @@ def main(argv=None):
     # Is a signature of one half of a class's groups the nearest to that of the other half, among those of all classes?
     used, tables, arrays = selected & ~in_grand_mean, {}, {}
     for name, own in conditions.items():
-        means = [
-            own[in_grand_mean & (labels == i)].mean(axis=0, dtype="float64") for i in np.unique(labels[in_grand_mean])
-        ]
-        grand_mean = np.mean(means, axis=0)
+        means = [own[in_grand_mean & (labels == i)].mean(axis=0, dtype=float) for i in np.unique(labels[in_grand_mean])]
+        grand_mean = np.mean(means, axis=0)  # over classes, of train clips
         compared = own[used], grand_mean, labels[used], groups[used]
         tables[name] = measure(*compared, split_groups_in_halves, args.repeats, args.seed)
         key = "" if name == "trained" else f"{name.replace(' ', '_')}_"
@@ -260,7 +257,7 @@ def main(argv=None):
     roles = Counter(row.split for row in rows if row.split in args.splits)
     metrics = {"level": args.level, "videos": roles.total(), "splits": dict(roles)}
     metrics |= {"simulated": bool(model.config["features"].get("simulated")), "per_class": {}}
-    for i, name in enumerate(class_names):
+    for i, name in enumerate(class_names.tolist()):
         chosen = selected & (labels == i)
         entry = {"seen": name in classes, "clips": int(chosen.sum()), "groups": len(set(groups[chosen].tolist()))}
         metrics["per_class"][name] = entry | {"clips_without_full_window": left_out[name]}
@@ -269,16 +266,14 @@ def main(argv=None):
     print_tables(metrics)
     for ending in ("unseen", "strata"):  # may be of an earlier run
         Path(f"{stem}_{ending}.png").unlink(missing_ok=True)
-    draw_figures(
-        metrics, {class_names[i]: values.mean(axis=0) for i, values in zip(present, signatures, strict=True)}, stem
-    )
+    draw_figures(metrics, class_names[present].tolist(), signatures.mean(axis=1), stem)
     if source:
         grid = content_grid(maps[selected], labels[selected], strata[selected], class_names)
         draw_maps(grid, heading(metrics, f"T-Sigs by content; strata: {source}"), f"{stem}_strata.png")
 
     # ---------------------------------------------------------------- save
-    arrays |= {"signatures": signatures, "classes": np.array(class_names)[present], "clips": counts[present]}
-    arrays |= {"seen": present < len(classes), "class": np.array(class_names)[labels[selected]]}
+    arrays |= {"signatures": signatures, "classes": class_names[present], "clips": counts[present]}
+    arrays |= {"seen": present < len(classes), "class": class_names[labels[selected]]}
     arrays |= {"stratum": strata[selected], "recipe": recipe}
     for key, field in {"video": "path", "generator": "generator", "split": "split", "group": "group"}.items():
         arrays[key] = np.array([getattr(row, field) for row in rows if row.split in args.splits])
