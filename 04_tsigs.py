@@ -25,11 +25,13 @@ import numpy as np
 from tqdm import tqdm
 
 from basics.artifacts import (
+    code_of,
+    differing,
     file_digest,
     finished_metrics,
     make_recipe,
+    print_other_code,
     read_arrays,
-    refuse_other,
     write_arrays,
     write_json,
 )
@@ -148,13 +150,8 @@ def attention_maps(model, windows, full_windows, labels, batch_size, what="atten
 # ---------------------------------------------------------------- tables and figures
 
 
-def heading(metrics, what):
-    clips = f"{metrics['videos']} clips of {', '.join(metrics['splits'])}" + ", simulated" * metrics["simulated"]
-    return f"{metrics['level'].upper()}-L, {clips}\n{what}"
-
-
-def print_tables(metrics):
-    print("\n" + heading(metrics, f"signatures of n of {metrics['used']} clips, found again among the classes"))
+def print_tables(metrics, title):
+    print(f"\n{title}\nsignatures of n of {metrics['used']} clips, found again among the classes")
     heads = (f"{name:21}" for name in ("accuracy (95%)", "within", "between"))
     print(f"{'':15} {'n':>4} {'classes':>7} {'chance':>6}  {' '.join(heads)} raw within, between")
     for name, table in metrics["tables"].items():
@@ -173,19 +170,19 @@ def print_tables(metrics):
         print(f"ignored: {ignored} videos of {metrics['strata']['source']} that the features lack")
 
 
-def draw_figures(metrics, class_names, signatures, stem):
+def draw_figures(per_class, class_names, signatures, title, stem):
     """T-Sigs (C, L, L), their differences, and seen beside unseen classes."""
-    entries = [metrics["per_class"][name] for name in class_names]
+    entries = [per_class[name] for name in class_names]
     labels = [f"{name}\nclips: {entry['clips']}" for name, entry in zip(class_names, entries, strict=True)]
     panels = list(zip(labels, signatures, strict=True))
-    draw_maps(wrap_panels("", panels), heading(metrics, "T-Sigs"), f"{stem}.png")
+    draw_maps(wrap_panels("", panels), f"{title}\nT-Sigs", f"{stem}.png")
     differences = list(zip(labels, signatures - signatures.mean(axis=0), strict=True))
-    what = heading(metrics, "T-Sigs less their mean over classes")
+    what = f"{title}\nT-Sigs less their mean over classes"
     draw_maps(wrap_panels("", differences), what, f"{stem}_difference.png", diverging=True)
     seen = sum(entry["seen"] for entry in entries)  # the first ones
     if seen < len(panels):
         grid = wrap_panels("seen", panels[:seen]) + wrap_panels("unseen", panels[seen:])
-        draw_maps(grid, heading(metrics, "T-Sigs, seen and unseen"), f"{stem}_unseen.png")
+        draw_maps(grid, f"{title}\nT-Sigs, seen and unseen", f"{stem}_unseen.png")
 
 
 def main(argv=None):
@@ -198,7 +195,7 @@ def main(argv=None):
     if missing := [file for file in files if not file.is_file()]:
         raise InputError(f"{missing[0]} is missing; run {stage_of(args.level)} first")
     index = read_index(args.features)
-    made_from = {"index_sha256": index_digest(index), "features": features_recipe(args.features)}
+    made_from = {"index_sha256": index_digest(index), "features": features_recipe(args.features), "code": code_of(main)}
     made_from |= {"model_sha256": file_digest(files[0]), "embeddings_sha256": file_digest(files[1])}
     made_from["strata_sha256"] = hashlib.sha256("\n".join(row.stratum for row in index).encode()).hexdigest()
     if args.strata:
@@ -207,8 +204,10 @@ def main(argv=None):
     if (done := finished_metrics(f"{stem}.json", recipe, args.overwrite)) is not None:
         return done
     model = load_saga(files[0], args.level)
-    remedy = f"train it on {args.features}, or name the features that it was trained on"
-    refuse_other(files[0], {"features": model.config["features"]}, {"features": made_from["features"]}, remedy)
+    print_other_code(files[0], model.config["recipe"])
+    if differ := differing(made_from["features"], model.config["features"]):
+        what = f"{files[0]} was trained on other features than {args.features} ({', '.join(differ)})"
+        raise InputError(f"{what}; run {stage_of(args.level)} on these features")
     if other := model.config["recipe"].get("paths", {}).get("test_features"):
         raise InputError(f"{files[0]} was tested on {other}; T-Sigs need a run whose clips are all in one folder")
     classes = model.config["class_names"]
@@ -263,13 +262,16 @@ def main(argv=None):
         metrics["per_class"][name] = entry | {"clips_without_full_window": left_out[name]}
     metrics["strata"] = {"source": source, "clips": Counter(strata[selected].tolist()), "unknown_videos": unknown}
     metrics |= {"used": int(used.sum()), "grand_mean_clips": int(in_grand_mean.sum()), "tables": tables}
-    print_tables(metrics)
+    title = (
+        f"{args.level.upper()}-L, {roles.total()} clips of {', '.join(roles)}" + ", simulated" * metrics["simulated"]
+    )
+    print_tables(metrics, title)
     for ending in ("unseen", "strata"):  # may be of an earlier run
         Path(f"{stem}_{ending}.png").unlink(missing_ok=True)
-    draw_figures(metrics, class_names[present].tolist(), signatures.mean(axis=1), stem)
+    draw_figures(metrics["per_class"], class_names[present].tolist(), signatures.mean(axis=1), title, stem)
     if source:
         grid = content_grid(maps[selected], labels[selected], strata[selected], class_names)
-        draw_maps(grid, heading(metrics, f"T-Sigs by content; strata: {source}"), f"{stem}_strata.png")
+        draw_maps(grid, f"{title}\nT-Sigs by content; strata: {source}", f"{stem}_strata.png")
 
     # ---------------------------------------------------------------- save
     arrays |= {"signatures": signatures, "classes": class_names[present], "clips": counts[present]}

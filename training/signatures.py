@@ -51,15 +51,10 @@ def compare(first, second, grand_mean):
     distances = np.square(first[:, None] - second[None]).sum(axis=2)  # (C, C)
     accuracy = np.mean(distances.argmin(axis=1) == np.arange(classes))
     same_class = np.eye(classes, dtype=bool)
-    related = [correlations(first - shift, second - shift), correlations(first, second)]
-    pairs = [values[chosen].mean() for values in related for chosen in (same_class, ~same_class)]
+    with np.errstate(invalid="ignore"):  # a constant signature correlates with none
+        related = [np.corrcoef(first - by, second - by)[:classes, classes:] for by in (shift, 0)]  # (C, C)
+    pairs = [np.nan_to_num(values)[chosen].mean() for values in related for chosen in (same_class, ~same_class)]
     return np.array([accuracy, *pairs, classes, 1 / classes])
-
-
-def correlations(first, second):
-    """Pearson correlation (C, C) between the rows of two arrays (C, N); 0 for a constant row."""
-    with np.errstate(invalid="ignore"):
-        return np.nan_to_num(np.corrcoef(first, second)[: len(first), len(first) :])
 
 
 def compare_counts(maps, grand_mean, groups, sides, random):
@@ -68,7 +63,9 @@ def compare_counts(maps, grand_mean, groups, sides, random):
     maps (V, L, L), grand_mean (L, L), groups (V,); sides are per class two arrays of clips, each a number below V.
     """
     drawn = [[random.permutation(clips) for clips in pair] for pair in sides]
-    again = [[random.permutation(resample(clips, groups, random)) for clips in pair] for pair in sides]
+    again = [
+        [random.permutation(np.repeat(clips, draw_groups(groups[clips], random))) for clips in pair] for pair in sides
+    ]
     measures = {}
     for count in COUNTS:
         able = [i for i, pair in enumerate(sides) if min(map(len, pair)) >= count]
@@ -83,11 +80,6 @@ def compare_counts(maps, grand_mean, groups, sides, random):
             )
             measures[count].append(compare(first, second, grand_mean))
     return measures
-
-
-def resample(clips, groups, random):
-    """The clips of as many groups, drawn with replacement."""
-    return np.repeat(clips, draw_groups(groups[clips], random)) if len(clips) else clips
 
 
 def measure(maps, grand_mean, labels, groups, draw_sides, repeats, seed):
