@@ -50,7 +50,7 @@ from tokens.dataset import (
 )
 from tokens.generators import stage_of
 from training.evaluation import ROLES
-from training.signatures import content_grid, measure, measure_controls, name_strata, split_groups_in_halves, untrained
+from training.signatures import draw_strata, measure, measure_controls, name_strata, split_groups_in_halves, untrained
 
 GRAND_MEAN_CLIPS = 20  # train clips per class whose mean is the grand mean
 
@@ -112,11 +112,11 @@ def drop_padded(rows, splits, in_grand_mean):
     kept = [row for row, windows in zip(rows, full, strict=True) if windows.any()]
     padded = [row for row, windows in zip(rows, full, strict=True) if not windows.any()]
     clips_without = Counter(row.class_name for row in padded if row.split in splits)
+    if clips_without:
+        print("left out, no window without padding:", ", ".join(f"{name} {n}" for name, n in clips_without.items()))
     if len(left := {row.class_name for row in kept if row.split in splits}) < 2:
-        what = (
-            f"windows without padding have only: {', '.join(left) or 'none'} ({clips_without.total()} clips have none)"
-        )
-        raise InputError(f"T-Sigs compare classes, but {what}; widen --splits or --limit, or extract longer clips")
+        what = f"T-Sigs compare classes, but windows without padding have only: {', '.join(left) or 'none'}"
+        raise InputError(f"{what}; widen --splits or --limit, or extract longer clips")
     if not any(row.path in in_grand_mean for row in kept):
         raise InputError("no train clip has a window without padding, so there is no grand mean; extract longer clips")
     return kept, np.flatnonzero(np.concatenate([windows for windows in full if windows.any()])), clips_without
@@ -163,23 +163,16 @@ def print_tables(metrics, title):
         if not table:
             print(f"{name:15} too few clips of two classes")
     print(f"correlations: less the mean of {metrics['grand_mean_clips']} other, train clips; raw without that")
-    left_out = {name: row["clips_without_full_window"] for name, row in metrics["per_class"].items()}
-    if any(left_out.values()):
-        print("left out, no window without padding:", ", ".join(f"{name} {n}" for name, n in left_out.items() if n))
-    if ignored := metrics["strata"]["unknown_videos"]:
-        print(f"ignored: {ignored} videos of {metrics['strata']['source']} that the features lack")
 
 
 def draw_figures(per_class, class_names, signatures, title, stem):
     """T-Sigs (C, L, L), their differences, and seen beside unseen classes."""
-    entries = [per_class[name] for name in class_names]
-    labels = [f"{name}\nclips: {entry['clips']}" for name, entry in zip(class_names, entries, strict=True)]
+    labels = [f"{name}\nclips: {per_class[name]['clips']}" for name in class_names]
     panels = list(zip(labels, signatures, strict=True))
     draw_maps(wrap_panels("", panels), f"{title}\nT-Sigs", f"{stem}.png")
-    differences = list(zip(labels, signatures - signatures.mean(axis=0), strict=True))
-    what = f"{title}\nT-Sigs less their mean over classes"
-    draw_maps(wrap_panels("", differences), what, f"{stem}_difference.png", diverging=True)
-    seen = sum(entry["seen"] for entry in entries)  # the first ones
+    differences = wrap_panels("", list(zip(labels, signatures - signatures.mean(axis=0), strict=True)))
+    draw_maps(differences, f"{title}\nT-Sigs less their mean over classes", f"{stem}_difference.png", diverging=True)
+    seen = sum(per_class[name]["seen"] for name in class_names)  # the first ones
     if seen < len(panels):
         grid = wrap_panels("seen", panels[:seen]) + wrap_panels("unseen", panels[seen:])
         draw_maps(grid, f"{title}\nT-Sigs, seen and unseen", f"{stem}_unseen.png")
@@ -206,8 +199,7 @@ def main(argv=None):
     model = load_saga(files[0], args.level)
     print_other_code(files[0], model.config["recipe"])
     if differ := differing(made_from["features"], model.config["features"]):
-        what = f"{files[0]} was trained on other features than {args.features} ({', '.join(differ)})"
-        raise InputError(f"{what}; run {stage_of(args.level)} on these features")
+        raise InputError(f"{files[0]}: other features than {args.features} ({', '.join(differ)}); train it on these")
     if other := model.config["recipe"].get("paths", {}).get("test_features"):
         raise InputError(f"{files[0]} was tested on {other}; T-Sigs need a run whose clips are all in one folder")
     classes = model.config["class_names"]
@@ -219,10 +211,10 @@ def main(argv=None):
     groups = np.unique([row.group for row in rows], return_inverse=True)[1]
     selected = np.array([row.split in args.splits for row in rows])
     in_grand_mean = np.array([row.path in in_grand_mean for row in rows])
-    strata, unknown = np.array([row.stratum or "none" for row in rows]), 0
+    strata = np.array([row.stratum or "none" for row in rows])
     source = "the index" if any(row.stratum for row in rows) else None
     if args.strata:
-        strata, source, unknown = name_strata(rows, index, args.strata)
+        strata, source = name_strata(rows, index, args.strata)
 
     # ---------------------------------------------------------------- attention maps
     clips = Windows(rows), full_windows, np.where(selected, labels, -1), args.batch_size
@@ -260,18 +252,16 @@ def main(argv=None):
         chosen = selected & (labels == i)
         entry = {"seen": name in classes, "clips": int(chosen.sum()), "groups": len(set(groups[chosen].tolist()))}
         metrics["per_class"][name] = entry | {"clips_without_full_window": left_out[name]}
-    metrics["strata"] = {"source": source, "clips": Counter(strata[selected].tolist()), "unknown_videos": unknown}
+    metrics["strata"] = {"source": source, "clips": Counter(strata[selected].tolist())}
     metrics |= {"used": int(used.sum()), "grand_mean_clips": int(in_grand_mean.sum()), "tables": tables}
-    title = (
-        f"{args.level.upper()}-L, {roles.total()} clips of {', '.join(roles)}" + ", simulated" * metrics["simulated"]
-    )
+    title = f"{args.level.upper()}-L, {roles.total()} clips of {', '.join(roles)}{', simulated' * metrics['simulated']}"
     print_tables(metrics, title)
     for ending in ("unseen", "strata"):  # may be of an earlier run
         Path(f"{stem}_{ending}.png").unlink(missing_ok=True)
     draw_figures(metrics["per_class"], class_names[present].tolist(), signatures.mean(axis=1), title, stem)
     if source:
-        grid = content_grid(maps[selected], labels[selected], strata[selected], class_names)
-        draw_maps(grid, f"{title}\nT-Sigs by content; strata: {source}", f"{stem}_strata.png")
+        what = f"{title}\nT-Sigs by content; strata: {source}"
+        draw_strata(maps[selected], labels[selected], class_names, strata[selected], what, f"{stem}_strata.png")
 
     # ---------------------------------------------------------------- save
     arrays |= {"signatures": signatures, "classes": class_names[present], "clips": counts[present]}

@@ -30,6 +30,7 @@ def draw_maps(grid, what, path, diverging=False):
         for axis, (label, values) in zip(line, row, strict=False):
             axis.set_title(label, fontsize=7)
             if values is not None:
+                axis.spines[:].set(visible=True, linewidth=0.4, color="0.5")
                 image = axis.imshow(frames * values, **scale)
                 axis.set_xticks([0, frames - 1], [1, frames], fontsize=6)
                 axis.set_yticks([0, frames - 1], [1, frames], fontsize=6)

@@ -15,6 +15,7 @@ import numpy as np
 from sklearn.cluster import KMeans
 
 from basics.artifacts import read_csv
+from basics.figures import draw_maps
 from basics.statistics import draw_groups
 from common import build_saga, keras
 from tokens.dataset import mean_tokens
@@ -156,29 +157,29 @@ def drop_shared_groups(one, other, groups, random):
 
 
 def name_strata(rows, index, given):
-    """Each row's stratum (V,), where strata come from, and how many videos a CSV names that the index does not.
-
-    `given` is a CSV path,stratum, or "kmeans": three clusters of the mean token.
+    """Each row's stratum (V,), and where strata come from. `given` is a CSV path,stratum, of which videos outside the
+    index are ignored, or "kmeans": three clusters of the mean token.
     """
     if given != "kmeans":
         table = {row["path"]: row["stratum"] for row in read_csv(given, ("path", "stratum"), "strata are path,stratum")}
-        unknown = len(table.keys() - {row.path for row in index})
-        return np.array([table.get(row.path) or "none" for row in rows]), Path(given).name, unknown
+        if unknown := table.keys() - {row.path for row in index}:
+            print(f"{given}: {len(unknown)} videos that the features lack are ignored")
+        return np.array([table.get(row.path) or "none" for row in rows]), Path(given).name
     sample = np.random.default_rng(0).permutation(len(rows))[:SAMPLE]
     clusters = KMeans(min(3, len(rows)), n_init=10, random_state=0).fit(mean_tokens([rows[i] for i in sample]))
     parts = [rows[start : start + SAMPLE] for start in range(0, len(rows), SAMPLE)]
     nearest = np.concatenate([clusters.predict(mean_tokens(part)) for part in parts])
     names = np.array([f"cluster {i + 1}" for i in range(clusters.n_clusters)])
-    return names[nearest], "k-means of the mean token, a stand-in for content", 0
+    return names[nearest], "k-means of the mean token, a stand-in for content"
 
 
 def largest_strata(strata):
     return [name for name, _ in Counter(strata.tolist()).most_common() if name != "none"][:STRATA]
 
 
-def content_grid(maps, labels, strata, names):
-    """Rows of basics.figures.draw_maps, one per stratum: the T-Sigs of its clips by class. Maps (V, L, L), labels (V,),
-    which are numbers in the classes' `names`, strata (V,).
+def draw_strata(maps, labels, names, strata, what, path):
+    """T-Sigs by class and, from top to bottom, the largest strata. Maps (V, L, L), labels (V,), numbers in the classes'
+    `names`, strata (V,).
     """
     grid = []
     for stratum in largest_strata(strata):
@@ -187,4 +188,4 @@ def content_grid(maps, labels, strata, names):
             clips = maps[(labels == label) & (strata == stratum)]
             row.append((f"{names[label]}\nclips: {len(clips)}", clips.mean(axis=0) if len(clips) else None))
         grid.append((stratum, row))
-    return grid
+    draw_maps(grid, what, path)
