@@ -47,7 +47,7 @@ def unseen_generators(args):
             metrics = train(level, features, run, settings | {"seed": seed})
             kept = ("level", "videos", "accuracy", "macro_accuracy", "majority", "uniform")
             models.append({"seed": seed} | {key: metrics[key] for key in kept})
-        flags = ["--splits", "train,test,unseen", "--strata", "none", "--no-controls", "--repeats", 1]
+        flags = ["--splits", "train,test,unseen", "--repeats", 1]
         stage("04_tsigs", "--features", features, "--run", run, "--seed", seed, *flags)
         scores.append(scores_of(run, LEFT_OUT))
         landed += [row | {"seed": seed} for level in KIN_LEVELS for row in landing(run, level, known)]
