@@ -108,7 +108,8 @@ def drop_padded(rows, splits, in_grand_mean):
     """The rows with a window without padding, the numbers (n,) of such windows among all of theirs, and how many clips
     of `splits` have none, by class.
     """
-    full = [read_valid(row).all(axis=1) for row in tqdm(rows, "windows", unit="clip", dynamic_ncols=True)]  # (S,) each
+    with tqdm(rows, "windows", unit="clip", dynamic_ncols=True) as bar:
+        full = [read_valid(row).all(axis=1) for row in bar]  # (S,) each
     kept = [row for row, windows in zip(rows, full, strict=True) if windows.any()]
     padded = [row for row, windows in zip(rows, full, strict=True) if not windows.any()]
     clips_without = Counter(row.class_name for row in padded if row.split in splits)
@@ -179,8 +180,7 @@ def draw_figures(per_class, class_names, signatures, title, stem):
 
 
 def main(argv=None):
-    args = get_args(argv)
-    started = time.time()
+    args, started = get_args(argv), time.time()
 
     # ---------------------------------------------------------------- load
     stem = f"{args.run}/{args.level}_tsigs"
