@@ -152,7 +152,7 @@ def attention_maps(model, windows, full_windows, labels, batch_size, what="atten
 
 
 def print_tables(metrics, title):
-    print(f"\n{title}\nsignatures of n of {metrics['used']} clips, found again among the classes")
+    print(f"\n{title}\nsignatures of n of {metrics['used']} clips, matched between halves of each class's groups")
     heads = (f"{name:21}" for name in ("accuracy (95%)", "within", "between"))
     print(f"{'':15} {'n':>4} {'classes':>7} {'chance':>6}  {' '.join(heads)} raw within, between")
     for name, table in metrics["tables"].items():

@@ -37,7 +37,7 @@ def draw_maps(grid, what, path, diverging=False):
     figure.supxlabel("attended frame", fontsize=9)
     figure.supylabel("attending frame", fontsize=9)
     zero = "0 = the mean" if diverging else "1 = uniform"
-    figure.colorbar(image, ax=axes, aspect=30, label=f"attention x {frames}")
+    figure.colorbar(image, ax=axes, aspect=max(30, 10 * len(grid)), label=f"attention x {frames}")
     figure.suptitle(f"{what}; attention x {frames}, {zero}", fontsize=10)
     save_figure(figure, path)
 

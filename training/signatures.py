@@ -15,7 +15,7 @@ import numpy as np
 from sklearn.cluster import KMeans
 
 from basics.artifacts import read_csv
-from basics.figures import draw_maps
+from basics.figures import draw_maps, wrap_panels
 from basics.statistics import draw_groups
 from common import build_saga, keras
 from tokens.dataset import mean_tokens
@@ -178,14 +178,14 @@ def largest_strata(strata):
 
 
 def draw_strata(maps, labels, names, strata, what, path):
-    """T-Sigs by class and, from top to bottom, the largest strata. Maps (V, L, L), labels (V,), numbers in the classes'
-    `names`, strata (V,).
+    """T-Sigs by class, side by side, and the largest strata, one below the other. Maps (V, L, L), labels (V,), numbers
+    in the classes' `names`, strata (V,).
     """
-    grid = []
-    for stratum in largest_strata(strata):
-        row = []
+    by_stratum = []
+    for stratum in sorted(largest_strata(strata)):
+        panels = []
         for label in np.unique(labels):
             clips = maps[(labels == label) & (strata == stratum)]
-            row.append((f"{names[label]}\nclips: {len(clips)}", clips.mean(axis=0) if len(clips) else None))
-        grid.append((stratum, row))
-    draw_maps(grid, what, path)
+            panels.append((f"{names[label]}\nclips: {len(clips)}", clips.mean(axis=0) if len(clips) else None))
+        by_stratum.append(wrap_panels(stratum, panels))
+    draw_maps([row for rows in zip(*by_stratum, strict=True) for row in rows], what, path)
