@@ -324,6 +324,12 @@ def test_videos_that_strata_lack_or_invent_are_counted(features, strata, done, c
     assert all(row["classes"] <= 3 for row in metrics["tables"]["across strata"])
 
 
+def test_code_of_measuring_is_in_the_recipe_and_that_of_drawing_is_not(done):
+    code = done[0]["recipe"]["code"]
+    assert {"04_tsigs.py:attention_maps", "training/signatures.py:compare", "common.py:SAGA"} <= code.keys()
+    assert not [name for name in code if "draw_" in name or "print_" in name]
+
+
 def test_second_run_is_up_to_date_and_other_settings_raise(features, run, strata, done, tmp_path, capsys):
     before = (run / "gen_tsigs.npz").stat().st_mtime_ns
     given = ["--controls", "--strata"]
