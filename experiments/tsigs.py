@@ -79,7 +79,7 @@ CONDITIONS = ("trained", "frames shuffled", "untrained", "labels permuted")
 
 
 def signature_row(tables, clips, conditions):
-    """How often signatures of so many clips are found, by condition, and their correlations: cells of a table."""
+    """The accuracy of signatures of so many clips by condition, and their correlations: cells of a table."""
     by_condition = {
         name: [row for table in tables for row in table.get(name, []) if row["clips"] == clips] for name in conditions
     }
@@ -101,14 +101,14 @@ def render_signatures(results):
     for level, tables in results["levels"].items():
         cells = [signature_row(tables, clips, CONDITIONS) for clips in SHOWN]
         rows += [[level_name(level), *own] for own in cells if own]
-    header = ["level", *signature_header("found", *CONDITIONS[1:])]
-    what = "T-Sigs of n clips of one half of a class's groups, found among all classes' of the other half"
+    header = ["level", *signature_header("accuracy", *CONDITIONS[1:])]
+    what = "T-Sigs of n clips of one half of a class's groups, matched with all classes' of the other half"
     return [caption(results, what), "", *markdown(header, rows), "", WITHIN]
 
 
 WITHIN = (
-    "Found: nearest to its own class. Within and between: correlation of two signatures of one class, of two classes,"
-    " less the mean map of other clips."
+    "Accuracy: the nearest signature is of the same class. Within and between: correlation of two signatures of one"
+    " class, of two classes, less the mean map of other clips."
 )
 
 
@@ -137,7 +137,7 @@ def mean_maps(runs):
 
 
 def measure_unseen_signatures(args, data):
-    """GEN-L of GenVideo's ten train generators: are signatures found among seen, unseen and all classes?"""
+    """GEN-L of GenVideo's ten train generators: signatures matched among seen, unseen and all classes."""
     kinds = {"seen": [], "unseen": [], "all": []}
     for seed in range(args.seeds):
         for _, _, arrays in tsig_runs(args, data, TWO_FEW, "gen", seed, ten_generators(data)):
@@ -153,8 +153,10 @@ def render_unseen_signatures(results):
     for kind, tables in results["kinds"].items():
         cells = [signature_row(tables, clips, ("trained",)) for clips in SHOWN]
         rows += [[kind, *own] for own in cells if own]
-    what = "T-Sigs of generators that the model trained on and of others, found among classes of their own kind or all"
-    return [caption(results, what), "", *markdown(["classes", *signature_header("found")], rows), "", WITHIN]
+    what = (
+        "T-Sigs of generators that the model trained on and of others, matched among classes of their own kind or all"
+    )
+    return [caption(results, what), "", *markdown(["classes", *signature_header("accuracy")], rows), "", WITHIN]
 
 
 def draw_unseen_signatures(args, data, results, path):
@@ -171,7 +173,7 @@ def copy_figure(runs, what, path):
 
 
 def measure_content(args, data):
-    """Are signatures of one content found among those of another?"""
+    """Signatures of one content, matched with those of another."""
     runs = [run for seed in range(args.seeds) for run in tsig_runs(args, data, TWO_FEW, "gen", seed)]
     source = runs[0][1]["strata"]["source"] if runs else None
     kept = [{key: metrics["tables"].get(key, []) for key in ("trained", "across strata")} for _, metrics, _ in runs]
@@ -184,8 +186,8 @@ def render_content(results):
         cells = [signature_row(tables, clips, (condition,)) for clips in SHOWN]
         what = "of another content" if condition == "across strata" else "of any content"
         rows += [[what, *own] for own in cells if own]
-    what = f"T-Sigs at GEN-L found among signatures of another content (strata: {results['strata']}) or of any"
-    return [caption(results, what), "", *markdown(["found among", *signature_header("found")], rows), "", WITHIN]
+    what = f"T-Sigs at GEN-L matched with signatures of another content (strata: {results['strata']}) or of any"
+    return [caption(results, what), "", *markdown(["matched with", *signature_header("accuracy")], rows), "", WITHIN]
 
 
 def draw_content(args, data, results, path):
