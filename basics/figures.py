@@ -30,13 +30,14 @@ def draw_maps(grid, what, path, diverging=False):
         for axis, (label, values) in zip(line, row, strict=False):
             axis.set_title(label, fontsize=7)
             if values is not None:
+                axis.spines[:].set(visible=True, linewidth=0.4, color="0.5")
                 image = axis.imshow(frames * values, **scale)
                 axis.set_xticks([0, frames - 1], [1, frames], fontsize=6)
                 axis.set_yticks([0, frames - 1], [1, frames], fontsize=6)
     figure.supxlabel("attended frame", fontsize=9)
     figure.supylabel("attending frame", fontsize=9)
     zero = "0 = the mean" if diverging else "1 = uniform"
-    figure.colorbar(image, ax=axes, aspect=30, label=f"attention x {frames}")
+    figure.colorbar(image, ax=axes, aspect=max(30, 10 * len(grid)), label=f"attention x {frames}")
     figure.suptitle(f"{what}; attention x {frames}, {zero}", fontsize=10)
     save_figure(figure, path)
 

@@ -29,9 +29,8 @@ def draw_groups(groups, random):
 
     The bootstrap of groups (Efron & Tibshirani 1993): clips of one source are alike, so that they come together.
     """
-    _, member = np.unique(groups, return_inverse=True)
-    count = member.max() + 1
-    return np.bincount(random.integers(count, size=count), minlength=count)[member]
+    names, member = np.unique(groups, return_inverse=True)
+    return np.bincount(random.integers(len(names), size=len(names)), minlength=len(names))[member]
 
 
 # ---------------------------------------------------------------- how well a score tells one side from another
