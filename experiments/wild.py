@@ -32,7 +32,7 @@ from tokens.split import fold_splits
 
 PER_CLIP, TAU = 4, 2.0
 COUNTS = {"target_count": 200, "known_count": 67, "wild_count": 67}
-SETTINGS = {"images_per_clip": PER_CLIP, "tau": TAU, "l2": "auto"} | COUNTS  # the paper's
+SETTINGS = {"images_per_clip": PER_CLIP, "tau": TAU} | COUNTS  # the paper's
 KNOWN, UNSEEN = ("Real", "Lavie", "VideoCrafter", "ZeroScope"), ("Gen2", "Sora", "Pika", "Show_1")
 TARGETS = {"simulated": ("HotShot", "SVD", "SD"), "real": ("ModelScope", "SEINE", "DynamiCrafter")}
 
@@ -170,10 +170,10 @@ def outcome(scores, roles):
     for role in ("unseen", "known"):
         values = [each[name] for name in roles[role] if name in each]
         result[role] = dict(zip(RANKING, np.mean(values, axis=0).tolist(), strict=True))
-    called, unseen = at_threshold(scores, target), roles["unseen"]
-    shares = [len(scores[target]) / (len(scores[target]) + len(scores[name])) for name in unseen]
-    result |= {"recall": called["recall"], "prevalence": float(np.mean(shares))}
-    result["unseen_called"] = float(np.mean([called["false_alarms"][name] for name in unseen]))
+    predicted, unseen = at_threshold(scores, target), roles["unseen"]
+    prevalence = [len(scores[target]) / (len(scores[target]) + len(scores[name])) for name in unseen]
+    result |= {"recall": predicted["recall"], "prevalence": float(np.mean(prevalence))}
+    result["unseen_false_positives"] = float(np.mean([predicted["false_alarms"][name] for name in unseen]))
     return result | {"by_generator": {name: dict(zip(RANKING, own, strict=True)) for name, own in each.items()}}
 
 
@@ -182,13 +182,13 @@ def outcome(scores, roles):
 POOL = 120  # wild images where sources are compared
 
 
-def noisy(share, total=144):
-    """A share of the wild images is the target's; all others are as many of each other wild generator."""
+def noisy(fraction, total=144):
+    """This fraction of the wild images is the target's; all others are as many of each other wild generator."""
 
     def change(there, target, seed):
         others = by_role(there, target)["wild"]
-        counts = dict.fromkeys(others, round(total * (1 - share) / len(others)))
-        counts |= {target: round(total * share)} if share else {}
+        counts = dict.fromkeys(others, round(total * (1 - fraction) / len(others)))
+        counts |= {target: round(total * fraction)} if fraction else {}
         return Change({"target_count": 67, "wild": [f"{name}={count}" for name, count in counts.items()]})
 
     return change
@@ -211,7 +211,7 @@ CONDITIONS = {  # what: condition: Change, or change(there, target, seed) -> Cha
     "threshold": {f"tau {tau:g}": Change({"tau": tau}) for tau in (1.0, 1.5, 2.0, 3.0, 5.0)},
     "size": {f"{count} of each": Change({"wild_count": count}) for count in (1, 4, 16, 67)}
     | {"all": Change({"wild_count": 10**6})},
-    "noise": {f"{100 * share:.0f}% target": noisy(share) for share in (0.0, 0.1, 0.25, 0.5)},
+    "noise": {f"{100 * fraction:.0f}% target": noisy(fraction) for fraction in (0.0, 0.1, 0.25, 0.5)},
     "coverage": {
         "one source": covering(1),
         "three sources": covering(3),
@@ -302,8 +302,8 @@ COLUMNS = {
     "unseen AUC": lambda own: own["unseen"]["auc"],
     "known AP": lambda own: own["known"]["ap"],
     "known AUC": lambda own: own["known"]["auc"],
-    "target found": lambda own: own["recall"],
-    "unseen called target": lambda own: own["unseen_called"],
+    "recall": lambda own: own["recall"],
+    "unseen predicted as target": lambda own: own["unseen_false_positives"],
     "chance AP": lambda own: own["prevalence"],
 }
 
