@@ -63,7 +63,8 @@ def get_args(argv=None):
     # which images have which role
     add("--target", default="HotShot", help="the generator to attribute")
     add("--known", type=names, default=["Real", "SVD", "Lavie"], help="A,B,...: labelled as non-target")
-    add("--wild", type=names_with_counts, default=dict.fromkeys(WILD.split(",")), help="A,B=5,...: unlabelled, of B 5")
+    unlabelled = f"A,B=5,...: unlabelled, taken for non-target, the target among them or not; of B 5 (default: {WILD})"
+    add("--wild", type=names_with_counts, default=argparse.SUPPRESS, help=unlabelled)
     add("--unseen", type=names, default=["Gen2", "Pika", "Sora"], help="A,B,...: tested only")
     add("--target-count", type=positive, default=200, help="labelled images of the target, at most")
     add("--known-count", type=positive, default=67, help="labelled images of each known generator, at most")
@@ -77,7 +78,7 @@ def get_args(argv=None):
     add("--l2", type=not_negative, help="weight of |w|^2 / 2 in every loss; without it the best on val")
     add("--early-stopping", action="store_true", help="baseline without penalty, stopped where val is best")
     add("--wild-batch", type=positive, default=16384, help="wild images read at a time, which bounds the memory")
-    return parser.parse_args(argv)
+    return parser.parse_args(argv, argparse.Namespace(wild=dict.fromkeys(WILD.split(","))))
 
 
 # ---------------------------------------------------------------- scores
@@ -123,11 +124,12 @@ def draw_results(scores, roles, what, run):
     histograms, curves = (Figure(size, layout="constrained") for size in ((7, 6), (12, 5)))
     bins = np.histogram_bin_edges([score for own in scores.values() for score in np.concatenate([*own.values()])], 24)
     for axis, (method, own) in zip(histograms.subplots(len(scores), sharex=True), scores.items(), strict=True):
-        for role, style in (("target", "stepfilled"), ("known", "step"), ("unseen", "step")):
+        for role, color in (("target", "lightsteelblue"), ("known", "C1"), ("unseen", "C2")):
             if drawn := [own[name] for name in roles[role] if name in own]:
                 part = np.concatenate(drawn)
                 weights, label = np.full(len(part), 1 / len(part)), f"{role}, {len(part)} images"
-                axis.hist(part, bins, weights=weights, histtype=style, lw=1.8, alpha=0.7, label=label)
+                style = "stepfilled" if role == "target" else "step"
+                axis.hist(part, bins, weights=weights, histtype=style, lw=1.8, color=color, label=label)
         axis.axvline(0, color="k", ls=":", label="threshold")
         axis.set(title=method, ylabel="fraction of the images", xlabel=f"score of {target} (logit)")
     axis.legend()
