@@ -82,15 +82,17 @@ PAPERS = Change()
 
 def trial(args, data, target, seed, kind="frames", compared=(), change=PAPERS):
     """One target and seed: {method: outcome}, pooled over the data's folds, and the facts of training by fold."""
-    found, facts, roles = {}, [], None
+    clips, facts, roles = {}, [], None
     for fold in folds_with(args, data, target, seed, kind):
         run = read_run(run_stage(args, data, target, seed, fold, kind, change), change.test_split_only)
         scores, own, roles = *fit_all(run, compared, change, seed), run.roles
         facts.append(own)
         for name, values in scores.items():
             for generator, chosen in of_each(run.generator).items():
-                add_scores(found.setdefault(name, {}).setdefault(generator, {}), run.path[chosen], values[chosen])
-    outcomes = {name: outcome({key: pooled(clips) for key, clips in own.items()}, roles) for name, own in found.items()}
+                add_scores(clips.setdefault(name, {}).setdefault(generator, {}), run.path[chosen], values[chosen])
+    outcomes = {
+        name: outcome({key: pooled(images) for key, images in own.items()}, roles) for name, own in clips.items()
+    }
     return outcomes, facts
 
 
@@ -107,7 +109,7 @@ def folds_with(args, data, target, seed, kind):
     """The folds that test the target: one of few groups is not in all of them."""
     if len(data.folds) == 1:
         return data.folds
-    found = []
+    tested = []
     for fold in data.folds:
         if kind == "frames":
             rows = fold_splits(usable(read_index(data.features), data.features), *parse_fold(fold), seed)
@@ -115,10 +117,10 @@ def folds_with(args, data, target, seed, kind):
         else:
             arrays = read_arrays(source_of(args, data, kind, target, fold, seed), ("generator", "split"))
             pairs = set(zip(arrays["generator"].tolist(), arrays["split"].tolist(), strict=True))
-        found += [fold] * ((target, "test") in pairs)
-    if not found:
+        tested += [fold] * ((target, "test") in pairs)
+    if not tested:
         raise InputError(f"{target}: no fold tests it; it takes clips of two groups")
-    return found
+    return tested
 
 
 def run_stage(args, data, target, seed, fold, kind, change) -> Path:
@@ -281,18 +283,20 @@ def measure_edits(args, data):
 
 def edited_scores(folder, run, edited, target):
     """{edit or attack: {method: {generator: scores (n,)}}} of a run's test images; `edited` are Images by edit."""
-    classifier, chosen, found = read_arrays(folder / "wild_classifier.npz"), of_each(run.generator), {}
+    classifier, chosen, by_edit = read_arrays(folder / "wild_classifier.npz"), of_each(run.generator), {}
     for edit, images in edited.items():
         vectors = (np.float64(images.vectors) - classifier["mean"]) / classifier["scale"]
         own = {name: np.isin(images.path, run.path[clips]) for name, clips in chosen.items()}
         scores = {name: score_by(classifier[key]) for name, key in FITTED.items()}
-        found[edit] = {name: {key: score(vectors[part]) for key, part in own.items()} for name, score in scores.items()}
+        by_edit[edit] = {
+            name: {key: score(vectors[part]) for key, part in own.items()} for name, score in scores.items()
+        }
     for radius in ATTACKS:
-        attack = found[f"attack, {radius:g} deviations"] = {}
+        attack = by_edit[f"attack, {radius:g} deviations"] = {}
         for name, scores in run.scores.items():
             own = {key: scores[part] for key, part in chosen.items()}
             attack[name] = attacked(own, target, radius * run.training[f"norm, {name}"])
-    return found
+    return by_edit
 
 
 # ---------------------------------------------------------------- tables
