@@ -31,8 +31,7 @@ from tokens.dataset import read_index, usable
 from tokens.split import fold_splits
 
 PER_CLIP, TAU = 4, 2.0
-COUNTS = {"target_count": 200, "known_count": 67, "wild_count": 67}
-SETTINGS = {"images_per_clip": PER_CLIP, "tau": TAU} | COUNTS  # the paper's
+SETTINGS = {"images_per_clip": PER_CLIP, "tau": TAU, "target_count": 200, "known_count": 67, "wild_count": 67}
 KNOWN, UNSEEN = ("Real", "Lavie", "VideoCrafter", "ZeroScope"), ("Gen2", "Sora", "Pika", "Show_1")
 TARGETS = {"simulated": ("HotShot", "SVD", "SD"), "real": ("ModelScope", "SEINE", "DynamiCrafter")}
 
@@ -90,10 +89,8 @@ def trial(args, data, target, seed, kind="frames", compared=(), change=PAPERS):
         for name, values in scores.items():
             for generator, chosen in of_each(run.generator).items():
                 add_scores(clips.setdefault(name, {}).setdefault(generator, {}), run.path[chosen], values[chosen])
-    outcomes = {
-        name: outcome({key: pooled(images) for key, images in own.items()}, roles) for name, own in clips.items()
-    }
-    return outcomes, facts
+    scores = {name: {key: pooled(images) for key, images in own.items()} for name, own in clips.items()}
+    return {name: outcome(own, roles) for name, own in scores.items()}, facts
 
 
 def source_of(args, data, kind, target, fold, seed):
@@ -138,9 +135,7 @@ def run_stage(args, data, target, seed, fold, kind, change) -> Path:
 
 
 def fit_all(run, compared, change, seed):
-    """Scores (n,) of the test images by method, 05's two and those compared, all with the penalty of the baseline; and
-    the facts of training.
-    """
+    """Scores (n,) of the test images by method, 05's two and those compared; and the facts of training."""
     scores, facts = run.scores, run.training
     if change.refit:
         fitted, facts = change.refit(run, TAU, seed)
@@ -172,10 +167,11 @@ def outcome(scores, roles):
     for role in ("unseen", "known"):
         values = [each[name] for name in roles[role] if name in each]
         result[role] = dict(zip(RANKING, np.mean(values, axis=0).tolist(), strict=True))
-    predicted, unseen = at_threshold(scores, target), roles["unseen"]
-    prevalence = [len(scores[target]) / (len(scores[target]) + len(scores[name])) for name in unseen]
+    predicted, count = at_threshold(scores, target), result["images"]
+    prevalence = [count[target] / (count[target] + count[name]) for name in roles["unseen"]]
+    rates = [predicted["false_alarms"][name] for name in roles["unseen"]]
     result |= {"recall": predicted["recall"], "prevalence": float(np.mean(prevalence))}
-    result["unseen_false_positives"] = float(np.mean([predicted["false_alarms"][name] for name in unseen]))
+    result["unseen_false_positives"] = float(np.mean(rates))
     return result | {"by_generator": {name: dict(zip(RANKING, own, strict=True)) for name, own in each.items()}}
 
 
@@ -288,9 +284,7 @@ def edited_scores(folder, run, edited, target):
         vectors = (np.float64(images.vectors) - classifier["mean"]) / classifier["scale"]
         own = {name: np.isin(images.path, run.path[clips]) for name, clips in chosen.items()}
         scores = {name: score_by(classifier[key]) for name, key in FITTED.items()}
-        by_edit[edit] = {
-            name: {key: score(vectors[part]) for key, part in own.items()} for name, score in scores.items()
-        }
+        by_edit[edit] = {name: {key: score(vectors[own[key]]) for key in own} for name, score in scores.items()}
     for radius in ATTACKS:
         attack = by_edit[f"attack, {radius:g} deviations"] = {}
         for name, scores in run.scores.items():
