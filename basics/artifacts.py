@@ -220,7 +220,7 @@ def finished_metrics(path, recipe, overwrite=False, unfinished=()) -> dict | Non
 
 # ---------------------------------------------------------------- the code that made a thing
 
-FOLLOWED = ("common.py", "tokens/", "training/", "basics/statistics.py", "basics/optimize.py")
+FOLLOWED = ("common.py", "tokens/", "training/", "basics/statistics.py")
 NOT_FOLLOWED = ("training/plots.py", "training/service.py")
 
 

@@ -74,7 +74,3 @@ def fold(text: str) -> tuple[int, int]:
 
 def count_or_all(text: str) -> int | str:
     return "all" if text == "all" else positive(text)
-
-
-def number_or_auto(text: str) -> float | str:
-    return "auto" if text == "auto" else not_negative(text)
