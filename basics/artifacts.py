@@ -94,13 +94,13 @@ def read_csv(path, columns, remedy=AGAIN) -> list[dict]:
 
 
 def read_arrays(path, keys=None, remedy=AGAIN, aligned=()) -> dict:
-    """Arrays by name of an .npz file, all of them without `keys`; those `aligned` must be of one length. A "recipe"
-    and a "state" come as the dicts that they were. An "embedding" must be finite.
+    """Arrays by name of an .npz file, all of them without `keys`; those `aligned` must be of one length. A "recipe",
+    a "row" and a "state" come as the dicts that they were. An "embedding" must be finite.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in keys or archive.files}
-        for key in {"recipe", "state"} & arrays.keys():
+        for key in {"recipe", "row", "state"} & arrays.keys():
             arrays[key] = json.loads(str(arrays[key]))
         if len({len(arrays[key]) for key in aligned}) > 1:
             raise ValueError("arrays of different lengths")

@@ -52,55 +52,26 @@ def write_index(path, rows: list[Row]):
     write_csv(path, INDEX_FIELDS, [row._asdict() for row in sorted(rows, key=lambda row: row.path)])
 
 
-def index_files(features) -> list[Path]:
-    """The parts of a features folder's index, the oldest first."""
-    return sorted(Path(features).glob("index-*-of-*.csv"), key=lambda file: file.stat().st_mtime)
-
-
 def read_index(features) -> list[Row]:
-    """All shards' index rows of a features folder, one per video, sorted by path.
+    """All parts' index rows of a features folder, one per video (of two, the newer), sorted by path.
 
-    A row without an error wins over one with it, then the newer file. Raises InputError naming the folder when there
-    is no index, or the file when a column is missing.
+    Raises InputError naming the folder when there is no index or one of other parts than 1 to n of n, the file when a
+    column is missing.
     """
-    files = index_files(features)
+    files = sorted(Path(features).glob("index-*-of-*.csv"), key=lambda file: file.stat().st_mtime)
     if not files:
         raise InputError(f"{features}: no index-*.csv; run 01_extract_features.py --features {features} first")
+    found = {file.name for file in files}
+    if found != {f"index-{part}-of-{len(files)}.csv" for part in range(1, len(files) + 1)}:
+        raise InputError(f"{features}: {', '.join(sorted(found))} are not all parts of an index; run 01 for every --shard")
     rows = {}
-    for path in files:
-        for row in read_rows(path):
-            if not row.error or rows.get(row.path, row).error:
-                rows[row.path] = row
+    for file in files:
+        for number, row in enumerate(read_csv(file, INDEX_FIELDS, "run 01 again"), 2):
+            if not row["windows"].isdecimal():
+                raise InputError(f"{file}, row {number}: windows is {row['windows']!r}; run 01 again")
+            values = {key: row[key] for key in INDEX_FIELDS} | {"windows": int(row["windows"])}
+            rows[row["path"]] = Row(**values)
     return [rows[path] for path in sorted(rows)]
-
-
-def read_rows(path) -> list[Row]:
-    """The rows of one part of an index, "windows" as a number."""
-    rows = read_csv(path, INDEX_FIELDS, "run 01 again")
-    for number, row in enumerate(rows, 2):
-        if not row["windows"].isdecimal():
-            raise InputError(f"{path}, row {number}: windows is {row['windows']!r}; {EXTRACT_AGAIN}")
-    return [Row(**{key: row[key] for key in INDEX_FIELDS} | {"windows": int(row["windows"])}) for row in rows]
-
-
-def add_to_index(path, rows):
-    """Add rows to this shard's part of the index."""
-    there = read_rows(path) if path.exists() else []
-    write_index(path, {row.path: row for row in [*there, *rows]}.values())
-
-
-def forget_renamed(rows, old, folder):
-    """Drop what the folder holds of videos that now have another path, because their generator was renamed."""
-    paths, sources = {row.path for row in rows}, {row.source for row in rows}
-    gone = {path for path, row in old.items() if row.source in sources and path not in paths}
-    if not gone:
-        return
-    print(f"{len(gone)} videos have another generator now; what was kept under the old one is dropped")
-    for index in index_files(folder):
-        write_index(index, [row for row in read_rows(index) if row.path not in gone])
-    for path in gone:
-        features_file(folder, path).unlink(missing_ok=True)
-        del old[path]
 
 
 def index_digest(rows) -> str:
@@ -141,10 +112,13 @@ def features_file(features, path: str) -> Path:
     return Path(features) / f"{path}.npz"
 
 
-def write_features(path, tokens, times, valid):
-    """Save tokens (S, L, T, D) float16, times (S, L) in seconds, valid (S, L) bool, uncompressed and whole."""
+def write_features(path, tokens, times, valid, **more):
+    """Save tokens (S, L, T, D) float16, times (S, L) in seconds, valid (S, L) bool, uncompressed and whole.
+
+    `more` are dicts: 01 adds the clip's index row and the recipe of its features.
+    """
     arrays = {"tokens": np.asarray(tokens, np.float16), "times": np.asarray(times), "valid": np.asarray(valid, bool)}
-    write_arrays(path, arrays)
+    write_arrays(path, arrays | more)
 
 
 def make_windows(tokens, times, frames: int):
