@@ -3,53 +3,51 @@
 reads   --videos, a folder or a CSV with the columns path,generator[,group,stratum,split]. Folders: <Generator>/,
         Real/ + Fake/<Generator>/, or <set>/{0_real,1_fake}/. Videos, animated GIF and WebP; stills are one frame.
 writes  <features>/<Generator>/<path>.npz   tokens (S, L, T, D) float16, times (S, L) in seconds, valid (S, L): False
-                                            where the last frame is repeated as padding
-        <features>/index-<i>-of-<n>.csv     a row per video: path, generator, group, stratum, split, windows, fps,
-                                            size, length, container, codec, error, source
+                                            where the last frame is repeated as padding; row: the clip's index row
+        <features>/index-<i>-of-<n>.csv     a row per video that is there now: path, generator, group, stratum, split,
+                                            windows, fps, size, length, container, codec, error, source
         <features>/recipe.json              encoder, tokens (T), dim (D), options, versions
 
     python 01_extract_features.py --videos data/zoo --features features/zoo
     python 01_extract_features.py --encoder siglip --encoder-dtype bfloat16 --videos data/zoo --features features/siglip
 
-The simulated zoo takes about 20 seconds and 110 MB on two cores with `dct`. A second run does only what is missing.
-Many machines: `--shard I/N` on each, one machine a part.
+The simulated zoo takes about 20 seconds and 110 MB on two cores with `dct`. A second run does only what is missing, and
+makes the index again from the clips that are there: a video that was deleted leaves it. Many machines: `--shard I/N` on
+each, one machine a part; a run with another N, such as one without --shard, starts a new index.
 """
 
 import argparse
-import errno
-import math
+import hashlib
+import json
 import os
 import shutil
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import av
 import cv2
 from tqdm import tqdm
 
-from basics.artifacts import differing, git_commit, read_json, versions, write_json
+from basics.artifacts import git_commit, read_arrays, read_json, versions, write_json
 from basics.running import InputError, positive, run_script
 from tokens.dataset import (
-    add_to_index,
+    INDEX_FIELDS,
+    Row,
     features_file,
-    forget_renamed,
-    index_files,
-    read_index,
+    make_windows,
+    other_tokens,
     write_features,
+    write_index,
 )
-from tokens.encoders import DTYPES, encode_videos
+from tokens.encoders import DTYPES, ENCODERS, encode_clips
 from tokens.generators import TABLE, load_generators
 from tokens.listing import describe, list_videos
-from tokens.pretrained import ENCODERS, build_encoder
+from tokens.pretrained import build_encoder
 from tokens.split import set_splits
-from tokens.videos import header_seconds, reason
+from tokens.videos import reason
 from tokens.writing import TooShortError
-
-INDEX_SECONDS = 30  # while it is being made, an index on disk is at most this old
-BESIDES = ("simulated", "preset")  # all else in a recipe decides about the tokens
 
 
 def get_args(argv=None):
@@ -82,7 +80,7 @@ def get_args(argv=None):
     add("--encoder-dtype", choices=DTYPES, help="of a pretrained encoder; without it float32")
     add("--pool", type=int, default=1, help="average the token grid over POOL x POOL neighbours")
     # speed
-    add("--batch-size", type=positive, default=64, help="frames per call of the encoder")
+    add("--encoder-batch", type=positive, default=64, help="frames per call of the encoder")
     add("--threads", type=positive, default=os.cpu_count(), help="videos decoded at once")
     return parser.parse_args(argv)
 
@@ -107,43 +105,55 @@ def shard(text):
     return int(part), int(parts)
 
 
-# ---------------------------------------------------------------- the folder: its recipe, its index, what is to do
-
-
-def is_simulated(rows):
-    """Whether any video lies in a zoo of simulate_videos.py: a folder of generators' folders and a recipe."""
-    zoos = {Path(folder).parent / "recipe.json" for folder in {os.path.dirname(row.file) for row in rows}}
-    return any(recipe.is_file() and bool(read_json(recipe).get("simulated")) for recipe in zoos)
+# ---------------------------------------------------------------- the folder: its recipe, what is there
 
 
 def recipe_of(args, encoder, rows):
-    """How features are made: the encoder and its options, frames and windows."""
+    """How features are made: the encoder and its options, frames and windows; whether any video is simulated."""
     recipe = {"encoder": encoder.name, "tokens": encoder.tokens, "dim": encoder.dim, "frames": args.frames}
-    recipe |= {"fps": args.fps, "pool": args.pool, "equalize": args.equalize, "dtype": "float16"}
-    recipe |= encoder.recipe | {"simulated": is_simulated(rows)}
+    recipe |= {"fps": args.fps, "pool": args.pool, "equalize": args.equalize, "dtype": "float16"} | encoder.recipe
+    zoos = {Path(folder).parent / "recipe.json" for folder in {os.path.dirname(row.file) for row in rows}}
+    recipe["simulated"] = any(zoo.is_file() and bool(read_json(zoo).get("simulated")) for zoo in zoos)
     made_with = versions("keras", "keras-hub") | {"opencv": cv2.__version__, "av": av.__version__}
     return recipe | {"versions": made_with, "git": git_commit()}
 
 
-def open_features(folder, recipe, overwrite):
-    """The index rows already in a features folder, by path; writes its recipe when it is new.
+def open_features(folder, recipe, parts, overwrite):
+    """Write the recipe of a new features folder, and remove index files of another number of parts.
 
     Raises InputError when the folder holds features made in another way, unless they are to be overwritten.
     """
     path = Path(folder) / "recipe.json"
     old = read_json(path) if path.exists() else recipe
-    if keys := differing(old, recipe, BESIDES):
-        if not overwrite:
-            values = {key: f" {old[key]} there, {recipe[key]} now" for key in old.keys() & recipe.keys()}
-            differences = ", ".join(key + values.get(key, "") for key in keys)
-            raise InputError(
-                f"{folder} holds other features ({differences}); choose another --features, or --overwrite"
-            )
-        for index in index_files(folder):
-            index.unlink(missing_ok=True)  # its rows describe the other features
+    keys = other_tokens(old, recipe)
+    if keys and not overwrite:
+        values = {key: f" {old[key]} there, {recipe[key]} now" for key in old.keys() & recipe.keys()}
+        differences = ", ".join(key + values.get(key, "") for key in keys)
+        raise InputError(f"{folder} holds other features ({differences}); choose another --features, or --overwrite")
+    for index in Path(folder).glob("index-*-of-*.csv"):
+        if keys or not index.name.endswith(f"-of-{parts}.csv"):
+            index.unlink(missing_ok=True)
     if keys or not path.exists():
         write_json(path, recipe)  # makes the folder
-    return {row.path: row for row in read_index(folder)} if index_files(folder) else {}
+
+
+def digest_of(recipe):
+    """One name for all that decides about the tokens; a clip keeps it, so that it is known what an older run left."""
+    kept = {key: recipe[key] for key in recipe.keys() - {"simulated", "preset", "versions", "git"}}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def read_finished(rows, folder, digest):
+    """{path: the row in its features file} of the videos whose features are there, made in the way of this digest."""
+    found = {}
+    for row in rows:
+        file = features_file(folder, row.path)
+        if os.path.isfile(file):
+            with suppress(InputError):  # a damaged file is made again
+                kept = read_arrays(file, ("row",))["row"]
+                if kept.pop("recipe") == digest:
+                    found[row.path] = Row(**kept)
+    return found
 
 
 def print_videos(rows, ignored, table, videos):
@@ -162,118 +172,79 @@ def print_videos(rows, ignored, table, videos):
         print(f"ignored: {describe(ignored)}")
 
 
-def is_done(row, old, features):
-    """Extracted before, or left out for good; errors are tried again."""
-    if row.path not in old:
-        return False
-    error = old[row.path].error
-    return error.startswith(TooShortError.REASON) if error else features_file(features, row.path).is_file()
-
-
-def relabel(row, old):
-    """A row as the index has it, with the group, stratum and split that it has now."""
-    return old._replace(group=row.group, stratum=row.stratum, split=row.split, source=row.source, file=row.file)
-
-
-def check_space(rows, args, recipe):
-    """Print what will be written, estimated from the headers of up to 64 videos; InputError when it cannot fit."""
-
-    def windows_of(row):
-        samples = args.frames if args.equalize else header_seconds(row.file) * args.fps
-        return max(1, math.ceil(samples / args.frames))
-
-    sample = rows[:: -(-len(rows) // 64) or 1]
-    with ThreadPoolExecutor(args.threads) as pool:
-        windows = round(sum(pool.map(windows_of, sample)) * len(rows) / max(1, len(sample)))
-    needed = 2 * windows * args.frames * recipe["tokens"] * recipe["dim"]
-    free = shutil.disk_usage(args.features).free
-    print(f"to write: {len(rows)} videos, about {windows} windows, {size_text(needed)}; free: {size_text(free)}")
-    if needed > free:
-        raise InputError(
-            f"{args.features}: about {size_text(needed)} would be written and {size_text(free)} are free; "
-            "try --pool, --limit, --shard on several disks, or another --features"
-        )
-
-
-def size_text(size):
-    unit = max(0, min(4, (int(size).bit_length() - 1) // 10))
-    return f"{size / 1024**unit:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
-
-
-def save(row, video, features):
-    """Write a video's features; its completed row, and what is wrong with the file, or None."""
-    try:
-        if isinstance(video, Exception):
-            raise video
-        write_features(features_file(features, row.path), video.tokens, video.times, video.valid)
-        row = row._replace(**video.info, windows=len(video.tokens), error="")
-        return row, f"damaged, read up to {video.times[-1, -1]:.1f} s" if video.damaged else None
-    except Exception as error:  # noted in the index; a full disk is another matter
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise
-        return row._replace(error=reason(error)), reason(error)
-
-
 def main(argv=None):
     args = get_args(argv)
-    started = time.time()
+    started, (part, parts) = time.time(), args.shard
 
     # ---------------------------------------------------------------- load
     table = load_generators(args.generators)
-    encoder = build_encoder(args.encoder, args.pool, args.layer, args.encoder_weights, args.encoder_dtype)
     rows, ignored = list_videos(args.videos, table, args.limit)
+
+    # ---------------------------------------------------------------- encoder
+    encoder = build_encoder(args.encoder, args.pool, args.layer, args.encoder_weights, args.encoder_dtype)
     recipe = recipe_of(args, encoder, rows)
-    old = open_features(args.features, recipe, args.overwrite)
-    forget_renamed(rows, old, args.features)
-    rows = set_splits(rows, {row.group: row.split for row in old.values()})
+    open_features(args.features, recipe, parts, args.overwrite)
+    digest = digest_of(recipe)
+    finished = read_finished(rows, args.features, digest)
+    rows = set_splits(rows, {row.group: row.split for row in finished.values()})
     print_videos(rows, ignored, table, args.videos)
-    part, parts = args.shard
-    mine, todo, finished, there = rows[part - 1 :: parts], [], [], []
+    mine, todo, index = rows[part - 1 :: parts], [], []
     for row in mine:
-        if args.overwrite or not is_done(row, old, args.features):
+        if args.overwrite or row.path not in finished:
             todo.append(row)
         else:
-            there.append(relabel(row, old[row.path]))
-            finished += [there[-1]] if there[-1][:13] != old[row.path][:13] else []
-    check_space(todo, args, recipe)
+            listed = {key: getattr(row, key) for key in ("generator", "group", "stratum", "split", "source")}
+            index.append(finished[row.path]._replace(**listed))
+    window = 2 * args.frames * encoder.tokens * encoder.dim / 2**20  # MiB
+    free = shutil.disk_usage(args.features).free / 2**30
+    print(f"to encode: {len(todo)} videos, {window:.2g} MiB for {args.frames / args.fps:g} s; free: {free:.3g} GiB")
 
     # ---------------------------------------------------------------- encode, save
-    index, saved = Path(args.features) / f"index-{part}-of-{parts}.csv", time.time()
-    sizes = args.fps, args.frames, args.equalize, args.batch_size, args.threads
-    videos = encode_videos([row.file for row in todo], encoder, *sizes, spill=args.features)
-    bar = tqdm(total=len(todo), unit="clip", dynamic_ncols=True, disable=not todo)
+    short = 0
+    clips = encode_clips(
+        todo,
+        encoder,
+        fps=args.fps,
+        frames=args.frames,
+        equalized=args.equalize,
+        batch=args.encoder_batch,
+        threads=args.threads,
+        folder=args.features,
+    )
     try:
-        with bar, closing(videos):
-            for number, video in videos:
-                row, note = todo[number], None
-                row, note = save(row, video, args.features)
-                todo[number] = row
-                if note:
-                    bar.write(f"{row.source}: {note}")
-                finished.append(row)
-                bar.update()
-                if time.time() - saved > INDEX_SECONDS:
-                    add_to_index(index, finished)
-                    finished, saved = [], time.time()
+        with closing(clips):
+            for row, clip in tqdm(clips, total=len(todo), unit="clip", dynamic_ncols=True, disable=not todo):
+                file = features_file(args.features, row.path)
+                if isinstance(clip, Exception):
+                    row, short = row._replace(error=reason(clip)), short + isinstance(clip, TooShortError)
+                    tqdm.write(f"{row.source}: {row.error}")
+                    if os.path.isfile(file):
+                        file.unlink()  # of an older run: the row would come back from it
+                else:
+                    # N frames in S windows of L, the last frame repeated as padding: (S, L, T, D), (S, L), (S, L)
+                    tokens, times, valid = make_windows(clip.tokens, clip.times, args.frames)
+                    row = row._replace(windows=len(tokens), **clip.facts)
+                    kept = {key: getattr(row, key) for key in INDEX_FIELDS} | {"recipe": digest}
+                    write_features(file, tokens, times, valid, row=kept)
+                    if len(clip.times) < clip.count:
+                        tqdm.write(f"{row.source}: damaged, read up to {clip.times[-1]:.1f} s")
+                index.append(row)
     finally:
-        add_to_index(index, finished)
+        write_index(Path(args.features) / f"index-{part}-of-{parts}.csv", index)
 
     # ---------------------------------------------------------------- report
     seconds = time.time() - started
-    mine = todo + there
-    short = sum(row.error.startswith(TooShortError.REASON) for row in mine)
-    failed = sum(bool(row.error) for row in mine) - short
-    done = [row for row in todo if not row.error]
-    counts = {"videos": len(done), "windows": sum(row.windows for row in done), "skipped": len(mine) - len(todo)}
-    counts |= {"failed": failed, "short": short, "seconds": seconds, "clips_per_second": len(done) / seconds}
+    skipped, failed = len(mine) - len(todo), sum(bool(row.error) for row in index) - short
+    done = len(todo) - failed - short
+    windows = sum(row.windows for row in index[skipped:])
     print(
-        f"{args.features}: {counts['videos']} videos, {counts['windows']} windows in {seconds:.0f} s "
-        f"({counts['clips_per_second']:.1f} clips/s); {counts['skipped']} were there, {failed} failed"
-        + (f", {short} too short to equalize" if short else "")
+        f"{args.features}: {done} videos, {windows} windows in {seconds:.0f} s ({done / seconds:.1f} clips/s);"
+        f" {skipped} were there, {failed} failed" + (f", {short} too short to equalize" if short else "")
     )
     if failed > 0.1 * len(mine):
-        raise InputError(f"{failed} of {len(mine)} videos could not be read; the column error of {index} says why")
-    return counts
+        raise InputError(f"{failed} of {len(mine)} videos could not be read; the column error of the index says why")
+    counts = {"videos": done, "windows": windows, "skipped": skipped, "failed": failed, "short": short}
+    return counts | {"seconds": seconds, "clips_per_second": done / seconds}
 
 
 if __name__ == "__main__":

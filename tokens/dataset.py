@@ -63,7 +63,9 @@ def read_index(features) -> list[Row]:
         raise InputError(f"{features}: no index-*.csv; run 01_extract_features.py --features {features} first")
     found = {file.name for file in files}
     if found != {f"index-{part}-of-{len(files)}.csv" for part in range(1, len(files) + 1)}:
-        raise InputError(f"{features}: {', '.join(sorted(found))} are not all parts of an index; run 01 for every --shard")
+        raise InputError(
+            f"{features}: {', '.join(sorted(found))}: not all parts of an index; run 01 for each --shard I/N"
+        )
     rows = {}
     for file in files:
         for number, row in enumerate(read_csv(file, INDEX_FIELDS, "run 01 again"), 2):

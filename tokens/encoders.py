@@ -212,7 +212,7 @@ def encode_clips(rows, encoder, fps=8, frames=8, equalized=None, batch=64, threa
             while chunk := list(itertools.islice(samples, CHUNK)):
                 clip.times += [seconds for seconds, _ in chunk]
                 yield clip, [encoder.prepare(frame) for _, frame in chunk]
-        yield clip, []  # all is there
+        yield clip, []  # that was all
 
     for row, clip, tokens in encode_ahead(rows, read, encoder, batch, threads):
         if len(tokens):
