@@ -17,27 +17,31 @@ each, one machine a part; a run with another N, such as one without --shard, sta
 """
 
 import argparse
-import hashlib
-import json
+import itertools
+import math
 import os
 import shutil
 import time
 from collections import Counter
 from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import av
 import cv2
+import numpy as np
 from tqdm import tqdm
 
-from basics.artifacts import git_commit, read_arrays, read_json, versions, write_json
+from basics.artifacts import git_commit, read_json, versions, write_json
 from basics.running import InputError, positive, run_script
 from tokens.dataset import (
-    INDEX_FIELDS,
-    Row,
     features_file,
     make_windows,
     other_tokens,
+    read_row,
+    room_for_tokens,
+    tokens_digest,
     write_features,
     write_index,
 )
@@ -46,8 +50,10 @@ from tokens.generators import TABLE, load_generators
 from tokens.listing import describe, list_videos
 from tokens.pretrained import build_encoder
 from tokens.split import set_splits
-from tokens.videos import reason
-from tokens.writing import TooShortError
+from tokens.videos import Video, reason
+from tokens.writing import TooShortError, equalize
+
+CHUNK = 32  # frames that a thread hands over at a time
 
 
 def get_args(argv=None):
@@ -105,6 +111,40 @@ def shard(text):
     return int(part), int(parts)
 
 
+# ---------------------------------------------------------------- a clip
+
+
+@dataclass
+class Clip:
+    """A clip on its way through the encoder."""
+
+    facts: dict[str, str]  # fps, size, length, container, codec
+    count: int  # frames that the file promises; fewer come where its end is damaged
+    tokens: np.ndarray  # (M, T, D): room for those of N frames and for padding
+    times: list[float] = field(default_factory=list)  # of the N frames, seconds
+    encoded: int = 0  # frames whose tokens are there
+
+    def add(self, tokens):
+        self.tokens[self.encoded : self.encoded + len(tokens)] = tokens
+        self.encoded += len(tokens)
+
+
+def read_clip(row, encoder, fps, frames, size, folder):
+    """Yield (Clip, prepared frames) of a video at `fps`, some frames at a time and none at its end."""
+    file = row.file
+    if size:
+        with Video(file) as video:
+            file = equalize(video.sample(fps), size, fps, frames)
+    with Video(file) as video:
+        count = len(video.numbers(fps))
+        room = math.ceil(count / frames) * frames, encoder.tokens, encoder.dim
+        clip, samples = Clip(video.facts(), count, room_for_tokens(room, folder)), video.sample(fps)
+        while chunk := list(itertools.islice(samples, CHUNK)):
+            clip.times.extend(seconds for seconds, _ in chunk)
+            yield clip, [encoder.prepare(frame) for _, frame in chunk]
+    yield clip, []
+
+
 # ---------------------------------------------------------------- the folder: its recipe, what is there
 
 
@@ -124,8 +164,8 @@ def open_features(folder, recipe, parts, overwrite):
     Raises InputError when the folder holds features made in another way, unless they are to be overwritten.
     """
     path = Path(folder) / "recipe.json"
-    old = read_json(path) if path.exists() else recipe
-    keys = other_tokens(old, recipe)
+    old = read_json(path) if path.exists() else None
+    keys = other_tokens(old, recipe) if old else []
     if keys and not overwrite:
         values = {key: f" {old[key]} there, {recipe[key]} now" for key in old.keys() & recipe.keys()}
         differences = ", ".join(key + values.get(key, "") for key in keys)
@@ -133,14 +173,8 @@ def open_features(folder, recipe, parts, overwrite):
     for index in Path(folder).glob("index-*-of-*.csv"):
         if keys or not index.name.endswith(f"-of-{parts}.csv"):
             index.unlink(missing_ok=True)
-    if keys or not path.exists():
+    if keys or not old:
         write_json(path, recipe)  # makes the folder
-
-
-def digest_of(recipe):
-    """One name for all that decides about the tokens; a clip keeps it, so that it is known what an older run left."""
-    kept = {key: recipe[key] for key in recipe.keys() - {"simulated", "preset", "versions", "git"}}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def read_finished(rows, folder, digest):
@@ -150,9 +184,9 @@ def read_finished(rows, folder, digest):
         file = features_file(folder, row.path)
         if os.path.isfile(file):
             with suppress(InputError):  # a damaged file is made again
-                kept = read_arrays(file, ("row",))["row"]
-                if kept.pop("recipe") == digest:
-                    found[row.path] = Row(**kept)
+                kept, made_by = read_row(file)
+                if made_by == digest:
+                    found[row.path] = kept
     return found
 
 
@@ -184,7 +218,7 @@ def main(argv=None):
     encoder = build_encoder(args.encoder, args.pool, args.layer, args.encoder_weights, args.encoder_dtype)
     recipe = recipe_of(args, encoder, rows)
     open_features(args.features, recipe, parts, args.overwrite)
-    digest = digest_of(recipe)
+    digest = tokens_digest(recipe)
     finished = read_finished(rows, args.features, digest)
     rows = set_splits(rows, {row.group: row.split for row in finished.values()})
     print_videos(rows, ignored, table, args.videos)
@@ -195,40 +229,35 @@ def main(argv=None):
         else:
             listed = {key: getattr(row, key) for key in ("generator", "group", "stratum", "split", "source")}
             index.append(finished[row.path]._replace(**listed))
-    window = 2 * args.frames * encoder.tokens * encoder.dim / 2**20  # MiB
-    free = shutil.disk_usage(args.features).free / 2**30
-    print(f"to encode: {len(todo)} videos, {window:.2g} MiB for {args.frames / args.fps:g} s; free: {free:.3g} GiB")
+    size, free = 2 * args.fps * encoder.tokens * encoder.dim / 2**20, shutil.disk_usage(args.features).free / 2**30
+    print(f"to encode: {len(todo)} videos, {size:.2g} MiB a second of video; {free:.3g} GiB are free")
 
     # ---------------------------------------------------------------- encode, save
-    short = 0
-    clips = encode_clips(
-        todo,
-        encoder,
-        fps=args.fps,
-        frames=args.frames,
-        equalized=args.equalize,
-        batch=args.encoder_batch,
-        threads=args.threads,
-        folder=args.features,
-    )
+    sizes = {"fps": args.fps, "frames": args.frames, "size": args.equalize}
+    read = partial(read_clip, encoder=encoder, **sizes, folder=args.features)
+    short, clips = 0, encode_clips(todo, read, encoder, args.encoder_batch, args.threads)
+    bar = tqdm(total=len(todo), unit="clip", dynamic_ncols=True, disable=not todo)
     try:
-        with closing(clips):
-            for row, clip in tqdm(clips, total=len(todo), unit="clip", dynamic_ncols=True, disable=not todo):
+        with bar, closing(clips):
+            for row, clip, tokens in clips:
+                if len(tokens):
+                    clip.add(tokens)  # (n, T, D) of its next frames
+                    continue
                 file = features_file(args.features, row.path)
                 if isinstance(clip, Exception):
                     row, short = row._replace(error=reason(clip)), short + isinstance(clip, TooShortError)
-                    tqdm.write(f"{row.source}: {row.error}")
+                    bar.write(f"{row.source}: {row.error}")
                     if os.path.isfile(file):
                         file.unlink()  # of an older run: the row would come back from it
                 else:
                     # N frames in S windows of L, the last frame repeated as padding: (S, L, T, D), (S, L), (S, L)
-                    tokens, times, valid = make_windows(clip.tokens, clip.times, args.frames)
-                    row = row._replace(windows=len(tokens), **clip.facts)
-                    kept = {key: getattr(row, key) for key in INDEX_FIELDS} | {"recipe": digest}
-                    write_features(file, tokens, times, valid, row=kept)
+                    windows, times, valid = make_windows(clip.tokens, clip.times, args.frames)
+                    row = row._replace(windows=len(windows), **clip.facts)
+                    write_features(file, windows, times, valid, row, digest)
                     if len(clip.times) < clip.count:
-                        tqdm.write(f"{row.source}: damaged, read up to {clip.times[-1]:.1f} s")
+                        bar.write(f"{row.source}: damaged, read up to {clip.times[-1]:.1f} s")
                 index.append(row)
+                bar.update()
     finally:
         write_index(Path(args.features) / f"index-{part}-of-{parts}.csv", index)
 

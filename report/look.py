@@ -21,7 +21,7 @@ from basics.artifacts import file_digest, read_arrays
 from basics.running import InputError
 from report.run import WINDOWS_OF_CLIPS, window_outputs
 from tokens.dataset import Windows, features_file, read_valid
-from tokens.encoders import encode_ahead
+from tokens.encoders import encode_clips
 from tokens.listing import is_shown, suffix_of
 from tokens.videos import STILL_SUFFIXES, VIDEO_SUFFIXES, Video
 from tokens.writing import TooShortError, equalize
@@ -204,7 +204,7 @@ def look(paths, run, encoder, max_windows=None, images=False, encoder_batch=64, 
             ended.remove(number)
             yield number, files.pop(number)
 
-    for number, part, tokens in encode_ahead(range(len(paths)), read, encoder, encoder_batch, threads):
+    for number, part, tokens in encode_clips(range(len(paths)), read, encoder, encoder_batch, threads):
         file = files[number]
         if len(tokens):
             file.windows.append(part)

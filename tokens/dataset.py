@@ -6,8 +6,10 @@ tokens = map_tokens(features_file("features/zoo", "SVD/a.mp4"))   (S, L, T, D), 
 """
 
 import hashlib
+import json
 import math
 import struct
+import tempfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +44,7 @@ class Row(NamedTuple):
 
 
 INDEX_FIELDS = Row._fields[:13]
+LARGE = 1 << 28  # bytes of a clip's tokens that are held in memory
 EXTRACT_AGAIN = "delete it and run 01 again"
 
 # ---------------------------------------------------------------- the index
@@ -89,9 +92,18 @@ def features_recipe(folder) -> dict:
     return read_json(Path(folder) / "recipe.json", ("frames", "tokens", "dim"))
 
 
+SAME_TOKENS = ("simulated", "preset")  # all else in a recipe of features decides about the tokens
+
+
 def other_tokens(one: dict, other: dict) -> list[str]:
     """In what two recipes of features make tokens that cannot be compared: encoder, layer, sizes, equalizing, ..."""
-    return differing(one, other, besides=("simulated", "preset"))
+    return differing(one, other, besides=SAME_TOKENS)
+
+
+def tokens_digest(recipe: dict) -> str:
+    """One name for all in a recipe of features that decides about the tokens; each features file keeps it."""
+    kept = {key: recipe[key] for key in recipe.keys() - {"versions", "git", *SAME_TOKENS}}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def usable(rows, features):
@@ -119,13 +131,32 @@ def features_file(features, path: str) -> Path:
     return Path(features) / f"{path}.npz"
 
 
-def write_features(path, tokens, times, valid, **more):
+def write_features(path, tokens, times, valid, row: Row | None = None, recipe=""):
     """Save tokens (S, L, T, D) float16, times (S, L) in seconds, valid (S, L) bool, uncompressed and whole.
 
-    `more` are dicts: 01 adds the clip's index row and the recipe of its features.
+    01 adds the clip's own index row and the tokens_digest of the recipe that made it.
     """
     arrays = {"tokens": np.asarray(tokens, np.float16), "times": np.asarray(times), "valid": np.asarray(valid, bool)}
-    write_arrays(path, arrays | more)
+    if row:
+        arrays["row"] = {key: getattr(row, key) for key in INDEX_FIELDS} | {"recipe": recipe}
+    write_arrays(path, arrays)
+
+
+def read_row(path) -> tuple[Row, str]:
+    """The index row in a features file, and the digest of the recipe that made it."""
+    row = read_arrays(path, ("row",), EXTRACT_AGAIN)["row"]
+    if row.keys() != {*INDEX_FIELDS, "recipe"}:
+        raise InputError(f"{path}: its row has other columns; {EXTRACT_AGAIN}")
+    recipe = row.pop("recipe")
+    return Row(**row), recipe
+
+
+def room_for_tokens(shape, folder) -> np.ndarray:
+    """Room for tokens of a shape, float16: in memory, or above LARGE bytes in a file in `folder` that ends with it."""
+    if 2 * math.prod(shape) <= LARGE:
+        return np.empty(shape, np.float16)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, np.float16, "w+", shape=shape)
 
 
 def make_windows(tokens, times, frames: int):

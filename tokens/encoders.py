@@ -1,7 +1,8 @@
 """The frozen encoders, and clips through them: decoded ahead on threads, encoded in batches across clips.
 
     encoder = ENCODERS["dct"]()
-    for row, clip in encode_clips(rows, encoder): clip.tokens, clip.times     (N, T, D), (N,)
+    def read(file): yield "all", [encoder.prepare(frame) for _, frame in sample_frames(file)]
+    for file, part, tokens in encode_clips(["a.mp4", "b.gif"], read, encoder): ...     tokens (N, T, D)
 
 An encoder is any object with `name`, `tokens` (T), `dim` (D), `recipe` (a dict: what else its tokens depend on),
 `prepare(frame)`, which makes an array of an RGB uint8 frame (H, W, 3) on the threads that decode, and `encode(list of
@@ -13,7 +14,6 @@ import itertools
 import math
 import os
 import queue
-import tempfile
 import threading
 from collections import deque
 
@@ -22,8 +22,6 @@ import numpy as np
 import scipy.fft
 
 from basics.running import InputError
-from tokens.videos import Video
-from tokens.writing import equalize
 
 # ---------------------------------------------------------------- block-DCT statistics
 
@@ -57,7 +55,8 @@ class BlockDCT:
         return (block_statistics(frame) - SHIFT) / SCALE  # (T, D)
 
     def encode(self, prepared):
-        return pool_tokens(np.stack(prepared), self.pool)  # (N, T, D)
+        tokens = np.stack(prepared)  # (N, T, D)
+        return tokens if self.pool == 1 else pool_tokens(tokens, self.pool)
 
 
 def block_statistics(frame):
@@ -153,8 +152,6 @@ def pooled_tokens(grid: int, pool: int) -> int:
 
 def pool_tokens(tokens, pool: int):
     """Average tokens (N, T, D) of a square grid over pool x pool neighbours."""
-    if pool == 1:
-        return tokens
     count, side, dim = len(tokens), math.isqrt(tokens.shape[1]), tokens.shape[2]
     grid = tokens.reshape(count, side // pool, pool, side // pool, pool, dim)
     return grid.mean(axis=(2, 4)).reshape(count, -1, dim)
@@ -169,83 +166,27 @@ DTYPES = ("float32", "bfloat16", "mixed_bfloat16", "float16", "mixed_float16")
 
 # ---------------------------------------------------------------- clips through an encoder
 
-CHUNK = 32  # frames that a thread hands over at a time
-LARGE = 1 << 28  # bytes of tokens above which a clip's are gathered in a file, not in memory
 
-
-class Clip:
-    """A clip on its way through an encoder: what its file says, and the tokens that have come so far."""
-
-    def __init__(self, facts: dict[str, str], count: int, shape, folder):
-        self.facts = facts  # fps, size, length, container, codec
-        self.count = count  # frames that the file promises; fewer come where its end is damaged
-        self.times = []  # of the frames decoded, (N,) in seconds
-        self.filled = 0
-        if 2 * math.prod(shape) <= LARGE:
-            self.tokens = np.empty(shape, np.float16)  # (N and room for padding, T, D)
-        else:
-            with tempfile.TemporaryFile(dir=folder) as file:  # which is gone with its last user
-                self.tokens = np.memmap(file, np.float16, "w+", shape=shape)
-
-    def add(self, tokens):
-        self.tokens[self.filled : self.filled + len(tokens)] = tokens
-        self.filled += len(tokens)
-
-
-def encode_clips(rows, encoder, fps=8, frames=8, equalized=None, batch=64, threads=None, folder=None):
-    """Yield (row, its Clip, or the exception that its file raised) of rows with a `file`, in the order of completion.
-
-    A clip's tokens (M, T, D) are those of its frames at `fps` and room for padding to whole windows of `frames`. With
-    `equalized`, a size, every file is first equalized. `folder` takes the tokens of clips too long for the memory.
-    """
-
-    def read(row):
-        file = row.file
-        if equalized:
-            with Video(file) as video:
-                file = equalize(video.sample(fps), equalized, fps, frames)
-        with Video(file) as video:
-            count = len(video.numbers(fps))
-            room = -(-count // frames) * frames
-            clip = Clip(video.facts(), count, (room, encoder.tokens, encoder.dim), folder)
-            samples = video.sample(fps)
-            while chunk := list(itertools.islice(samples, CHUNK)):
-                clip.times += [seconds for seconds, _ in chunk]
-                yield clip, [encoder.prepare(frame) for _, frame in chunk]
-        yield clip, []  # that was all
-
-    for row, clip, tokens in encode_ahead(rows, read, encoder, batch, threads):
-        if len(tokens):
-            clip.add(tokens)
-        else:
-            yield row, clip
-
-
-def encode_ahead(clips, read, encoder, batch=64, threads=None):
+def encode_clips(clips, read, encoder, batch=64, threads=None):
     """Yield (clip, part, tokens (n, T, D)) for the (part, n prepared frames) that `read(clip)` yields on a thread.
 
     The parts of a clip come in order, those of several clips mixed; a part is whatever the caller wants to find again,
     and may have no frames. The encoder gets `batch` frames at a time, of several clips. Where `read` raises, the
     exception is the clip's last part, without tokens, and the other clips go on.
     """
-    parts, frames, tokens = deque(), [], []  # parts that wait; their prepared frames; the frames' tokens (T, D)
-
-    def complete():
-        while parts and len(tokens) >= parts[0][2]:
-            clip, part, count = parts.popleft()
-            yield clip, part, np.stack(tokens[:count]) if count else []
-            del tokens[:count]
-
-    for clip, part, prepared in decode_ahead(clips, read, threads or os.cpu_count()):
-        parts.append((clip, part, len(prepared)))
-        frames += prepared
-        while len(frames) >= batch:
+    waiting, frames, tokens = deque(), [], []  # (clip, part, n); their prepared frames; the frames' tokens (T, D)
+    for item in itertools.chain(decode_ahead(clips, read, threads or os.cpu_count()), [None]):
+        if item is not None:
+            clip, part, prepared = item
+            waiting.append((clip, part, len(prepared)))
+            frames += prepared
+        while len(frames) >= batch or (frames and item is None):  # the last batch may be smaller
             tokens.extend(encoder.encode(frames[:batch]))
             del frames[:batch]
-        yield from complete()
-    if frames:
-        tokens.extend(encoder.encode(frames))
-    yield from complete()
+        while waiting and len(tokens) >= waiting[0][2]:
+            clip, part, count = waiting.popleft()
+            yield clip, part, np.stack(tokens[:count]) if count else []
+            del tokens[:count]
 
 
 def decode_ahead(clips, read, threads):

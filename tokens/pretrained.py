@@ -40,7 +40,8 @@ class Pretrained:
 
     def encode(self, prepared):
         tokens = self.model.predict_on_batch(np.stack(prepared))
-        return pool_tokens(np.asarray(tokens).astype(np.float32), self.pool)
+        tokens = np.asarray(tokens).astype(np.float32)
+        return tokens if self.pool == 1 else pool_tokens(tokens, self.pool)
 
 
 def weights_digest(model) -> str:
