@@ -175,7 +175,7 @@ def test_a_deleted_video_leaves_the_index(clips, tmp_path):
 def test_a_clip_without_its_features_file_stops_training_in_a_line(features, tmp_path):
     folder = Path(shutil.copytree(features, tmp_path / "f"))
     (folder / "SVD" / "9.mp4.npz").unlink()
-    with pytest.raises(InputError, match=r"f/SVD/9\.mp4\.npz is missing; .*run 01 again"):
+    with pytest.raises(InputError, match=r"f/SVD/9\.mp4\.npz is missing; run 01 again"):
         stage("02_pretrain_binary", "--features", folder, "--run", tmp_path / "run", "--epochs", 1)
 
 
