@@ -271,13 +271,17 @@ def short_name(file):
     return file.relative_to(ROOT).as_posix() if file.is_relative_to(ROOT) else file.as_posix()
 
 
+def read_source(file) -> str:
+    return (ROOT / file).read_text(encoding="utf-8")
+
+
 @functools.lru_cache(maxsize=64)
 def read_code(file):
     """Of a module's file its definitions {name: (its text, the names in it)}, and its imports from the project
     {name: (file, name there)}.
     """
     definitions, imported = {}, {}
-    for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body:
+    for node in ast.parse(read_source(file)).body:
         if isinstance(node, ast.ImportFrom) and (ROOT / (module := node.module.replace(".", "/") + ".py")).is_file():
             imported |= {alias.asname or alias.name: (module, alias.name) for alias in node.names}
         names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else []
@@ -296,7 +300,7 @@ class OnlyCode(ast.NodeTransformer):
     def visit_Expr(self, node):
         called = node.value.func if isinstance(node.value, ast.Call) else None
         prints = isinstance(called, ast.Name) and called.id.startswith(("print", "draw_"))
-        return ast.Pass() if prints or isinstance(node.value, ast.Constant) else self.generic_visit(node)
+        return None if prints or isinstance(node.value, ast.Constant) else self.generic_visit(node)
 
     def visit_Raise(self, node):
         if isinstance(node.exc, ast.Call):

@@ -116,9 +116,8 @@ def choose_videos(
     if outside := sorted(trained - named):
         raise InputError(f"{', '.join(outside)}: not in the generator table; add {table_lines(outside)}")
     if level != "bin" and (strangers := sorted(present - named)):
-        print(
-            f"not in the generator table, so unseen: {', '.join(strangers)}; to train on them, add {table_lines(strangers)}"
-        )
+        print(f"not in the generator table, so unseen: {', '.join(strangers)}; to train on them add")
+        print(f"  {table_lines(strangers)}")
     tested = known_names(test_generators, table, other or rows) or (named if other else trained)
     labels = {name: class_index(level, name, table) for name in present}
 

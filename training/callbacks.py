@@ -92,7 +92,7 @@ class EpochEnd(keras.callbacks.Callback):
         return self.batches.epoch
 
     def on_train_begin(self, logs=None):
-        """Make Keras's variables for losses and metrics now: made in the first step, they double TensorFlow's tracing."""
+        """Make Keras's variables of losses and metrics: made in the first step, they double TensorFlow's tracing."""
         if keras.backend.backend() == "tensorflow":
             labels = dict.fromkeys(OUTPUTS, np.zeros(2, "int32"))
             outputs = self.model(tokens := self.batches.windows[self.sample[:2]])

@@ -62,7 +62,7 @@ def validation(model, windows, rows, batch_size) -> dict[str, float]:
     return {
         "val_accuracy": scores["accuracy"],
         "val_macro_accuracy": scores["macro_accuracy"],
-        "val_cross_entropy": -np.mean(np.log(np.maximum(likelihood, 1e-12))),
+        "val_cross_entropy": -float(np.mean(np.log(np.maximum(likelihood, 1e-12)))),
     }
 
 
