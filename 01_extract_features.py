@@ -34,10 +34,9 @@ import numpy as np
 from tqdm import tqdm
 
 from basics.artifacts import git_commit, read_json, versions, write_json
-from basics.running import InputError, positive, run_script
+from basics.running import InputError, part_of_parts, positive, run_script
 from tokens.dataset import (
     features_file,
-    make_windows,
     other_tokens,
     read_row,
     room_for_tokens,
@@ -66,19 +65,13 @@ def get_args(argv=None):
     add("--features", default="features/zoo", help="folder to write")
     add("--generators", default=str(TABLE), help="the generator table")
     add("--limit", type=positive, help="at most this many videos per generator: a small run")
-    add("--shard", type=shard, default=(1, 1), metavar="I/N", help="do the I-th of N equal parts, 1/N to N/N")
+    add("--shard", type=part_of_parts, default=(1, 1), metavar="I/N", help="do the I-th of N equal parts, 1/N to N/N")
     add("--overwrite", action="store_true", help="extract anew what is there")
     # frames
     add("--fps", type=frame_rate, default=8, help="frames sampled per second")
     add("--frames", type=positive, default=8, help="frames per window (L)")
-    add(
-        "--equalize",
-        type=even_size,
-        nargs="?",
-        const=128,
-        metavar="SIZE",
-        help="first make every clip one H.264 clip of SIZE x SIZE, --frames frames at --fps; 128 without SIZE",
-    )
+    equal = "first make every clip one H.264 clip of SIZE x SIZE, --frames frames at --fps; 128 without SIZE"
+    add("--equalize", type=even_size, nargs="?", const=128, metavar="SIZE", help=equal)
     # encoder
     add("--encoder", default="dct", help=f"{', '.join(ENCODERS)}, or a KerasHub preset of the last three")
     add("--layer", help="clip: projection (768-d) or pooled (1024-d); mobilenet: conv_pw_1 to conv_pw_13")
@@ -104,14 +97,7 @@ def even_size(text):
     return number
 
 
-def shard(text):
-    part, _, parts = text.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise argparse.ArgumentTypeError(f"{text} is not I/N with I from 1 to N")
-    return int(part), int(parts)
-
-
-# ---------------------------------------------------------------- a clip
+# ---------------------------------------------------------------- a clip: its frames, its windows
 
 
 @dataclass
@@ -143,6 +129,18 @@ def read_clip(row, encoder, fps, frames, size, folder):
             clip.times.extend(seconds for seconds, _ in chunk)
             yield clip, [encoder.prepare(frame) for _, frame in chunk]
     yield clip, []
+
+
+def make_windows(tokens, times, frames):
+    """Cut a clip's tokens (M, T, D), with room for padding, and times (N,) into windows of `frames` (L).
+
+    Returns tokens (S, L, T, D), times (S, L) and valid (S, L), False where the last frame is repeated as padding.
+    """
+    count = len(times)
+    number = np.arange(math.ceil(count / frames) * frames).reshape(-1, frames)  # (S, L)
+    tokens[count:] = tokens[count - 1]  # in place: an hour of video is not copied
+    windows = tokens[: number.size].reshape(*number.shape, *tokens.shape[1:])
+    return windows, np.array(times)[np.minimum(number, count - 1)], number < count
 
 
 # ---------------------------------------------------------------- the folder: its recipe, what is there

@@ -159,21 +159,6 @@ def room_for_tokens(shape, folder) -> np.ndarray:
         return np.memmap(file, np.float16, "w+", shape=shape)
 
 
-def make_windows(tokens, times, frames: int):
-    """Cut a video's tokens (N, T, D) and times (N,) into windows of `frames` (L); the last frame repeats as padding.
-
-    Returns tokens (S, L, T, D), times (S, L) and valid (S, L), which is False on padding. Tokens that already have
-    room for the padding are filled in place, so that an hour of video is not copied.
-    """
-    count = len(times)
-    number = np.arange(math.ceil(count / frames) * frames).reshape(-1, frames)  # (S, L)
-    held = np.minimum(number, count - 1)
-    if len(tokens) < number.size:
-        tokens = np.asarray(tokens)[held.ravel()]
-    tokens[count : number.size] = tokens[count - 1]
-    return tokens[: number.size].reshape(*number.shape, *tokens.shape[1:]), np.asarray(times)[held], number < count
-
-
 def map_tokens(path) -> np.ndarray:
     """The tokens (S, L, T, D) of a features file as a read-only memory map: a window is read alone.
 
@@ -224,7 +209,7 @@ class Windows:
     are held in memory when they fit in `memory` bytes and otherwise read one by one from the files.
     """
 
-    def __init__(self, rows: list[dict], memory: int = 2 << 30):
+    def __init__(self, rows: list[Row], memory: int = 2 << 30):
         self.rows = rows
         self.video = np.repeat(np.arange(len(rows)), [row.windows for row in rows])
         self.offset = window_numbers(self.video)

@@ -200,7 +200,7 @@ def decode_ahead(clips, read, threads):
 
     def work():
         try:
-            for clip in upcoming:
+            for clip in upcoming:  # each thread takes the next one
                 try:
                     for part, prepared in read(clip):
                         found.put((clip, part, prepared))
