@@ -73,7 +73,7 @@ def get_args(argv=None):
     equal = "first make every clip one H.264 clip of SIZE x SIZE, --frames frames at --fps; 128 without SIZE"
     add("--equalize", type=even_size, nargs="?", const=128, metavar="SIZE", help=equal)
     # encoder
-    add("--encoder", default="dct", help=f"{', '.join(ENCODERS)}, or a KerasHub preset of the last three")
+    add("--encoder", default="dct", help=f"{', '.join(ENCODERS)}, or a KerasHub preset of SigLIP, DINOv2 or CLIP")
     add("--layer", help="clip: projection (768-d) or pooled (1024-d); mobilenet: conv_pw_1 to conv_pw_13")
     add("--encoder-weights", metavar="FILE", help="mobilenet: weights for a machine that cannot download them")
     add("--encoder-dtype", choices=DTYPES, help="of a pretrained encoder; without it float32")
@@ -156,10 +156,10 @@ def recipe_of(args, encoder, rows):
     return recipe | {"versions": made_with, "git": git_commit()}
 
 
-def open_features(folder, recipe, parts, overwrite):
-    """Write the recipe of a new features folder, and remove index files of another number of parts.
+def open_features(folder, recipe, overwrite):
+    """Write the recipe of a new features folder, or of one whose features are to be overwritten by other ones.
 
-    Raises InputError when the folder holds features made in another way, unless they are to be overwritten.
+    Raises InputError when the folder holds features made in another way that are not to be overwritten.
     """
     path = Path(folder) / "recipe.json"
     old = read_json(path) if path.exists() else None
@@ -168,9 +168,8 @@ def open_features(folder, recipe, parts, overwrite):
         values = {key: f" {old[key]} there, {recipe[key]} now" for key in old.keys() & recipe.keys()}
         differences = ", ".join(key + values.get(key, "") for key in keys)
         raise InputError(f"{folder} holds other features ({differences}); choose another --features, or --overwrite")
-    for index in Path(folder).glob("index-*-of-*.csv"):
-        if keys or not index.name.endswith(f"-of-{parts}.csv"):
-            index.unlink(missing_ok=True)
+    for index in Path(folder).glob("index-*-of-*.csv") if keys else ():
+        index.unlink(missing_ok=True)  # its rows describe the other features
     if keys or not old:
         write_json(path, recipe)  # makes the folder
 
@@ -215,7 +214,7 @@ def main(argv=None):
     # ---------------------------------------------------------------- encoder
     encoder = build_encoder(args.encoder, args.pool, args.layer, args.encoder_weights, args.encoder_dtype)
     recipe = recipe_of(args, encoder, rows)
-    open_features(args.features, recipe, parts, args.overwrite)
+    open_features(args.features, recipe, args.overwrite)
     digest = tokens_digest(recipe)
     finished = read_finished(rows, args.features, digest)
     rows = set_splits(rows, {row.group: row.split for row in finished.values()})
@@ -258,6 +257,9 @@ def main(argv=None):
                 bar.update()
     finally:
         write_index(Path(args.features) / f"index-{part}-of-{parts}.csv", index)
+        for other in Path(args.features).glob("index-*-of-*.csv"):
+            if not other.name.endswith(f"-of-{parts}.csv"):
+                other.unlink(missing_ok=True)
 
     # ---------------------------------------------------------------- report
     seconds = time.time() - started
