@@ -71,7 +71,7 @@ def write_arrays(path, arrays: dict):
 # ---------------------------------------------------------------- reading
 
 
-def missing(path, remedy):
+def missing_file(path, remedy):
     return InputError(f"{path} is missing; {remedy.removeprefix('delete it and ')}")
 
 
@@ -98,7 +98,7 @@ def read_csv(path, columns, remedy=AGAIN) -> list[dict]:
                 raise InputError(f"{path}: missing column(s) {', '.join(sorted(missing))}; {remedy}")
             return list(reader)
     except FileNotFoundError as error:
-        raise missing(path, remedy) from error
+        raise missing_file(path, remedy) from error
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a CSV file in UTF-8 ({error}); {remedy}") from error
 
@@ -117,7 +117,7 @@ def read_arrays(path, keys=None, remedy=AGAIN, aligned=()) -> dict:
         if not np.isfinite(arrays.get("embedding", 0)).all():
             raise ValueError("embeddings are not finite")
     except FileNotFoundError as error:
-        raise missing(path, remedy) from error
+        raise missing_file(path, remedy) from error
     except (KeyError, OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: damaged ({error}); {remedy}") from error
     return arrays
@@ -130,7 +130,7 @@ def open_zip(path, remedy=AGAIN):
         with zipfile.ZipFile(path) as archive:
             yield archive
     except FileNotFoundError as error:
-        raise missing(path, remedy) from error
+        raise missing_file(path, remedy) from error
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError, NotImplementedError) as error:
         raise InputError(f"{path}: damaged zip ({error}); {remedy}") from error
 
