@@ -43,7 +43,7 @@ def get_args(argv=None):
     add("--encoder", help="the encoder's preset or folder, where it is not where the run has it")
     add("--encoder-weights", metavar="FILE", help="mobilenet: weights for a machine that cannot download them")
     add("--encoder-dtype", choices=DTYPES, help="what a pretrained encoder computes in; default: the run's")
-    add("--batch-size", type=positive, default=64, help="frames per call of the encoder")
+    add("--encoder-batch", type=positive, default=64, help="frames per call of the encoder")
     add("--threads", type=positive, default=os.cpu_count(), help="files decoded at once")
     add("--export", metavar="PATH", help="write the calibrated run with a model card to a .zip or folder, and end")
     add("--enrol", metavar="NAME", help="add the generator that made the files to the run, without training, and end")
@@ -100,7 +100,7 @@ def main(argv=None):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know the letters of a file's name
     loaded = run.load_run(args.run, args.dtype)
     encoder = run.load_encoder(loaded.features, args.encoder, args.encoder_weights, args.encoder_dtype)
-    options = {"max_windows": args.max_windows, "batch_size": args.batch_size, "threads": args.threads}
+    options = {"max_windows": args.max_windows, "encoder_batch": args.encoder_batch, "threads": args.threads}
     batches = look.batches(args.files, text.answered(args.json) if args.resume else (), args.limit)
     files = failed = 0
     if args.enrol:
