@@ -152,3 +152,45 @@ def threshold_lines(table):
         found = f"finds {row['recall']:.2f} of the target (balanced accuracy {row['balanced_accuracy']:.2f})"
         lines.append(f"{method}: {found}; called the target: {alarms}")
     return lines
+
+
+# ---------------------------------------------------------------- classifiers beside each other on the same clips
+
+
+def draw_accuracies(correct, classes, groups, repeats=2000, seed=0):
+    """Bootstrap draws (repeats, R, 2) of micro and macro accuracy of R runs: correct (R, V) bool; class and group (V,).
+
+    Whole groups are drawn, the same ones for all runs. A class that a draw has no clip of is left out of its mean.
+    """
+    names, number = np.unique(classes, return_inverse=True)
+    _, groups = np.unique(groups, return_inverse=True)
+    of_class = np.eye(len(names))[number]  # (V, K)
+    random, draws = np.random.default_rng(seed), np.empty((repeats, len(correct), 2))
+    for draw in draws:
+        weights = draw_groups(groups, random)
+        clips, hits = weights @ of_class, (correct * weights) @ of_class  # (K,), (R, K)
+        draw[:, 0] = hits.sum(axis=1) / clips.sum()
+        draw[:, 1] = (hits[:, clips > 0] / clips[clips > 0]).mean(axis=1)
+    return draws
+
+
+def mcnemar(one, other):
+    """McNemar's exact two-sided test (McNemar 1947) that two classifiers are equally often correct, (V,) and (V,) bool,
+    on the same clips: how many the first alone has correct, how many the second alone, and p, 1 where they agree.
+    """
+    from scipy.stats import binomtest
+
+    only_one, only_other = int(np.sum(one & ~other)), int(np.sum(other & ~one))
+    differing = only_one + only_other
+    return only_one, only_other, float(binomtest(only_one, differing).pvalue) if differing else 1.0
+
+
+def holm(p):
+    """p values (M,) of M tests, corrected by Holm's step-down method (Holm 1979): each compared with 0.05, the chance
+    of any false rejection among them is at most 0.05.
+    """
+    p = np.asarray(p, float)
+    order = np.argsort(p)
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return corrected.tolist()

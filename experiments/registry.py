@@ -72,6 +72,11 @@ OTHERS = {  # name: what it does, and the function of reproduce.py's arguments
         " table, scores alone.",
         "experiments.unseen:unseen_generators",
     ),
+    "compare": (
+        "Two runs or more on the same test clips, `compare RUN RUN [...]`: accuracies with 95% intervals by bootstrap"
+        " over groups, by class, McNemar's exact test with Holm's correction.",
+        "experiments.compare_runs:compare",
+    ),
     "paper": ("Every table, figure and question above these, one after the other; runs are shared.", None),
     "readme": (
         "Render results/ anew and make the tables in README.md and docs/ from them.",
