@@ -9,10 +9,12 @@
 table-N, figure-N  the paper's tables and figures, on the simulated zoo without further arguments
 ablation-WHAT, ... what else was asked of SAGA, in the same form; `--list` has them all
 demo               simulate the zoo, extract, pretrain, attribute at four levels; one table; results in runs/demo
+steps              the five stages on a small zoo, with the keys and shapes of what each leaves
+compare RUN RUN    two runs or more on the same test clips: accuracies, exact McNemar's test with Holm's correction
 paper              every table, figure and question, one after the other, each in a process of its own
 readme             make the tables in README.md and docs/ from results/
 
-All but demo, paper and readme write results/<name>.json and .md, figures a .png too; for other data in a folder in it.
+All others write results/<name>.json and .md, figures a .png too; for other data in a folder of its own in it.
 """
 
 import argparse
@@ -55,6 +57,7 @@ def get_args(argv=None):
     add("--run", help="folder of the runs; default runs/paper, demo, report or unseen")
     add("--seeds", type=positive, help="all but demo: other weights, choice of labels and corpus folds; 3, wild 5")
     add("--level", choices=LEVELS, help="compare: at this level alone; default: at every level that all the runs have")
+    add("--overwrite", action="store_true", help="train anew, and extract, although runs and features are there")
     add("--limit", type=positive, help="at most this many clips per generator: a small run")
     args = parser.parse_args(argv)
     args.runs = args.name[1:] if args.name[:1] == ["compare"] else []

@@ -14,7 +14,7 @@ import numpy as np
 
 from attribute_video import attribute
 from basics.running import InputError
-from experiments.stages import STAGE_ONE, clips_of, markdown, train_arm
+from experiments.stages import STAGE_ONE, Arm, clips_of, markdown, train_arm
 from experiments.tables import caption, described, mean_std
 from experiments.unseen import names_outside, new_generators
 from report.calibrate import calibrate
@@ -24,7 +24,7 @@ from tokens.generators import LEVELS, level_name
 from tokens.split import fold_splits
 from training.evaluation import at_level, score_names
 
-ARM = "1-stage all CE"
+ARM = Arm(1, "all", "CE")
 FILES = (".keras", ".json", "_embeddings.npz")
 RELIABILITY = {"nll": "NLL", "brier": "Brier", "ece": "ECE"}
 
@@ -65,7 +65,7 @@ def fold_data(data, seed):
 
 def assemble(args, data, seed, only):
     """One run folder of the five levels."""
-    run = Path(args.run or "runs/report") / f"{data.features.name}-seed{seed}"
+    run = Path(args.run or "runs/report") / f"{data.place}-seed{seed}"
     run.mkdir(parents=True, exist_ok=True)
     for level in LEVELS:
         (trained,) = train_arm(args, data, STAGE_ONE if level == "bin" else ARM, level, seed, only)

@@ -35,7 +35,7 @@ def tsig_runs(args, data, arm, level, seed, only=None):
         flags += ["--splits", "train,test,unseen", "--strata", "none", "--no-controls"]
     found = []
     for run in runs:
-        metrics = stage("04_tsigs", *flags, "--run", run)
+        metrics = stage("04_tsigs", *flags, "--run", run, overwrite=args.overwrite)
         found.append((run, metrics, read_arrays(run / f"{level}_tsigs.npz")))
     return found
 
