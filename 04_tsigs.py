@@ -51,7 +51,7 @@ def get_args(argv=None):
     add("--level", choices=LEVELS, default="gen", help="attribution level")
     add("--splits", type=splits, default="test,val,unseen", help=f"clips to take: some of {','.join(ROLES)}")
     add("--strata", help="CSV path,stratum of contents, or none; default: the index's, else k-means of the mean token")
-    add("--limit", type=positive, help="at most this many videos per generator and split: a small run")
+    add("--limit", type=positive, help="at most this many clips per generator in each split: a small run")
     add("--batch-size", type=positive, default=64, help="windows per step")
     add("--repeats", type=positive, default=200, help="random halvings of each class's groups")
     add("--no-controls", action="store_true", help="leave out frames shuffled, untrained model and labels permuted")

@@ -43,9 +43,7 @@ def demo(args):
             run.mkdir(parents=True, exist_ok=True)
             for file in stage_one.glob("bin*"):
                 shutil.copy(file, run)
-        videos = videos_of(metrics, features)
-        linear = score([row.label for row in videos.test], linear_probe(videos), videos.classes)
-        rows.append([level_name(level), *cells(metrics, linear)])
+        rows.append(level_row(level, metrics, features))
     print("\nSimulated clips, one seed: these accuracies say nothing about real generators.\n")
     print("\n".join(markdown(HEADER, rows)) + "\n")
     for name, (work, spent) in seconds.items():
@@ -57,10 +55,12 @@ def demo(args):
         )
 
 
-def cells(metrics, linear):
+def level_row(level, metrics, features):
     """A level's row of the table: SAGA's metrics and the linear probe's."""
-    low, high = metrics["accuracy_interval"]
+    videos, (low, high) = videos_of(metrics, features), metrics["accuracy_interval"]
+    linear = score([row.label for row in videos.test], linear_probe(videos), videos.classes)
     return [
+        level_name(level),
         f"{len(metrics['classes'])}",
         f"{metrics['videos']}",
         f"{metrics['majority']:.2f} / {metrics['uniform']:.2f}",

@@ -30,7 +30,7 @@ def attribute(paths, run="runs/zoo", encoder=None, **options) -> list[dict]:
     """A report per file, as report.schema.json describes it, in the order of `paths`; of a folder, of each file in it.
 
     `run` and `encoder` may be what load_run and load_encoder give, so that a process loads them once. Options are
-    those of look: max_windows, images (explanation.frames hold JPEGs for a page), batch_size, threads. A file that
+    those of look: max_windows, images (explanation.frames hold JPEGs for a page), encoder_batch, threads. A file that
     cannot be read is reported with its "error".
     """
     run = run if isinstance(run, Run) else load_run(run)

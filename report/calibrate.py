@@ -148,9 +148,9 @@ ROLE_KEYS = ("video", "generator", "group", "class", "split", "probabilities")
 def calibrate(run, features, rate=0.05, score="Mahalanobis", limit=200, seed=0) -> dict:
     """Write calibration.json and calibration.npz of a run folder; returns the former.
 
-    `features` is the folder that the run was trained on. At most `limit` clips of each generator and split are looked
-    at again at the finest level. Raises InputError when a level, its embeddings or their features are missing or do
-    not go together.
+    `features` is the folder that the run was trained on. At most `limit` clips per generator in each split are looked
+    at again at the finest level. Raises InputError when a level, its embeddings or their features are missing or do not
+    go together.
     """
     folder = Path(run)
     if not folder.is_dir():
@@ -240,7 +240,7 @@ def level_agreement(run, arrays, level, taxonomy, temperature):
 
 
 def rows_of(arrays, index, features, limit, seed):
-    """Rows by role, each with its class name, at most `limit` of a generator and split."""
+    """Rows by role, each with its class name, at most `limit` of a generator in a split."""
     known = {row.path: row for row in usable(index, features)}
     rows = {"train": [], "val": [], "test": [], "unseen": []}
     for video, name, split in zip(*(arrays[key].tolist() for key in ("video", "class", "split")), strict=True):

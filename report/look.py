@@ -50,17 +50,17 @@ def is_media(name):
     return is_shown(name) and suffix_of(name) in VIDEO_SUFFIXES | STILL_SUFFIXES
 
 
-def batches(given, answered=(), limit=None):
-    """Lists of paths that are answered together, of arguments or of lines of standard input as they come: `limit` in
-    all, without those `answered` already.
+def batches(given, answered=(), max_files=None):
+    """Lists of paths that are answered together, of arguments or of lines of standard input as they come: `max_files`
+    in all, without those `answered` already.
     """
     paths, count = expand(given), 0
     parts = read_lines() if given == ["-"] else iter(lambda: list(itertools.islice(paths, FILES_TOGETHER)), [])
     for part in parts:
-        part = [path for path in expand(part) if file_name(path) not in answered][: limit and limit - count]
+        part = [path for path in expand(part) if file_name(path) not in answered][: max_files and max_files - count]
         count += len(part)
         yield part
-        if count == limit:
+        if count == max_files:
             return
 
 
@@ -192,8 +192,10 @@ def classify(waiting, run):
     waiting.clear()
 
 
-def look(paths, run, encoder, max_windows=None, images=False, batch_size=64, threads=None):
-    """Yield (number, File) of all paths once their windows went through all levels, in order of completion."""
+def look(paths, run, encoder, max_windows=None, images=False, encoder_batch=64, threads=None):
+    """Yield (number, File) of all paths once their windows went through all levels, in order of completion;
+    `encoder_batch` frames go through the encoder at a time.
+    """
     files, waiting, frames = {}, [], run.features["frames"]
 
     def done():
@@ -203,7 +205,7 @@ def look(paths, run, encoder, max_windows=None, images=False, batch_size=64, thr
     def read(number):
         return read_file(paths[number], run, encoder, max_windows, images)
 
-    for number, kind, content in encode_frames(read, len(paths), encoder, batch_size, threads):
+    for number, kind, content in encode_frames(read, len(paths), encoder, encoder_batch, threads):
         file = files.setdefault(number, File())
         if kind == "info":
             file.info = content
