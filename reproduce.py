@@ -57,7 +57,7 @@ def get_args(argv=None):
     add("--run", help="folder of the runs; default runs/paper, demo, report or unseen")
     add("--seeds", type=positive, help="all but demo: other weights, choice of labels and corpus folds; 3, wild 5")
     add("--level", choices=LEVELS, help="compare: at this level alone; default: at every level that all the runs have")
-    add("--overwrite", action="store_true", help="train anew, and extract, although runs and features are there")
+    add("--overwrite", action="store_true", help="train and extract anew what is there; paper: in each entry")
     add("--limit", type=positive, help="at most this many clips per generator: a small run")
     args = parser.parse_args(argv)
     args.runs = args.name[1:] if args.name[:1] == ["compare"] else []

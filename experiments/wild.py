@@ -1,7 +1,7 @@
 """Unknown-aware attribution beside what it could be replaced by, and what it depends on (arXiv 2601.00218).
 
 reads   a features folder (datasets.py), four frames of a clip as images; SAGA trained on the labelled generators alone
-writes  runs/paper/<set>/wild-<target>-<settings>/, a run of 05 per trial
+writes  runs/paper/<place of the features>/wild-<target>-<settings>/, a run of 05 per trial
         results/wild.json, .md: methods; results/wild-<what>.json, .md: one setting changed at a time
 
 The labelled are a target and three known generators; three others are unseen, and all that are left are wild. All

@@ -666,7 +666,7 @@ assert time.process_time() < 1.5
 
 @pytest.mark.skipif(not shutil.which("make"), reason="no make")
 def test_make_runs_every_experiment_by_name():
-    names = [*ENTRIES, *OTHERS]
+    names = [name for name in (*ENTRIES, *OTHERS) if name != "compare"]  # it takes run folders
     done = subprocess.run(["make", "--dry-run", *names], cwd=ROOT, capture_output=True, text=True, check=True)
     assert [line.split()[-1] for line in done.stdout.splitlines() if "reproduce.py" in line] == names
 
