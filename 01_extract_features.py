@@ -30,8 +30,8 @@ import av
 import cv2
 from tqdm import tqdm
 
-from basics.artifacts import differing, read_json, versions, write_json
-from basics.running import InputError, git_commit, positive, run_script
+from basics.artifacts import differing, git_commit, read_json, versions, write_json
+from basics.running import InputError, positive, run_script
 from tokens.dataset import (
     add_to_index,
     features_file,

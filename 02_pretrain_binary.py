@@ -15,21 +15,32 @@ the same command goes on from the last finished epoch and ends with the same res
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
-from basics.artifacts import file_digest, finished_metrics, make_recipe
+import numpy as np
+
+from basics.artifacts import (
+    code_of,
+    file_digest,
+    finished_metrics,
+    make_recipe,
+    print_other_code,
+    write_arrays,
+    write_json,
+)
 from basics.running import count_or_all, fold, fraction, names, not_negative, positive, run_script
-from common import SAGA, adamw, build_saga, keras
-from tokens.dataset import features_recipe, index_digest, read_index
+from common import SAGA, WindowBatches, adamw, build_saga, keras
+from tokens.dataset import Windows, features_recipe, index_digest, read_index
 from tokens.generators import TABLE, load_generators
 from tokens.split import choose_videos
-from training.callbacks import checkpoint_file, fit, save_run
-from training.devices import fuse_attention, is_main_process, use_devices
+from training.callbacks import EpochEnd, Interruption, checkpoint_file, print_training, save_model, tensorboard
+from training.devices import divisible_batch_size, fuse_attention, is_main_process, processes, use_devices
 from training.evaluation import evaluate, print_results
 from training.plots import draw_figures
 from training.remat import RematSAGA
-from training.service import service_address
+from training.service import served, service_address
 
 PATHS = ("features", "run", "generators", "test_features")
 MACHINE = ("tpu", "data_service", "overwrite")
@@ -73,7 +84,7 @@ def get_args(argv=None):
 
 def main(argv=None):
     args = get_args(argv)
-    started = time.time()
+    started, run = time.time(), Path(args.run)
     use_devices(args.tpu)
 
     # ---------------------------------------------------------------- load
@@ -82,11 +93,12 @@ def main(argv=None):
     made_from |= {"table_sha256": file_digest(args.generators)}
     if args.test_features:
         made_from["test_index_sha256"] = index_digest(read_index(args.test_features))
-    recipe = make_recipe(vars(args), PATHS, MACHINE, ("keras",), **made_from)
-    unfinished = [checkpoint_file(args.run, "bin")]
-    if (done := finished_metrics(Path(args.run) / "bin.json", recipe, args.overwrite, unfinished)) is not None:
+    recipe = make_recipe(vars(args), PATHS, MACHINE, ("keras",), code=code_of(main), **made_from)
+    unfinished = checkpoint_file(run, "bin")
+    if (done := finished_metrics(run / "bin.json", recipe, args.overwrite, [unfinished])) is not None:
         return done
-    videos = choose_videos(
+    print_other_code(args.features, features)
+    split = choose_videos(
         rows,
         "bin",
         args.features,
@@ -104,43 +116,55 @@ def main(argv=None):
     # ---------------------------------------------------------------- model
     keras.utils.set_random_seed(args.seed)
     model = build_saga(
-        len(videos.classes),
+        len(split.classes),
         *(features[key] for key in ("frames", "tokens", "dim")),
         temporal_blocks=args.temporal_blocks,
         dropout=args.dropout,
         dtype=args.dtype,
         kind=RematSAGA if args.remat else SAGA,
-        class_names=videos.classes,
+        class_names=split.classes,
         features=features,
     )
     fuse_attention(model)
-    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     optimizer = adamw(args.learning_rate, args.decay_steps, args.weight_decay)
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, {"logits": cross_entropy}, metrics={"logits": ["accuracy"]})
 
     # ---------------------------------------------------------------- train
-    fit(
-        model,
-        videos,
-        "bin",
-        args.run,
-        recipe,
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        batching=args.batching,
-        labels_per_class=args.labels_per_class,
-        seed=args.seed,
-        service=args.data_service,
-    )
+    windows = Windows(split.train)
+    labels = np.array([row.label for row in split.train])[windows.video]
+    batch_size = divisible_batch_size(min(args.batch_size, len(windows)))
+    with WindowBatches(windows, labels, batch_size, args.seed, args.batching, processes()) as batches:
+        epoch_end = EpochEnd("bin", run, recipe, batches, split.val, args.batch_size)
+        done = epoch_end.restore(model)  # epochs of an interrupted run
+        print_training(split, batches, args.labels_per_class)
+        model.fit(
+            served(batches, args.data_service, args.epochs) if args.data_service else batches,
+            epochs=args.epochs,
+            initial_epoch=done,
+            steps_per_epoch=len(batches),
+            shuffle=False,
+            callbacks=[Interruption(), keras.callbacks.TerminateOnNaN(), epoch_end, *tensorboard(run / "logs" / "bin")],
+            verbose=1 if sys.stdout.isatty() else 2,
+        )
+    if is_main_process():
+        save_model(model, run / "bin_last.keras", recipe)
+    if epoch_end.best:
+        model.set_weights(epoch_end.best)
 
     # ---------------------------------------------------------------- evaluate
-    metrics, arrays = evaluate(model, videos, "bin", args.batch_size)
+    metrics, arrays = evaluate(model, split, "bin", args.batch_size)
     print_results(metrics)
 
     # ---------------------------------------------------------------- save
+    metrics |= {"recipe": recipe | {"seconds": round(time.time() - started, 1)}}
     if is_main_process():
-        save_run(model, metrics, arrays, args.run, recipe, time.time() - started)
-        draw_figures(metrics, arrays, args.run)
+        save_model(model, run / "bin.keras", recipe)
+        write_arrays(run / "bin_embeddings.npz", arrays | {"recipe": recipe})
+        draw_figures(metrics, arrays, run)
+        write_json(run / "bin.json", metrics)  # last: it marks the run as finished
+        unfinished.unlink(missing_ok=True)
+        print(f"model, metrics and figures are in {run}")
     return metrics
 
 

@@ -17,24 +17,50 @@ micro and 0.58 macro (chance 0.25 and 0.05).
 """
 
 import argparse
+import sys
 import time
+from functools import partial
 from pathlib import Path
 
-from basics.artifacts import file_digest, finished_metrics, make_recipe
+import numpy as np
+
+from basics.artifacts import (
+    code_of,
+    file_digest,
+    finished_metrics,
+    make_recipe,
+    print_other_code,
+    write_arrays,
+    write_json,
+)
 from basics.running import InputError, count_or_all, fold, fraction, names, not_negative, positive, run_script
-from common import LEVELS, SAGA, adamw, build_saga, keras, load_saga, mean_over_pairs, ops, triplet_terms
-from tokens.dataset import features_recipe, index_digest, read_index
+from common import (
+    LEVELS,
+    SAGA,
+    WindowBatches,
+    adamw,
+    build_saga,
+    hard_negative_loss,
+    keras,
+    load_saga,
+    ops,
+    semi_hard_negative_loss,
+    triplet_terms,
+)
+from tokens.dataset import Windows, features_recipe, index_digest, other_tokens, read_index
 from tokens.generators import TABLE, load_generators
 from tokens.split import choose_videos
-from training.callbacks import checkpoint_file, fit, save_run
-from training.devices import fuse_attention, global_batch, is_main_process, use_devices
+from training.callbacks import EpochEnd, Interruption, checkpoint_file, print_training, save_model, tensorboard
+from training.devices import divisible_batch_size, fuse_attention, global_batch, is_main_process, processes, use_devices
 from training.evaluation import evaluate, print_results
 from training.plots import draw_figures
 from training.remat import RematSAGA
-from training.service import service_address
+from training.service import served, service_address
 
 PATHS = ("features", "run", "generators", "test_features", "init")
 MACHINE = ("tpu", "data_service", "overwrite")
+# Mined losses beside cross-entropy, by their names for --loss: loss(labels (B,), embeddings (B, D), margin, positives)
+LOSSES = {"semi": semi_hard_negative_loss, "hnm": hard_negative_loss}
 
 
 def get_args(argv=None):
@@ -58,7 +84,7 @@ def get_args(argv=None):
     add("--limit", type=positive, help="at most this many clips per generator in each split: a small run")
     add("--best", choices=("val", "last"), default="val", help="keep the epoch best on val, or train on val as well")
     # loss (Sec. 3.2)
-    add("--loss", choices=("ce", "semi", "hnm"), default="hnm", help="cross-entropy alone, or with mined triplets")
+    add("--loss", choices=("ce", *LOSSES), default="hnm", help="cross-entropy alone, or with mined triplets")
     add("--ce-weight", type=unit, default=0.5, help="lambda: the weight of cross-entropy beside mining")
     add("--margin", type=float, default=1.0, help="alpha of Eq. (2); -1 is Eq. (4), (5) as printed")
     add("--positives", choices=("all", "hardest", "random"), default="all", help="positives per anchor")
@@ -88,40 +114,41 @@ def unit(text):
 
 
 def stage_two_loss(loss, ce_weight, margin, positives, normalize):
-    """The losses by model output, their weights, and what is logged: lambda CE + (1 - lambda) mining (Sec. 3.2)."""
+    """Keras's losses by output of the model and their weights: lambda CE + (1 - lambda) mining (Sec. 3.2)."""
 
-    def terms(labels, embedding):
+    def mining(labels, embedding):  # (B,), (B, D)
         labels, embedding = global_batch(labels, embedding)
         embedding = ops.normalize(embedding, axis=-1) if normalize else embedding
-        return triplet_terms(labels, embedding, margin, loss == "semi", positives)
-
-    def mining(labels, embedding):
-        mean = mean_over_pairs(*terms(labels, embedding))
-        return ops.reshape(mean, (1,))  # Keras divides no scalar by the number of TensorFlow's replicas
-
-    def mined_pairs(labels, embedding):
-        values, pairs = terms(labels, embedding)
-        return ops.sum(ops.cast(values > 0, "float32") * pairs)
+        mined = LOSSES[loss](labels, embedding, margin, positives)
+        return ops.reshape(mined, (1,))  # Keras divides no scalar by the number of TensorFlow's replicas
 
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if loss == "ce":
-        return {"logits": cross_entropy}, {"logits": 1.0}, {"logits": ["accuracy"]}
-    weights = {"logits": ce_weight, "embedding": 1 - ce_weight}
-    logged = {"logits": ["accuracy"], "embedding": [mined_pairs]}
-    return {"logits": cross_entropy, "embedding": mining}, weights, logged
+        return {"logits": cross_entropy}, {"logits": 1.0}
+    return {"logits": cross_entropy, "embedding": mining}, {"logits": ce_weight, "embedding": 1 - ce_weight}
 
 
-def start_from(model, path):
-    """Copy stage 1's transformer into the model; the classifier keeps its fresh weights."""
+def mined_pairs(labels, embedding, loss, margin, positives, normalize):
+    """How many pairs (a, p) of a batch, labels (B,) and embedding (B, D), have a loss above 0 after mining."""
+    embedding = ops.normalize(embedding, axis=-1) if normalize else embedding
+    terms, pairs = triplet_terms(labels, embedding, margin, loss == "semi", positives)
+    return {"mined_pairs": float(ops.sum(ops.cast(terms > 0, "float32") * pairs))}
+
+
+def start_from(model, path, features):
+    """Copy stage 1's transformer into the model; the classifier keeps its fresh weights.
+
+    Raises InputError where stage 1 has other sizes, or was trained on features of another recipe than `features`.
+    """
     stage_one = load_saga(path, "02_pretrain_binary.py")
+    print_other_code(path, stage_one.config["recipe"])
     if (blocks := stage_one.config["temporal_blocks"]) != model.config["temporal_blocks"]:
         raise InputError(f"{path} has {blocks} temporal blocks; pass --temporal-blocks {blocks} or --init scratch")
-    for key in ("frames", "tokens", "dim", "heads"):
-        if stage_one.config[key] != model.config[key]:
-            raise InputError(
-                f"{path} was trained on other features ({key} {stage_one.config[key]}, here {model.config[key]});"
-                " run 02 on these features or pass --init scratch"
-            )
+    if differ := other_tokens(stage_one.config["features"], features):
+        raise InputError(
+            f"{path} was trained on other features ({', '.join(differ)}); run 02 on these features or pass"
+            " --init scratch"
+        )
     for fresh, trained in zip(model.layers, stage_one.layers, strict=True):
         if fresh.name != "classifier":
             fresh.set_weights(trained.get_weights())
@@ -129,26 +156,28 @@ def start_from(model, path):
 
 def main(argv=None):
     args = get_args(argv)
-    args.init = args.init or str(Path(args.run) / "bin.keras")
-    started = time.time()
+    started, run, level = time.time(), Path(args.run), args.level
+    args.init = args.init or str(run / "bin.keras")
     use_devices(args.tpu)
 
     # ---------------------------------------------------------------- load
     if args.init != "scratch" and not Path(args.init).is_file():
         raise InputError(f"{args.init}: no stage-1 model; run 02 first or pass --init scratch")
     rows, features = read_index(args.features), features_recipe(args.features)
-    made_from = {"level": args.level, "features": features, "index_sha256": index_digest(rows)}
+    made_from = {"level": level, "features": features, "index_sha256": index_digest(rows)}
     made_from |= {"table_sha256": file_digest(args.generators)}
     if args.test_features:
         made_from["test_index_sha256"] = index_digest(read_index(args.test_features))
     made_from["init_sha256"] = None if args.init == "scratch" else file_digest(args.init)
-    recipe = make_recipe(vars(args), PATHS, MACHINE, ("keras",), **made_from)
-    metrics_file, unfinished = Path(args.run) / f"{args.level}.json", [checkpoint_file(args.run, args.level)]
-    if (done := finished_metrics(metrics_file, recipe, args.overwrite, unfinished)) is not None:
+    code = code_of(main, *(LOSSES[loss] for loss in [args.loss] if loss in LOSSES))
+    recipe = make_recipe(vars(args), PATHS, MACHINE, ("keras",), code=code, **made_from)
+    unfinished = checkpoint_file(run, level)
+    if (done := finished_metrics(run / f"{level}.json", recipe, args.overwrite, [unfinished])) is not None:
         return done
-    videos = choose_videos(
+    print_other_code(args.features, features)
+    split = choose_videos(
         rows,
-        args.level,
+        level,
         args.features,
         load_generators(args.generators),
         train_generators=args.train_generators,
@@ -164,45 +193,59 @@ def main(argv=None):
     # ---------------------------------------------------------------- model
     keras.utils.set_random_seed(args.seed)
     model = build_saga(
-        len(videos.classes),
+        len(split.classes),
         *(features[key] for key in ("frames", "tokens", "dim")),
         temporal_blocks=args.temporal_blocks,
         dropout=args.dropout,
         dtype=args.dtype,
         kind=RematSAGA if args.remat else SAGA,
-        class_names=videos.classes,
+        class_names=split.classes,
         features=features,
     )
     fuse_attention(model)
     if args.init != "scratch":
-        start_from(model, args.init)
-    losses, weights, logged = stage_two_loss(args.loss, args.ce_weight, args.margin, args.positives, args.normalize)
+        start_from(model, args.init, features)
     optimizer = adamw(args.learning_rate, args.decay_steps, args.weight_decay)
-    model.compile(optimizer, losses, loss_weights=weights, metrics=logged)
+    losses, weights = stage_two_loss(args.loss, args.ce_weight, args.margin, args.positives, args.normalize)
+    model.compile(optimizer, losses, loss_weights=weights, metrics={"logits": ["accuracy"]})
 
     # ---------------------------------------------------------------- train
-    fit(
-        model,
-        videos,
-        args.level,
-        args.run,
-        recipe,
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        batching=args.batching,
-        labels_per_class=args.labels_per_class,
-        seed=args.seed,
-        service=args.data_service,
-    )
+    windows = Windows(split.train)
+    labels = np.array([row.label for row in split.train])[windows.video]
+    batch_size = divisible_batch_size(min(args.batch_size, len(windows)))
+    with WindowBatches(windows, labels, batch_size, args.seed, args.batching, processes()) as batches:
+        mining = dict(loss=args.loss, margin=args.margin, positives=args.positives, normalize=args.normalize)
+        measure = partial(mined_pairs, **mining) if args.loss != "ce" else None
+        epoch_end = EpochEnd(level, run, recipe, batches, split.val, args.batch_size, measure)
+        done = epoch_end.restore(model)  # epochs of an interrupted run
+        print_training(split, batches, args.labels_per_class)
+        model.fit(
+            served(batches, args.data_service, args.epochs) if args.data_service else batches,
+            epochs=args.epochs,
+            initial_epoch=done,
+            steps_per_epoch=len(batches),
+            shuffle=False,
+            callbacks=[Interruption(), keras.callbacks.TerminateOnNaN(), epoch_end, *tensorboard(run / "logs" / level)],
+            verbose=1 if sys.stdout.isatty() else 2,
+        )
+    if is_main_process():
+        save_model(model, run / f"{level}_last.keras", recipe)
+    if epoch_end.best:
+        model.set_weights(epoch_end.best)
 
     # ---------------------------------------------------------------- evaluate
-    metrics, arrays = evaluate(model, videos, args.level, args.batch_size)
+    metrics, arrays = evaluate(model, split, level, args.batch_size)
     print_results(metrics)
 
     # ---------------------------------------------------------------- save
+    metrics |= {"recipe": recipe | {"seconds": round(time.time() - started, 1)}}
     if is_main_process():
-        save_run(model, metrics, arrays, args.run, recipe, time.time() - started)
-        draw_figures(metrics, arrays, args.run)
+        save_model(model, run / f"{level}.keras", recipe)
+        write_arrays(run / f"{level}_embeddings.npz", arrays | {"recipe": recipe})
+        draw_figures(metrics, arrays, run)
+        write_json(run / f"{level}.json", metrics)  # last: it marks the run as finished
+        unfinished.unlink(missing_ok=True)
+        print(f"model, metrics and figures are in {run}")
     return metrics
 
 

@@ -9,15 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from basics.backend import quiet_import
+import basics.backend  # noqa: F401, which chooses Keras's backend, so it comes first
+
+# isort: split
+import keras
+import keras_hub
+from keras import ops
+
 from basics.running import InputError
 from tokens.dataset import Windows
 from tokens.generators import LEVELS, class_index, class_names, load_generators
-
-with quiet_import():
-    import keras
-    import keras_hub
-    from keras import ops
 
 __all__ = ["LEVELS", "class_index", "class_names", "load_generators"]
 
@@ -27,24 +28,24 @@ __all__ = ["LEVELS", "class_index", "class_names", "load_generators"]
 class WindowBatches(keras.utils.PyDataset):
     """Training batches (tokens (B, L, T, D), labels (B,)) that depend only on seed, epoch and step.
 
-    With `part` (i, n), the i-th of n equal parts of each.
-
-    `natural` shuffles all windows anew each epoch; windows short of a full batch wait for a later epoch's shuffle.
-    `pk` deals the batch's slots round-robin over the classes; a class shows each of its videos once before another
-    window of one, and repeats windows only when it has no more. Labels (N,) are per window. With `workers` of 2 or more
-    so many batches are read ahead.
+    Labels (N,) are per window. `natural` shuffles all windows anew each epoch; windows short of a full batch wait for a
+    later epoch's shuffle. `pk` deals the batch's slots round-robin over the classes; a class shows each of its videos
+    once before another window of one, and repeats windows only when it has no more. With `part` (i, n), the i-th of n
+    equal parts of each batch. Used with `with`, which ends the reading ahead and raises what it raised.
     """
 
-    def __init__(
-        self, windows: Windows, labels, batch_size=64, seed=0, batching="natural", start_epoch=0, workers=1, part=(0, 1)
-    ):
+    def __init__(self, windows: Windows, labels, batch_size=64, seed=0, batching="natural", part=(0, 1)):
         super().__init__()
         self.windows, self.labels, self.failed = windows, np.asarray(labels, "int32"), None
         self.batch_size, self.part = min(batch_size, len(windows)), part
-        self.seed, self.batching, self.epoch = seed, batching, start_epoch
+        self.seed, self.batching, self.epoch = seed, batching, 0
         self.order = (None, None)  # (epoch, permutation of the windows)
         # Not Keras's own workers: on JAX the batches that they have read before the first epoch come late and twice.
-        self.pool, self.ahead, self.reading = ThreadPoolExecutor(workers), workers if workers > 1 else 0, {}
+        self.pool, self.reading = ThreadPoolExecutor(windows.workers), {}
+        self.ahead = windows.workers if windows.workers > 1 else 0
+        _, first, count = np.unique(windows.video, return_index=True, return_counts=True)
+        label = self.labels[first]
+        self.videos = {own: (first[label == own], count[label == own]) for own in np.unique(label).tolist()}
 
     def __len__(self):
         return len(self.windows) // self.batch_size
@@ -61,9 +62,13 @@ class WindowBatches(keras.utils.PyDataset):
             self.failed = error
             raise
 
-    def close(self):
-        """Read no further: without it, leaving Python waits for what is being read ahead."""
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         self.pool.shutdown(wait=False, cancel_futures=True)
+        if self.failed:
+            raise self.failed from None  # TensorFlow makes an error of its own of what a batch raises
 
     def on_epoch_end(self):
         self.epoch += 1
@@ -71,30 +76,29 @@ class WindowBatches(keras.utils.PyDataset):
 
     def chosen(self, step):
         """Which windows are this epoch's batch of that step, or this part of it, (B,)."""
-        whole = self.deal(step) if self.batching == "pk" else self.shuffle(step)
+        if self.batching == "pk":
+            batch = self.deal(np.random.default_rng((self.seed, self.epoch, step)))
+        else:
+            if self.order[0] != self.epoch:
+                random = np.random.default_rng((self.seed, self.epoch))
+                self.order = (self.epoch, random.permutation(len(self.windows)))
+            batch = self.order[1][step * self.batch_size : (step + 1) * self.batch_size]
         i, n = self.part
-        return np.split(whole, n)[i]
+        return np.split(batch, n)[i]
 
-    def shuffle(self, step):
-        epoch, order = self.order
-        if epoch != self.epoch:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.windows))
-            self.order = (self.epoch, order)
-        return order[step * self.batch_size : (step + 1) * self.batch_size]
-
-    def deal(self, step):
-        random = np.random.default_rng((self.seed, self.epoch, step))
-        classes = random.permutation(np.unique(self.labels))
-        slots = np.bincount(np.arange(self.batch_size) % len(classes), minlength=len(classes))
-        return np.concatenate([self.deal_class(label, n, random) for label, n in zip(classes, slots, strict=True)])
-
-    def deal_class(self, label, slots, random):
-        own = random.permutation(np.flatnonzero(self.labels == label))
-        by_video = np.argsort(self.windows.video[own], kind="stable")
-        videos = self.windows.video[own[by_video]]
-        nth = np.empty(len(own), int)
-        nth[by_video] = np.arange(len(own)) - np.searchsorted(videos, videos)  # 0 for a video's first window here
-        return np.resize(own[np.argsort(nth, kind="stable")], slots)
+    def deal(self, random):
+        """Windows (B,) whose slots are dealt round-robin over the classes."""
+        dealt, classes = [], random.permutation(list(self.videos))
+        shares = np.bincount(np.arange(self.batch_size) % len(classes), minlength=len(classes))
+        for label, slots in zip(classes.tolist(), shares, strict=True):
+            first, count = self.videos[label]  # of each video of the class
+            chosen = random.choice(len(first), min(slots, len(first)), replace=False)
+            first, count = first[chosen], count[chosen]
+            start = random.integers(count)
+            rounds = range(count.max(initial=0) if slots > len(chosen) else 1)
+            windows = [(first + (start + more) % count)[count > more] for more in rounds]
+            dealt.append(np.resize(np.concatenate(windows), slots))
+        return np.concatenate(dealt)
 
 
 # ---------------------------------------------------------------- model (Sec. 3.1)
@@ -106,10 +110,10 @@ OUTPUTS = ("logits", "embedding", "attention")
 class TransformerEncoder(keras_hub.layers.TransformerEncoder):  # files of weights are laid out by this name
     """KerasHub's encoder block, whose softmax is computed in float32 in mixed precision too."""
 
-    def build(self, shape):
-        super().build(shape)
+    def build(self, inputs_shape):
+        super().build(inputs_shape)
         if self.compute_dtype != "float32":
-            self._self_attention_layer._softmax = softmax_in_float32
+            attention_layer(self)._softmax = softmax_in_float32
 
 
 def softmax_in_float32(scores, mask):
@@ -286,3 +290,18 @@ def hard_negative_loss(labels, embeddings, margin=1.0, positives="all"):
 def semi_hard_negative_loss(labels, embeddings, margin=1.0, positives="all"):
     """Semi-hard mining, Eq. (3) and (4): a pair without a semi-hard negative adds 0 and still counts."""
     return mean_over_pairs(*triplet_terms(labels, embeddings, margin, semi_hard=True, positives=positives))
+
+
+# ---------------------------------------------------------------- private parts of Keras, here alone
+
+KERAS_TRIED = "3.15.1"  # another version may have other private parts; tests/test_model.py tries them
+
+
+def attention_layer(block):
+    """The attention of an encoder block, whose private parts are _softmax, _compute_attention, _key_dim, _dropout."""
+    return block._self_attention_layer
+
+
+def without_autocast():
+    """A scope in which float32 weights are not cast to the compute dtype of mixed precision."""
+    return keras.src.backend.AutocastScope(None)

@@ -1,4 +1,5 @@
-"""Files that appear whole, one reader for each kind of file, and one comparison of how two things were made.
+"""Files that appear whole, one reader for each kind of file, and one comparison of how two things were made: with which
+settings, from what, and by which code.
 
     write_json("runs/zoo/gen.json", metrics)
     metrics = read_json("runs/zoo/gen.json", ("classes", "recipe"))
@@ -6,12 +7,15 @@
 Every reader raises InputError naming the file and what to do about it.
 """
 
+import ast
 import contextlib
 import csv
+import functools
 import hashlib
 import json
 import os
 import platform
+import subprocess
 import sys
 import zipfile
 import zlib
@@ -20,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from basics.running import InputError, git_commit
+from basics.running import ROOT, InputError
 
 AGAIN = "delete it and run its stage again"
 
@@ -30,14 +34,25 @@ AGAIN = "delete it and run its stage again"
 def write_atomically(path, write, suffix=""):
     """Let `write(temporary path)` make a file that appears at `path` whole or not at all."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     # not the process's number: two containers on one file system may both be number 1
     temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}{suffix}")
     try:
         write(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(f"{path} cannot be written ({why}); make room or name another folder") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(path):
+    """Make a folder with those above it. Raises InputError where it cannot be made."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: no folder can be made here ({error.strerror}); name another") from error
 
 
 def write_json(path, content: dict):
@@ -127,8 +142,9 @@ def open_zip(path, remedy=AGAIN):
 
 # ---------------------------------------------------------------- how a thing was made: its recipe
 
-# Kept in recipes and not compared. What lies at the paths is compared by its digest.
-NOT_COMPARED = ("paths", "machine", "versions", "git", "seconds")
+# Kept in recipes and not compared by `differing`. What lies at the paths is compared by its digest, code by
+# `differing_code`.
+NOT_COMPARED = ("paths", "machine", "versions", "git", "seconds", "code")
 
 
 def make_recipe(arguments: dict, paths=(), machine=(), packages=(), **made_from) -> dict:
@@ -136,6 +152,7 @@ def make_recipe(arguments: dict, paths=(), machine=(), packages=(), **made_from)
     Keras's backend where Keras is in use.
 
     Arguments in `paths` say where things lie, those in `machine` who computes: neither changes what is made.
+    `made_from` may hold "code", which code_of gives.
     """
     kinds = {"paths": {key: arguments[key] for key in paths}, "machine": {key: arguments[key] for key in machine}}
     given = {key: value for key, value in arguments.items() if key not in (*paths, *machine)}
@@ -161,10 +178,33 @@ def differing(one: dict, other: dict, besides=(), only=None) -> list[str]:
     return sorted(found)
 
 
+def differing_code(one: dict, other: dict) -> list[str]:
+    """The definitions in which the code of two recipes differs, or that of what both were made from."""
+    ours, theirs = one.get("code", {}), other.get("code", {})
+    names = {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
+    for key in (one.keys() & other.keys()) - {"code"}:
+        if isinstance(one[key], dict) and isinstance(other[key], dict):
+            names.update(differing_code(one[key], other[key]))
+    return sorted(names)
+
+
 def refuse_other(path, found: dict, wanted: dict, remedy="choose another --run, or --overwrite it"):
-    """Raise InputError naming what differs where `path` was made by another recipe."""
+    """Raise InputError naming what differs where `path` was made by another recipe: by other settings or other code."""
     if keys := differing(found, wanted):
         raise InputError(f"{path} was made with other settings ({', '.join(keys)}); {remedy}")
+    if names := differing_code(found, wanted):
+        raise InputError(f"{path} was made by other code ({first_names(names)}); {remedy}")
+
+
+def first_names(names, count=3):
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+def print_other_code(path, recipe: dict):
+    """Say in one line where an input was made by other code than today's. It is used as it is."""
+    changed = [name for name, digest in recipe.get("code", {}).items() if digest_of(name) != digest]
+    if changed:
+        print(f"{path} was made by other code ({first_names(changed)}) and is used as it is")
 
 
 def finished_metrics(path, recipe, overwrite=False, unfinished=()) -> dict | None:
@@ -173,7 +213,7 @@ def finished_metrics(path, recipe, overwrite=False, unfinished=()) -> dict | Non
     Raises InputError naming what differs when it was made otherwise; `overwrite` clears it and what is `unfinished`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     for file in (path, *unfinished) if overwrite else ():
         Path(file).unlink(missing_ok=True)
     if not path.exists():
@@ -184,6 +224,86 @@ def finished_metrics(path, recipe, overwrite=False, unfinished=()) -> dict | Non
     return found
 
 
+# ---------------------------------------------------------------- the code that made a thing
+
+FOLLOWED = ("common.py", "tokens/", "training/", "basics/statistics.py", "basics/optimize.py")
+NOT_FOLLOWED = ("training/plots.py", "training/service.py")
+
+
+def code_of(*starts) -> dict[str, str]:
+    """A digest of every definition that some functions or classes reach by name, such as {"common.py:SAGA": "1f0e..."}.
+
+    A name is followed into the starts' own files and FOLLOWED, not into what prints, draws or reads flags, nor
+    into upper-case dicts: they hold what a flag chooses from, and what it chose is another start. Digests leave out
+    comments, docstrings, printing and the messages of errors: nothing of it changes a number.
+    """
+    files = [Path(sys.modules[start.__module__].__file__).resolve() for start in starts]
+    waiting = [(short_name(file), start.__qualname__) for file, start in zip(files, starts, strict=True)]
+    own, found = {file for file, _ in waiting}, {}
+    while waiting:
+        file, name = waiting.pop()
+        definitions, imported = read_code(file)
+        if name in imported:
+            file, name = imported[name]
+            if (file in own or file.startswith(FOLLOWED)) and file not in NOT_FOLLOWED:
+                waiting.append((file, name))
+        elif name in definitions and f"{file}:{name}" not in found and not name.startswith(("print_", "draw_")):
+            text, names = definitions[name]
+            found[f"{file}:{name}"] = hashlib.sha256(text.encode()).hexdigest()[:12]
+            waiting += [(file, other) for other in names if other != "get_args"]
+    return dict(sorted(found.items()))
+
+
+def digest_of(name) -> str | None:
+    """Today's digest of what code_of names so; None when it is gone."""
+    file, _, definition = name.rpartition(":")
+    if not (ROOT / file).is_file() or definition not in (definitions := read_code(file)[0]):
+        return None
+    return hashlib.sha256(definitions[definition][0].encode()).hexdigest()[:12]
+
+
+def short_name(file):
+    """A path below the project's root as it is in recipes."""
+    return file.relative_to(ROOT).as_posix() if file.is_relative_to(ROOT) else file.as_posix()
+
+
+def read_source(file) -> str:
+    return (ROOT / file).read_text(encoding="utf-8")
+
+
+@functools.lru_cache(maxsize=64)
+def read_code(file):
+    """Of a module's file its definitions {name: (its text, the names in it)}, and its imports from the project
+    {name: (file, name there)}.
+    """
+    definitions, imported = {}, {}
+    for node in ast.parse(read_source(file)).body:
+        if isinstance(node, ast.ImportFrom) and (ROOT / (module := node.module.replace(".", "/") + ".py")).is_file():
+            imported |= {alias.asname or alias.name: (module, alias.name) for alias in node.names}
+        names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else []
+        for target in node.targets if isinstance(node, ast.Assign) else ():
+            names += [part.id for part in ast.walk(target) if isinstance(part, ast.Name)]
+        if names and not (names[0].isupper() and isinstance(getattr(node, "value", None), ast.Dict)):
+            node = OnlyCode().visit(node)
+            used = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+            definitions |= dict.fromkeys(names, (ast.unparse(node), sorted(used - set(names))))
+    return definitions, imported
+
+
+class OnlyCode(ast.NodeTransformer):
+    """Takes docstrings, printing and the messages of errors out of a definition."""
+
+    def visit_Expr(self, node):
+        called = node.value.func if isinstance(node.value, ast.Call) else None
+        prints = isinstance(called, ast.Name) and called.id.startswith(("print", "draw_"))
+        return None if prints or isinstance(node.value, ast.Constant) else self.generic_visit(node)
+
+    def visit_Raise(self, node):
+        if isinstance(node.exc, ast.Call):
+            node.exc = node.exc.func
+        return node
+
+
 def file_digest(path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     try:
@@ -191,6 +311,15 @@ def file_digest(path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; name a file that is there") from error
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, for recipes; None without git."""
+    try:
+        git = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return git.stdout.strip() or None
 
 
 def versions(*packages) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """How a command runs: its errors, its exit status, and the numbers and names that its flags take."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,23 +11,14 @@ class InputError(ValueError):
 
 
 def run_script(main, interrupted="the same command goes on (without --overwrite)"):
-    """Exit with status 0, or with 1 and one plain line on standard error where the work cannot be done."""
+    """Exit with status 0, or with 1 and one line on standard error for an InputError. All else shows its traceback."""
     script = Path(sys.argv[0]).name
     try:
         main()
-    except (ValueError, OSError) as error:
+    except InputError as error:
         sys.exit(f"{script}: {error}")
     except KeyboardInterrupt:
         sys.exit(f"{script}: interrupted; {interrupted}")
-
-
-def git_commit() -> str | None:
-    """The commit of this checkout, for recipes; None without git."""
-    try:
-        git = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return git.stdout.strip() or None
 
 
 # ---------------------------------------------------------------- types of flags: argparse makes status 2 of ValueError

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from stages import module
 
-from basics.artifacts import file_digest, make_recipe, write_json
+from basics.artifacts import file_digest, make_recipe, write_arrays, write_json
 from tokens.dataset import Row, features_file, features_recipe, index_digest, read_index, write_features, write_index
 from tokens.generators import TABLE, load_generators
 from tokens.split import choose_videos
@@ -53,7 +53,7 @@ def untrained_run(features, folder, level="gen", seed=0, classifier=1, **choice)
     tested. `classifier` scales its weights; `choice` is of choose_videos.
     """
     from common import build_saga, keras  # here, since some tests do without Keras
-    from training.callbacks import save_run
+    from training.callbacks import save_model
     from training.evaluation import evaluate
 
     rows, made_by = read_index(features), features_recipe(features)
@@ -70,12 +70,14 @@ def untrained_run(features, folder, level="gen", seed=0, classifier=1, **choice)
     for weight in model.classifier.weights:
         weight.assign(classifier * weight)
     metrics, arrays = evaluate(model, videos, level, 16)
-    save_run(model, metrics, arrays, folder, recipe, 0.0)
+    save_model(model, Path(folder) / f"{level}.keras", recipe)
+    write_arrays(Path(folder) / f"{level}_embeddings.npz", arrays | {"recipe": recipe})
+    write_json(Path(folder) / f"{level}.json", metrics | {"recipe": recipe | {"seconds": 0.0}})
     return Path(folder)
 
 
 def stage_two_losses(*flags):
-    """What 03 compiles for these flags: losses by output, their weights, what is logged."""
+    """What 03 compiles for these flags: losses by output and their weights."""
     stage_two = module("03_attribute")
     args = stage_two.get_args(flags)
     return stage_two.stage_two_loss(args.loss, args.ce_weight, args.margin, args.positives, args.normalize)

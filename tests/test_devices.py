@@ -72,7 +72,7 @@ def side(path, options):
             continue
         keras.utils.set_random_seed(0)
         model = build_saga(4, **SIZES, kind=RematSAGA if name == "remat" else SAGA)
-        losses, weights, _ = stage_two_losses(*flags)
+        losses, weights = stage_two_losses(*flags)
         model.compile(keras.optimizers.SGD(0.02), losses, loss_weights=weights)
         model.fit(Batches(), shuffle=False, verbose=0)
         flat = [keras.ops.convert_to_numpy(weight).ravel() for weight in model.trainable_weights]

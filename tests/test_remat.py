@@ -28,7 +28,7 @@ def trained(flags, kind=SAGA, dropout=0.0, dtype="float32", xla="auto"):
     """Weights after three steps of SGD, and the last losses."""
     keras.utils.set_random_seed(0)
     model = build_saga(5, **SIZES, dropout=dropout, dtype=dtype, kind=kind)
-    losses, weights, _ = stage_two_losses(*flags)
+    losses, weights = stage_two_losses(*flags)
     model.compile(keras.optimizers.SGD(0.05), losses, loss_weights=weights, jit_compile=xla)
     for _ in range(3):
         found = model.train_on_batch(random_tokens(12), dict.fromkeys(OUTPUTS, np.arange(12) % 5))

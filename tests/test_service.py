@@ -118,8 +118,7 @@ def test_tokens_that_are_not_finite_end_training(service, rows):
 
 
 def test_several_devices_are_not_fed_by_the_service(features, tmp_path, monkeypatch):
-    for name in ("callbacks", "devices"):
-        monkeypatch.setattr(f"training.{name}.replicas", lambda: 2)
+    monkeypatch.setattr("training.devices.replicas", lambda: 2)
     address = "grpc://localhost:1"
     with pytest.raises(InputError, match="--data-service feeds one device, and there are 2 devices; leave it out"):
         stage(ONE, "--features", features, "--run", tmp_path, "--data-service", address, "--temporal-blocks", 2)

@@ -73,8 +73,8 @@ def test_mapped_windows_equal_numpys_reading(features):
 
 
 def test_batches_depend_on_seed_epoch_and_step_alone(features):
-    one, other = window_batches(features), window_batches(features, start_epoch=1)
-    first = one[3][0]
+    one, other = window_batches(features), window_batches(features)
+    first, other.epoch = one[3][0], 1
     one.on_epoch_end()
     np.testing.assert_array_equal(one[3][0], other[3][0])
     assert not np.array_equal(first, one[3][0])
@@ -83,7 +83,7 @@ def test_batches_depend_on_seed_epoch_and_step_alone(features):
 
 def test_natural_epoch_shows_each_window_once(features):
     batches = window_batches(features)
-    seen = np.concatenate([batches.shuffle(step) for step in range(len(batches))])
+    seen = np.concatenate([batches.chosen(step) for step in range(len(batches))])
     assert len(set(seen.tolist())) == len(seen) == len(batches.windows) // 16 * 16
 
 
@@ -93,13 +93,23 @@ def test_pk_batch_deals_equally_and_repeats_late(features):
     generators = sorted({row.generator for row in rows})
     labels = np.array([generators.index(row.generator) for row in rows])[windows.video]
     batches = WindowBatches(windows, labels, batch_size=65, batching="pk")
-    chosen = batches.deal(2)
+    chosen = batches.chosen(2)
     assert sorted(np.bincount(labels[chosen])) == [9, 9, 9, 9, 9, 10, 10]
     assert len(set(windows.video[chosen].tolist())) == 65  # 20 videos a class: nobody comes twice
-    small = WindowBatches(windows, np.minimum(labels, 1), batch_size=100, batching="pk").deal(0)
+    small = WindowBatches(windows, np.minimum(labels, 1), batch_size=100, batching="pk").chosen(0)
     of_first = windows.video[small[np.minimum(labels, 1)[small] == 0]]
     windows_of_class = np.count_nonzero(labels == 0)
     assert len(of_first) == 50 > windows_of_class and len(set(of_first.tolist())) == 20
+    assert set(np.flatnonzero(labels == 0)) <= set(small.tolist())  # all windows before one comes again
+
+
+def test_pk_batch_draws_as_many_numbers_as_it_holds(features, monkeypatch):
+    """No permutation of all windows at each step: of millions it would take longer than the step."""
+    batches, drawn = window_batches(features, batching="pk"), []
+    random = np.random.default_rng(0)
+    kind = type("Random", (), {name: getattr(random, name) for name in ("choice", "integers")})
+    kind.permutation = lambda values: drawn.append(len(values)) or random.permutation(values)
+    assert len(batches.deal(kind)) == 16 and drawn == [2]
 
 
 def test_damaged_features_raise_naming_the_file(features, tmp_path):
@@ -166,8 +176,8 @@ def test_held_out_generator_is_tested_on_all_its_videos(features):
     assert {row.generator for row in videos.train} == {"Real", "SVD", "Pika"}
     assert sum(row.generator == "Latte" for row in videos.test) == 20
     assert {row.generator for row in videos.test} == {"Real", "Latte"}
-    with pytest.raises(InputError, match="outside the generator table.*WildScrape"):
-        chosen(features, "bin", train_generators=["WildScrape"])
+    with pytest.raises(InputError, match="WildScrape: not in the generator table; add .*: WildScrape,,Unknown,Unknown"):
+        chosen(features, "task", train_generators=["WildScrape"])
     with pytest.raises(InputError, match="no video of Sora"):
         chosen(features, "bin", train_generators=["Sora"])
 

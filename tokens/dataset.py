@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from basics.artifacts import open_zip, read_arrays, read_csv, read_json, write_arrays, write_csv
+from basics.artifacts import differing, open_zip, read_arrays, read_csv, read_json, write_arrays, write_csv
 from basics.running import InputError
 
 
@@ -114,6 +114,11 @@ def features_recipe(folder) -> dict:
     if not (Path(folder) / "recipe.json").exists():
         raise InputError(f"{folder}: no recipe.json; run 01_extract_features.py --features {folder} first")
     return read_json(Path(folder) / "recipe.json", ("frames", "tokens", "dim"))
+
+
+def other_tokens(one: dict, other: dict) -> list[str]:
+    """In what two recipes of features make tokens that cannot be compared: encoder, layer, sizes, equalizing, ..."""
+    return differing(one, other, besides=("simulated", "preset"))
 
 
 def usable(rows, features):

@@ -80,6 +80,12 @@ def class_index(level: str, generator: str, generators: dict[str, Generator] | N
     return names.index(value) if value in names else None
 
 
+def table_lines(names) -> str:
+    """What to add to a generator table for generators that it lacks, as words of a message."""
+    lines = "; ".join(f"{name},,Unknown,Unknown,Unknown" for name in names)
+    return f"to it (--generators), with task, SD version and team where they are known: {lines}"
+
+
 def level_name(level: str) -> str:
     return f"{level.upper()}-L"
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from basics.artifacts import differing, file_digest, read_arrays
+from basics.artifacts import file_digest, read_arrays
 from basics.running import InputError
 from tokens.dataset import (
     EXTRACT_AGAIN,
@@ -21,12 +21,13 @@ from tokens.dataset import (
     features_recipe,
     index_digest,
     map_tokens,
+    other_tokens,
     read_index,
     read_valid,
     subsample,
     usable,
 )
-from tokens.split import COMPARABLE, assign_splits, fold_splits
+from tokens.split import assign_splits, fold_splits
 
 
 class Images(NamedTuple):
@@ -76,7 +77,7 @@ def on_disk(parts, width) -> np.ndarray:
 
 def refuse_other_vectors(source, theirs, ours):
     """Raise InputError where images of a recipe are not comparable with those of another."""
-    differ = differing(theirs["features"], ours["features"], only=COMPARABLE)
+    differ = other_tokens(theirs["features"], ours["features"])
     differ += ["run"] * (theirs.get("run") != ours.get("run"))
     if differ:
         keys = ", ".join(differ)

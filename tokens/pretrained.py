@@ -20,7 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from basics.backend import quiet_import
+import basics.backend  # noqa: F401, before Keras
 from basics.running import InputError
 from tokens.encoders import BlockDCT, pool_tokens, pooled_tokens
 from tokens.preparation import KERNELS, Preparation
@@ -319,8 +319,8 @@ def build_encoder(name: str, pool: int = 1, layer=None, weights=None, dtype=None
         if layer or dtype:
             raise InputError("--layer and --encoder-dtype are for pretrained encoders, not for dct")
         return BlockDCT(pool)
-    with quiet_import():
-        import keras_hub  # noqa: F401  (here, since 01 with `dct` does without)
+    import keras_hub  # noqa: F401  (here, since 01 with `dct` does without)
+
     dtype = dtype or "float32"
     if name == "mobilenet":
         return load_mobilenet(layer, weights, dtype, pool)

@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from basics.artifacts import differing
 from basics.running import InputError
-from tokens.dataset import features_recipe, read_index, subsample, usable
-from tokens.generators import class_index, class_names, resolve_generator
+from tokens.dataset import features_recipe, other_tokens, read_index, subsample, usable
+from tokens.generators import class_index, class_names, resolve_generator, table_lines
 
 # ---------------------------------------------------------------- groups and the recorded split
 
@@ -111,11 +110,16 @@ def choose_videos(
     other = other_features(features, test_features) if test_features else []
     if limit:
         rows, other = (subsample(part, ("generator", "split"), limit, seed) for part in (rows, other))
-    trained = known_names(train_generators, table, rows) or set(table)
-    if outside := sorted(trained - set(table)):
-        raise InputError(f"outside the generator table, so never trained on: {', '.join(outside)}")
-    tested = known_names(test_generators, table, other or rows) or (set(table) if other else trained)
-    labels = {name: class_index(level, name, table) for name in {row.generator for row in rows + other}}
+    present = {row.generator for row in rows + other}
+    named = present if level == "bin" else set(table)  # at BIN-L any generator is Fake, in the table or not
+    trained = known_names(train_generators, table, rows) or named
+    if outside := sorted(trained - named):
+        raise InputError(f"{', '.join(outside)}: not in the generator table; add {table_lines(outside)}")
+    if level != "bin" and (strangers := sorted(present - named)):
+        print(f"not in the generator table, so unseen: {', '.join(strangers)}; to train on them add")
+        print(f"  {table_lines(strangers)}")
+    tested = known_names(test_generators, table, other or rows) or (named if other else trained)
+    labels = {name: class_index(level, name, table) for name in present}
 
     def trains(row):
         return row.generator in trained and row.split != "test" and labels[row.generator] is not None
@@ -127,7 +131,7 @@ def choose_videos(
         generator, label = row.generator, labels[row.generator]
         if generator in table and label is None:
             excluded[generator] += 1
-        elif generator in tested & set(table):
+        elif generator in tested & named:
             roles["test"].append(row._replace(label=label))
         elif other or generator not in trained:
             roles["unseen"].append(row)
@@ -146,16 +150,14 @@ def apart_from_training(roles):
     return apart
 
 
-COMPARABLE = ("encoder", "layer", "weights_sha256", "tokens", "dim", "frames", "fps", "pool")
-
-
 def other_features(features, test_features):
-    """The rows of another features folder. Raises InputError when its features were made in another way."""
-    ours, theirs = (features_recipe(folder) for folder in (features, test_features))
-    if differ := differing(ours, theirs, only=COMPARABLE):
+    """The usable rows of another features folder. Raises InputError where it has none, or was made in another way."""
+    if differ := other_tokens(features_recipe(features), features_recipe(test_features)):
         keys = ", ".join(differ)
         raise InputError(f"{test_features} holds other features than {features} ({keys}); make them alike by 01")
-    return usable(read_index(test_features), test_features)
+    if not (rows := usable(read_index(test_features), test_features)):
+        raise InputError(f"{test_features}: no video with features to test; the column error of its index says why")
+    return rows
 
 
 def known_names(wanted, table, rows):

@@ -3,29 +3,18 @@ fails or collapses.
 """
 
 import signal
-import sys
 import threading
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from basics.artifacts import read_arrays, refuse_other, write_arrays, write_atomically, write_csv, write_json
+from basics.artifacts import read_arrays, refuse_other, write_arrays, write_atomically, write_csv
 from basics.running import InputError
-from common import OUTPUTS, WindowBatches, build_saga, keras
+from common import OUTPUTS, build_saga, keras
 from tokens.dataset import Windows
-from training.devices import (
-    check_alike,
-    described,
-    divisible_batch_size,
-    is_main_process,
-    one_device,
-    predict_on_batch,
-    processes,
-    replicas,
-)
+from training.devices import check_alike, described, is_main_process, one_device, predict_on_batch
 from training.evaluation import validation
-from training.service import served
 
 # ---------------------------------------------------------------- exact resume
 
@@ -73,18 +62,49 @@ def load_checkpoint(path, model, recipe):
 
 
 class EpochEnd(keras.callbacks.Callback):
-    """After each epoch: stop a failed run, validate, keep the best weights, write history and checkpoint."""
+    """After each epoch: stop a failed run, validate, keep the best weights, write history and checkpoint.
 
-    def __init__(self, level, run, recipe, val, val_rows, sample, state, best):
+    `batches` are the WindowBatches that train, `val` rows with labels; windows are predicted `batch_size` at a time.
+    `measure(labels (B,), embedding (B, D))` gives what else is written of a fixed training batch, by name.
+    """
+
+    def __init__(self, level, run, recipe, batches, val, batch_size, measure=None):
         super().__init__()
-        self.level, self.run, self.recipe, self.sample = level, run, recipe, sample
-        self.val, self.val_rows = val, val_rows
-        self.history = state.get("history", [])
-        self.best_score, self.best, self.batch_size = state.get("best_score"), best, state["batch_size"]
+        self.level, self.run, self.recipe, self.batches = level, Path(run), recipe, batches
+        self.val, self.val_rows, self.measure = Windows(val), val, measure
+        order = np.random.default_rng(batches.seed).permutation(len(batches.windows))
+        self.sample = np.resize(order, batch_size)
+        self.history, self.best_score, self.best = [], None, None
+
+    def restore(self, model) -> int:
+        """The number of epochs that an interrupted run of the same recipe has behind it, with all that they left."""
+        model.optimizer.build(model.trainable_variables)
+        path, size = checkpoint_file(self.run, self.level), self.batches.batch_size
+        state, self.best = load_checkpoint(path, model, self.recipe)
+        if state.get("batch_size", size) != size:
+            raise InputError(
+                f"{path}: begun with {state['batch_size']} windows a batch, {described()} would take {size}; go on with"
+                " as many devices as before, or start anew with --overwrite"
+            )
+        self.history, self.best_score = state.get("history", []), state.get("best_score")
+        self.batches.epoch = state.get("epoch", 0)
+        check_alike(self.batches.epoch, size, len(self.batches), self.recipe.get("index_sha256"))
+        return self.batches.epoch
+
+    def on_train_begin(self, logs=None):
+        """Make Keras's variables of losses and metrics: made in the first step, they double TensorFlow's tracing."""
+        if keras.backend.backend() == "tensorflow":
+            labels = dict.fromkeys(OUTPUTS, np.zeros(2, "int32"))
+            outputs = self.model(tokens := self.batches.windows[self.sample[:2]])
+            self.model.compute_loss(tokens, labels, outputs)
+            self.model.compute_metrics(tokens, labels, outputs)
+            self.model.reset_metrics()
 
     def on_epoch_end(self, epoch, logs=None):
         row = {"epoch": epoch + 1, "learning_rate": number(self.model.optimizer.learning_rate)} | logs
-        row["variance_fraction"] = variance_fraction(predict_on_batch(self.model, self.sample)["embedding"])
+        embedding = predict_on_batch(self.model, self.batches.windows[self.sample])["embedding"]
+        row["variance_fraction"] = variance_fraction(embedding)
+        row |= self.measure(self.batches.labels[self.sample], embedding) if self.measure else {}
         check_training([*self.history, row])
         if self.val_rows:
             row |= validation(self.model, self.val, self.val_rows, len(self.sample))
@@ -93,13 +113,12 @@ class EpochEnd(keras.callbacks.Callback):
                 self.best_score, self.best = score, self.model.get_weights()
             print(f"epoch {epoch + 1}: val macro accuracy {row['val_macro_accuracy']:.3f}")
         self.history.append({key: value if key == "epoch" else float(value) for key, value in row.items()})
-        if not is_main_process():
-            return
-        state = {"epoch": epoch + 1, "step": int(number(self.model.optimizer.iterations))}
-        state |= {"batch_size": self.batch_size, "best_score": self.best_score}
-        state |= {"history": self.history, "recipe": self.recipe}
-        save_checkpoint(checkpoint_file(self.run, self.level), self.model, state, self.best)
-        write_csv(Path(self.run) / f"{self.level}_history.csv", list(self.history[0]), self.history)
+        if is_main_process():
+            state = {"epoch": epoch + 1, "step": int(number(self.model.optimizer.iterations))}
+            state |= {"batch_size": self.batches.batch_size, "best_score": self.best_score}
+            state |= {"history": self.history, "recipe": self.recipe}
+            save_checkpoint(checkpoint_file(self.run, self.level), self.model, state, self.best)
+            write_csv(self.run / f"{self.level}_history.csv", list(self.history[0]), self.history)
 
 
 def number(variable) -> float:
@@ -136,7 +155,7 @@ class Interruption(keras.callbacks.Callback):
 
 
 def variance_fraction(embedding) -> float:
-    """The share of the mean squared length of embeddings (B, D) that is variance: 0 when all are one point."""
+    """Total variance of embeddings (B, D) over their mean squared norm; 0: all are equal."""
     return float(embedding.var(axis=0).sum() / max(np.square(embedding).sum(axis=1).mean(), 1e-12))
 
 
@@ -161,95 +180,31 @@ def check_training(history):
         )
 
 
-# ---------------------------------------------------------------- training
-
-
-def fit(
-    model, videos, level, run, recipe, *, epochs, batch_size, batching, labels_per_class="all", seed=0, service=None
-):
-    """Train a compiled model on `videos` (choose_videos), going on from a checkpoint of the same recipe; ends with the
-    chosen weights set. `service` is the address of a tf.data service that reads.
-
-    Writes <level>_history.csv, TensorBoard logs and, when done, <level>_last.keras.
-    """
-    if service and (processes()[1] > 1 or replicas() > 1):
-        raise InputError(f"--data-service feeds one device, and there are {described()}; leave it out")
-    train, val = Windows(videos.train), Windows(videos.val)
-    labels = np.array([row.label for row in videos.train])[train.video]
-    model.optimizer.build(model.trainable_variables)
-    path = checkpoint_file(run, level)
-    state, best = load_checkpoint(path, model, recipe)
-    start = state.get("epoch", 0)
-    size = divisible_batch_size(min(batch_size, len(train)))
-    batches = WindowBatches(train, labels, size, seed, batching, start, train.workers, processes())
-    if state.get("batch_size", size) != size:
-        raise InputError(
-            f"{path}: begun with {state['batch_size']} windows a batch, {described()} would take {size}; go on with as"
-            " many devices as before, or start anew with --overwrite"
-        )
-    check_alike(start, size, len(train), len(batches), recipe.get("index_sha256"))
-    report_training(videos, train, batches, labels, labels_per_class)
-    sample = train[np.resize(np.random.default_rng(seed).permutation(len(train)), batch_size)]
-    keeper = EpochEnd(level, run, recipe, val, videos.val, sample, state | {"batch_size": size}, best)
-    callbacks = [Interruption(), keras.callbacks.TerminateOnNaN(), keeper]
-    if keras.backend.backend() == "tensorflow":
-        build_metrics(model, sample[:2])  # JAX traces once either way, and its callback would need TensorFlow
-        callbacks += tensorboard(Path(run) / "logs" / level)
-    verbose = (1 if sys.stdout.isatty() else 2) if is_main_process() else 0
-    options = dict(epochs=epochs, initial_epoch=start, shuffle=False, callbacks=callbacks, verbose=verbose)
-    try:
-        if service and start < epochs:
-            data = served(batches, service, epochs).map(lambda tokens, own: (tokens, dict.fromkeys(OUTPUTS, own)))
-            model.fit(data, steps_per_epoch=len(batches), **options)
-        else:
-            model.fit(batches, **options)
-    except Exception:
-        if batches.failed:
-            raise batches.failed from None  # TensorFlow makes an error of its own of what a batch raises
-        raise
-    finally:
-        batches.close()
-    if is_main_process():
-        save_model(model, Path(run) / f"{level}_last.keras", recipe)
-    if keeper.best:
-        model.set_weights(keeper.best)
-
-
-def tensorboard(folder):
-    """Keras's callback, where the package is installed."""
+def tensorboard(folder) -> list:
+    """Keras's callback where the package is installed and TensorFlow, which it writes with, is the backend."""
+    if keras.backend.backend() != "tensorflow":
+        return []
     if find_spec("tensorboard"):
         return [keras.callbacks.TensorBoard(folder, write_graph=False)]
     print("no logs for TensorBoard, which is not installed: pip install tensorboard")
     return []
 
 
-def build_metrics(model, tokens):
-    """Let Keras make its loss and metric variables now: made in the first step, they double TensorFlow's tracing."""
-    labels = dict.fromkeys(OUTPUTS, np.zeros(len(tokens), "int32"))
-    outputs = model(tokens)
-    model.compute_loss(tokens, labels, outputs)
-    model.compute_metrics(tokens, labels, outputs)
-    model.reset_metrics()
-
-
-def report_training(videos, train, batches, labels, wanted):
-    """Print how many videos of each class train, and where there are fewer than asked for or than a batch wants."""
+def print_training(split, batches, labels_per_class="all"):
+    """How many videos of each class train, and where there are fewer than asked for or than a batch wants."""
     steps = f"{len(batches)} steps of {batches.batch_size} an epoch on {described()}"
-    print(f"training on {len(videos.train)} videos, {len(train)} windows, {steps}:")
-    per_class = np.bincount([row.label for row in videos.train], minlength=len(videos.classes))
-    counts = dict(zip(videos.classes, per_class.tolist(), strict=True))
+    print(f"training on {len(split.train)} videos, {len(batches.windows)} windows, {steps}:")
+    per_class = np.bincount([row.label for row in split.train], minlength=len(split.classes))
+    counts = dict(zip(split.classes, per_class.tolist(), strict=True))
     print("  " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-    if wanted != "all" and (short := [name for name in counts if counts[name] < wanted]):
-        print(f"  fewer than the {wanted} labels per class asked for, so all there are: {', '.join(short)}")
-    slots = -(-batches.batch_size // len(videos.classes))
-    short = [name for i, name in enumerate(videos.classes) if np.count_nonzero(labels == i) < slots]
+    if labels_per_class != "all" and (short := [name for name in counts if counts[name] < labels_per_class]):
+        print(f"  fewer than the {labels_per_class} labels per class asked for, so all there are: {', '.join(short)}")
+    slots = -(-batches.batch_size // len(split.classes))
+    short = [name for i, name in enumerate(split.classes) if np.count_nonzero(batches.labels == i) < slots]
     if batches.batching == "pk" and short:
         print(f"  fewer windows than their {slots} slots a batch, so repeated in it: {', '.join(short)}")
-    if not videos.val:
+    if not split.val:
         print("  no val video, so the last epoch is kept")
-
-
-# ---------------------------------------------------------------- a trained run
 
 
 def save_model(model, path, recipe):
@@ -258,14 +213,3 @@ def save_model(model, path, recipe):
         bare = build_saga(**model.config | {"recipe": recipe}, dtype=model.dtype_policy)
         bare.set_weights(model.get_weights())
     write_atomically(path, bare.save, suffix=".keras")
-
-
-def save_run(model, metrics, arrays, run, recipe, seconds):
-    """Write <level>.keras, <level>_embeddings.npz and, last, <level>.json, which marks the run as finished."""
-    level, run = metrics["level"], Path(run)
-    save_model(model, run / f"{level}.keras", recipe)
-    write_arrays(run / f"{level}_embeddings.npz", arrays | {"recipe": recipe})
-    metrics |= {"recipe": recipe | {"seconds": round(seconds, 1)}}
-    write_json(run / f"{level}.json", metrics)
-    checkpoint_file(run, level).unlink(missing_ok=True)
-    print(f"model, metrics and figures are in {run}")

@@ -13,7 +13,7 @@ import os
 import numpy as np
 
 from basics.running import InputError
-from common import keras
+from common import attention_layer, keras
 
 BACKEND = keras.backend.backend()
 HOSTS = ("KERAS_DISTRIBUTION_JOB_ADDRESSES", "KERAS_DISTRIBUTION_NUM_PROCESSES", "KERAS_DISTRIBUTION_PROCESS_ID")
@@ -226,7 +226,7 @@ def fuse_attention(model, implementation="cudnn"):
         return
     import jax
 
-    attention = model.spatial._self_attention_layer
+    attention = attention_layer(model.spatial)
     width = attention._key_dim
     if implementation == "cudnn" and (jax.default_backend() != "gpu" or width % 8 or width > 128):
         return

@@ -41,18 +41,20 @@ def batch_outputs(model, windows, batch_size=64, numbers=None, change=None, comp
 
 
 def predict(model, windows: Windows, batch_size=64):
-    """Embedding (V, D) and class probabilities (V, C) of each video: the mean over its windows."""
+    """Embedding (V, D) and class probabilities (V, C) of each video in float32: the mean over its windows."""
     videos = int(windows.video[-1]) + 1
-    embedding = np.zeros((videos, model.config["dim"]))
-    probabilities = np.zeros((videos, model.config["num_classes"]))
+    embedding = np.zeros((videos, model.config["dim"]), "float32")
+    probabilities = np.zeros((videos, model.config["num_classes"]), "float32")
+    weight = 1 / np.bincount(windows.video)[:, None]
     for numbers, outputs in batch_outputs(model, windows, batch_size):
-        np.add.at(embedding, windows.video[numbers], outputs["embedding"])
-        np.add.at(probabilities, windows.video[numbers], softmax(np.float64(outputs["logits"]), axis=1))
-    count = np.bincount(windows.video)[:, None]
-    return embedding / count, probabilities / count
+        video = windows.video[numbers]
+        np.add.at(embedding, video, outputs["embedding"] * weight[video])
+        np.add.at(probabilities, video, softmax(np.float64(outputs["logits"]), axis=1) * weight[video])
+    return embedding, probabilities
 
 
-def validation(model, windows, rows, batch_size):
+def validation(model, windows, rows, batch_size) -> dict[str, float]:
+    """Accuracy, macro accuracy and cross-entropy in nats of videos whose rows have labels, from their `windows`."""
     labels = np.array([row.label for row in rows])
     probabilities = predict(model, windows, batch_size)[1]
     scores = score(labels, probabilities, model.config["class_names"])
@@ -60,7 +62,7 @@ def validation(model, windows, rows, batch_size):
     return {
         "val_accuracy": scores["accuracy"],
         "val_macro_accuracy": scores["macro_accuracy"],
-        "val_cross_entropy": -np.mean(np.log(np.maximum(likelihood, 1e-12))),
+        "val_cross_entropy": -float(np.mean(np.log(np.maximum(likelihood, 1e-12)))),
     }
 
 
@@ -114,8 +116,8 @@ def evaluate(model, videos, level, batch_size) -> tuple[dict, dict]:
     rows = [row._replace(split=role) for role in ROLES for row in getattr(videos, role)]
     embedding, probabilities = predict(model, Windows(rows), batch_size)
     arrays = {
-        "embedding": embedding.astype("float32"),
-        "probabilities": probabilities.astype("float32"),
+        "embedding": embedding,
+        "probabilities": probabilities,
         "video": np.array([row.path for row in rows]),
         "generator": np.array([row.generator for row in rows]),
         "group": np.array([row.group for row in rows]),

@@ -3,7 +3,7 @@ held for one frame at a time and computed again going back. In prediction too, w
 windows of full size in float32.
 """
 
-from common import SAGA, keras, ops
+from common import SAGA, keras, ops, without_autocast
 
 
 class RematSAGA(SAGA):
@@ -23,7 +23,7 @@ def scan_with_remat(function, layer, inputs):
     the only other variables, go in and out as values. Weights stay in float32, so that
     gradients accumulate in float32.
     """
-    with keras.src.backend.AutocastScope(None):
+    with without_autocast():
         weights = [variable.value for variable in layer.trainable_variables]
     states = layer.non_trainable_variables
     # TensorFlow recomputes functions of real numbers alone; float64 holds a seed's 32 bits.
@@ -32,7 +32,7 @@ def scan_with_remat(function, layer, inputs):
     def pure(weights, values, x):
         mapping = [*zip(layer.trainable_variables, weights, strict=True)]
         mapping += [(state, ops.cast(value, state.dtype)) for state, value in zip(states, values, strict=True)]
-        with keras.src.backend.AutocastScope(None), keras.StatelessScope(mapping) as scope:
+        with without_autocast(), keras.StatelessScope(mapping) as scope:
             y = function(x)
         return y, [ops.cast(scope.get_current_value(state), kind) for state in states]
 

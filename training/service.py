@@ -18,7 +18,7 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from basics.backend import quiet_import
+import basics.backend  # noqa: F401, before TensorFlow
 from basics.running import InputError, run_script
 
 
@@ -39,7 +39,14 @@ def check_dispatcher(address):
 
 
 def served(batches, address, epochs):
-    """A tf.data dataset without end of WindowBatches from its epoch on: tokens (B, L, T, D), labels (B,)."""
+    """A tf.data dataset without end of what WindowBatches give from their epoch on: tokens (B, L, T, D) and the labels
+    (B,) of each output. Raises InputError where nobody serves, or where there are several devices.
+    """
+    from common import OUTPUTS  # here, since dispatcher and workers do without Keras
+    from training.devices import described, processes, replicas
+
+    if processes()[1] > 1 or replicas() > 1:
+        raise InputError(f"--data-service feeds one device, and there are {described()}; leave it out")
     if not find_spec("tensorflow"):
         raise InputError("--data-service needs TensorFlow, with JAX too: pip install tensorflow")
     windows, shape = batches.windows, batches.windows.shape
@@ -71,14 +78,15 @@ def served(batches, address, epochs):
     # A dataset with an end would wait for the batches of a killed worker.
     data = tf.data.Dataset.from_tensor_slices(np.stack(order)).repeat().flat_map(read_batch).prefetch(1)
     print(f"batches come from the workers of {address}; training waits for one")
-    return data.apply(tf.data.experimental.service.distribute("distributed_epoch", address, compression=None))
+    data = data.apply(tf.data.experimental.service.distribute("distributed_epoch", address, compression=None))
+    return data.map(lambda tokens, own: (tokens, dict.fromkeys(OUTPUTS, own)))
 
 
 def main(role, where="5000", host="localhost"):
     if role == "worker":
         check_dispatcher(service_address(where))
-    with quiet_import():
-        from tensorflow.data.experimental import service
+    from tensorflow.data.experimental import service
+
     if role == "dispatcher":  # a worker that was silent for 20 seconds is dead; without this, for a minute
         server = service.DispatchServer(service.DispatcherConfig(port=int(where), worker_timeout_ms=20_000))
         where = server.target.replace("localhost", socket.gethostname())
