@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import softmax
 from tqdm import tqdm
 
-from basics.artifacts import read_json, refuse_other, versions, write_arrays, write_json
+from basics.artifacts import code_of, read_json, refuse_other, versions, write_arrays, write_json
 from basics.running import InputError
 from common import keras
 from experiments.detectors import DETECTORS, parameters
@@ -175,6 +175,7 @@ def detect(name, videos, data_root, run, seed, equalize=None, steps=300, full=Fa
     recipe = {"detector": name, "seed": seed, "steps": steps, "batch_size": BATCH_SIZE, "full": full}
     recipe |= {"size": setting.size, "learning_rate": setting.learning_rate, "equalize": equalize}
     recipe |= {"videos_sha256": videos_digest(videos), "versions": versions("keras")}
+    recipe["code"] = code_of(read_frames, train_detector, detector.build)
     if (done := run / "gen.json").exists() and not overwrite:
         refuse_other(done, read_json(done, ("recipe",))["recipe"], recipe, "choose another --run, or --overwrite it")
         print(f"{done} is up to date")

@@ -265,5 +265,10 @@ def test_the_stage_trains_once_and_refuses_other_settings(monkeypatch, tmp_path,
         wanted = rf"gen.json was made with other settings \({key}\); choose another --run, or --overwrite it"
         with pytest.raises(InputError, match=wanted):
             detecting.detect("plain", chosen, tmp_path, run, seed=seed, steps=2)
+    name, code = "experiments/detecting.py:train_detector", read_json(run / "gen.json")["recipe"]["code"]
+    assert {name, "tokens/videos.py:Video"} <= code.keys()
+    monkeypatch.setattr(detecting, "code_of", lambda *starts: code | {name: "edited"})
+    with pytest.raises(InputError, match=rf"gen.json was made by other code \({name}\); .*--overwrite"):
+        detecting.detect("plain", videos, tmp_path, run, seed=0, steps=2)
     detecting.detect("plain", videos, tmp_path, run, seed=1, steps=2, overwrite=True)
     assert read_json(run / "gen.json")["recipe"]["seed"] == 1
