@@ -120,7 +120,8 @@ class Arm(NamedTuple):
 
 
 ONE_FEW, ONE_ALL, TWO_FEW = Arm(1, "few", "CE+HNM"), Arm(1, "all", "CE+HNM"), Arm(2, "few", "CE+HNM")
-ARMS = (Arm(1, "few", "CE"), ONE_FEW, Arm(2, "few", "CE"), TWO_FEW, Arm(1, "all", "CE"), ONE_ALL)
+ALL_CE = Arm(1, "all", "CE")
+ARMS = (Arm(1, "few", "CE"), ONE_FEW, Arm(2, "few", "CE"), TWO_FEW, ALL_CE, ONE_ALL)
 STAGE_ONE = Arm(1, "all")  # at BIN-L
 EPOCHS = 60  # at most, on small data
 CHOICE = ("train_generators", "test_generators", "test_features", "labels_per_class", "limit")

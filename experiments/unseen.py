@@ -20,7 +20,7 @@ from basics.figures import plt, save_figure
 from basics.running import InputError
 from common import load_saga
 from experiments.datasets import choose_data, extract_zoo
-from experiments.stages import SMALL_DATA, TWO_FEW, Arm, clips_of, markdown, stage, train, train_arm, write_results
+from experiments.stages import ALL_CE, SMALL_DATA, TWO_FEW, clips_of, markdown, stage, train, train_arm, write_results
 from experiments.tables import caption, described, generators_of, mean_std
 from experiments.tsigs import tsig_runs
 from report.scores import NAMINGS, SCORES, Clips, auroc, fit_scores, fpr_at_tpr, group_bootstrap, head_logits, lands_on
@@ -171,7 +171,7 @@ def landing_table(landed):
 
 # ---------------------------------------------------------------- enrolling: new generators by a few of their clips
 
-ENROL_ARMS = (TWO_FEW, Arm(1, "all", "CE"))
+ENROL_ARMS = (TWO_FEW, ALL_CE)
 CLIPS = (1, 2, 5, 10, 20, 50)  # given of a new generator, as far as it has them outside the test split
 DRAWS = 10  # of those clips, per seed
 BY_GENERATOR = 10  # clips given, of the table by generator

@@ -23,7 +23,7 @@ from basics.running import InputError
 from basics.running import fold as parse_fold
 from basics.statistics import RANKING, at_threshold, ranking
 from experiments.paper import paper_lines
-from experiments.stages import Arm, as_flags, markdown, part_name, stage, train_arm
+from experiments.stages import ALL_CE, as_flags, markdown, part_name, stage, train_arm
 from experiments.tables import described, mean_std
 from experiments.wild_edits import ATTACKS, EDITS, attacked, edited_images
 from experiments.wild_methods import COMPARED, FITTED, read_run, score_by, with_few_steps, with_hidden_layer
@@ -100,9 +100,7 @@ def source_of(args, data, kind, target, fold, seed):
         return data.features
     known = by_role(generators_in(data.features), target)["known"]
     only = {"train_generators": [target, *known]}
-    return (
-        train_arm(args, data._replace(folds=(fold,)), Arm(1, "all", "CE"), "gen", seed, only)[0] / "gen_embeddings.npz"
-    )
+    return train_arm(args, data._replace(folds=(fold,)), ALL_CE, "gen", seed, only)[0] / "gen_embeddings.npz"
 
 
 def folds_with(args, data, target, seed, kind):
