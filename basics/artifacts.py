@@ -12,6 +12,7 @@ import contextlib
 import csv
 import functools
 import hashlib
+import io
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ import zipfile
 import zlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,10 +36,10 @@ AGAIN = "delete it and run its stage again"
 def write_atomically(path, write, suffix=""):
     """Let `write(temporary path)` make a file that appears at `path` whole or not at all."""
     path = Path(path)
-    make_folder(path.parent)
     # not the process's number: two containers on one file system may both be number 1
     temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}{suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         os.replace(temporary, path)
     except OSError as error:
@@ -47,28 +49,17 @@ def write_atomically(path, write, suffix=""):
         temporary.unlink(missing_ok=True)
 
 
-def make_folder(path):
-    """Make a folder with those above it. Raises InputError where it cannot be made."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: no folder can be made here ({error.strerror}); name another") from error
-
-
 def write_json(path, content: dict):
     write_atomically(path, lambda file: file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
 
 
 def write_csv(path, columns, rows):
     """Write rows, dicts; of each the columns alone."""
-
-    def write(temporary):
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(path, write)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, lambda file: file.write_bytes(text.getvalue().encode()))
 
 
 def write_arrays(path, arrays: dict):
@@ -202,7 +193,11 @@ def first_names(names, count=3):
 
 def print_other_code(path, recipe: dict):
     """Say in one line where an input was made by other code than today's. It is used as it is."""
-    changed = [name for name, digest in recipe.get("code", {}).items() if digest_of(name) != digest]
+    changed = []
+    for name, digest in recipe.get("code", {}).items():
+        file, _, definition = name.rpartition(":")
+        today = read_code(file)[0].get(definition) if (ROOT / file).is_file() else None
+        changed += [name] if today is None or today.digest != digest else []
     if changed:
         print(f"{path} was made by other code ({first_names(changed)}) and is used as it is")
 
@@ -213,7 +208,6 @@ def finished_metrics(path, recipe, overwrite=False, unfinished=()) -> dict | Non
     Raises InputError naming what differs when it was made otherwise; `overwrite` clears it and what is `unfinished`.
     """
     path = Path(path)
-    make_folder(path.parent)
     for file in (path, *unfinished) if overwrite else ():
         Path(file).unlink(missing_ok=True)
     if not path.exists():
@@ -237,8 +231,8 @@ def code_of(*starts) -> dict[str, str]:
     into upper-case dicts: they hold what a flag chooses from, and what it chose is another start. Digests leave out
     comments, docstrings, printing and the messages of errors: nothing of it changes a number.
     """
-    files = [Path(sys.modules[start.__module__].__file__).resolve() for start in starts]
-    waiting = [(short_name(file), start.__qualname__) for file, start in zip(files, starts, strict=True)]
+    places = (os.path.relpath(sys.modules[start.__module__].__file__, ROOT).replace(os.sep, "/") for start in starts)
+    waiting = [(file, start.__qualname__) for file, start in zip(places, starts, strict=True)]
     own, found = {file for file, _ in waiting}, {}
     while waiting:
         file, name = waiting.pop()
@@ -248,36 +242,21 @@ def code_of(*starts) -> dict[str, str]:
             if (file in own or file.startswith(FOLLOWED)) and file not in NOT_FOLLOWED:
                 waiting.append((file, name))
         elif name in definitions and f"{file}:{name}" not in found and not name.startswith(("print_", "draw_")):
-            text, names = definitions[name]
-            found[f"{file}:{name}"] = hashlib.sha256(text.encode()).hexdigest()[:12]
-            waiting += [(file, other) for other in names if other != "get_args"]
+            found[f"{file}:{name}"] = definitions[name].digest
+            waiting += [(file, other) for other in definitions[name].names if other != "get_args"]
     return dict(sorted(found.items()))
 
 
-def digest_of(name) -> str | None:
-    """Today's digest of what code_of names so; None when it is gone."""
-    file, _, definition = name.rpartition(":")
-    if not (ROOT / file).is_file() or definition not in (definitions := read_code(file)[0]):
-        return None
-    return hashlib.sha256(definitions[definition][0].encode()).hexdigest()[:12]
-
-
-def short_name(file):
-    """A path below the project's root as it is in recipes."""
-    return file.relative_to(ROOT).as_posix() if file.is_relative_to(ROOT) else file.as_posix()
-
-
-def read_source(file) -> str:
-    return (ROOT / file).read_text(encoding="utf-8")
+class Definition(NamedTuple):
+    digest: str
+    names: set[str]  # that occur in it
 
 
 @functools.lru_cache(maxsize=64)
 def read_code(file):
-    """Of a module's file its definitions {name: (its text, the names in it)}, and its imports from the project
-    {name: (file, name there)}.
-    """
+    """Of a module's file its definitions by name, and its imports from the project {name: (file, name there)}."""
     definitions, imported = {}, {}
-    for node in ast.parse(read_source(file)).body:
+    for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ImportFrom) and (ROOT / (module := node.module.replace(".", "/") + ".py")).is_file():
             imported |= {alias.asname or alias.name: (module, alias.name) for alias in node.names}
         names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else []
@@ -285,8 +264,9 @@ def read_code(file):
             names += [part.id for part in ast.walk(target) if isinstance(part, ast.Name)]
         if names and not (names[0].isupper() and isinstance(getattr(node, "value", None), ast.Dict)):
             node = OnlyCode().visit(node)
+            digest = hashlib.sha256(ast.unparse(node).encode()).hexdigest()[:12]
             used = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
-            definitions |= dict.fromkeys(names, (ast.unparse(node), sorted(used - set(names))))
+            definitions |= dict.fromkeys(names, Definition(digest, used - set(names)))
     return definitions, imported
 
 

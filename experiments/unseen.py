@@ -25,7 +25,7 @@ from experiments.tables import caption, described, generators_of, mean_std
 from experiments.tsigs import tsig_runs
 from report.scores import NAMINGS, SCORES, Clips, auroc, fit_scores, fpr_at_tpr, group_bootstrap, head_logits, lands_on
 from tokens.dataset import mean_tokens, read_index, usable
-from tokens.generators import level_name, level_value, load_generators
+from tokens.generators import COLUMNS, level_name, load_generators
 from training.evaluation import score_names
 
 LEFT_OUT = ("DynamiCrafter", "ModelScope", "Latte", "HotShot", "Pika", "Sora")
@@ -146,7 +146,7 @@ def landing(run, level, known):
     """Where left-out generators land whose SD version or team others have that were trained on."""
     clips, classes = clips_of(run, level, "unseen")
     generators, probabilities, classes, rows = clips["generator"], clips["probabilities"], classes.tolist(), []
-    kind = {name: level_value(level, known[name]) for name in LEFT_OUT}
+    kind = {name: getattr(known[name], COLUMNS[level]) for name in LEFT_OUT}
     for name in LEFT_OUT:
         if kind[name] in classes:
             others = np.isin(generators, [other for other in LEFT_OUT if kind[other] != kind[name]])

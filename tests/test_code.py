@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from small import SMALL
@@ -19,11 +20,11 @@ ONE, TWO, LOSS = "02_pretrain_binary", "03_attribute", "common.py:hard_negative_
 @pytest.fixture
 def edit(monkeypatch):
     """edit(file, old, new): from now on the project's file reads with that edit."""
-    edits, read = {}, artifacts.read_source
+    edits, read = {}, Path.read_text
 
-    def read_edited(file):
-        text = read(file)
-        for old, new in edits.get(file, ()):
+    def read_edited(path, *more, **named):
+        text = read(path, *more, **named)
+        for old, new in edits.get(path.name, ()):
             assert old in text
             text = text.replace(old, new)
         return text
@@ -32,7 +33,7 @@ def edit(monkeypatch):
         edits.setdefault(file, []).append((old, new))
         artifacts.read_code.cache_clear()
 
-    monkeypatch.setattr(artifacts, "read_source", read_edited)
+    monkeypatch.setattr(Path, "read_text", read_edited)
     yield add
     artifacts.read_code.cache_clear()
 

@@ -12,6 +12,7 @@ from basics.running import ROOT, InputError
 
 TABLE = ROOT / "generators.csv"
 LEVELS = ("bin", "task", "sd", "team", "gen")
+COLUMNS = {"task": "task", "sd": "sd_version", "team": "team", "gen": "name"}  # of a level, in the table
 
 
 class Generator(NamedTuple):
@@ -62,7 +63,7 @@ def class_names(level: str, generators: dict[str, Generator] | None = None) -> t
     if level == "bin":
         return ("Real", "Fake")
     generators = generators or load_generators()
-    names = ["Real", *(level_value(level, generator) for generator in generators.values())]
+    names = ["Real", *(getattr(generator, COLUMNS[level]) for generator in generators.values())]
     return tuple(name for name in dict.fromkeys(names) if name not in ("Unknown", "Mixed"))
 
 
@@ -72,11 +73,11 @@ def class_index(level: str, generator: str, generators: dict[str, Generator] | N
     At bin every generator but Real is Fake (1, the positive class), in the table or not.
     """
     generators = generators or load_generators()
-    name = resolve_generator(generator, generators)
+    name = generator if generator in generators else resolve_generator(generator, generators)
     if level == "bin":
         return int(name != "Real")
     names = class_names(level, generators)
-    value = level_value(level, generators[name]) if name else None
+    value = getattr(generators[name], COLUMNS[level]) if name else None
     return names.index(value) if value in names else None
 
 
@@ -93,12 +94,3 @@ def level_name(level: str) -> str:
 def stage_of(level: str) -> str:
     """The script that trains a level."""
     return "02_pretrain_binary.py" if level == "bin" else "03_attribute.py"
-
-
-def level_value(level: str, generator: Generator) -> str:
-    return {
-        "task": generator.task,
-        "sd": generator.sd_version,
-        "team": generator.team,
-        "gen": generator.name,
-    }[level]

@@ -112,13 +112,15 @@ def choose_videos(
         rows, other = (subsample(part, ("generator", "split"), limit, seed) for part in (rows, other))
     present = {row.generator for row in rows + other}
     named = present if level == "bin" else set(table)  # at BIN-L any generator is Fake, in the table or not
-    trained = known_names(train_generators, table, rows) or named
+    trained = known_names(train_generators, table, rows) if train_generators else named
     if outside := sorted(trained - named):
         raise InputError(f"{', '.join(outside)}: not in the generator table; add {table_lines(outside)}")
     if level != "bin" and (strangers := sorted(present - named)):
         print(f"not in the generator table, so unseen: {', '.join(strangers)}; to train on them add")
         print(f"  {table_lines(strangers)}")
-    tested = known_names(test_generators, table, other or rows) or (named if other else trained)
+    tested = named if other else trained
+    if test_generators:
+        tested = known_names(test_generators, table, other or rows)
     labels = {name: class_index(level, name, table) for name in present}
 
     def trains(row):
@@ -161,9 +163,7 @@ def other_features(features, test_features):
 
 
 def known_names(wanted, table, rows):
-    """Names given by flag, resolved, with Real; empty when the flag was not given."""
-    if not wanted:
-        return set()
+    """Names given by flag, resolved, with Real."""
     present = {row.generator for row in rows}
     resolved = {resolve_generator(name, table) or name for name in wanted}
     if missing := sorted(resolved - present):
