@@ -64,7 +64,7 @@ def get_args(argv=None):
     add("--videos", default="data/zoo", help="folder of videos, or a CSV: path,generator[,group,stratum,split]")
     add("--features", default="features/zoo", help="folder to write")
     add("--generators", default=str(TABLE), help="the generator table")
-    add("--limit", type=positive, help="at most this many videos per generator: a small run")
+    add("--limit", type=positive, help="at most this many clips per generator: a small run")
     add("--shard", type=part_of_parts, default=(1, 1), metavar="I/N", help="do the I-th of N equal parts, 1/N to N/N")
     add("--overwrite", action="store_true", help="extract anew what is there")
     # frames

@@ -62,7 +62,7 @@ def get_args(argv=None):
     add("--test-features", help="test on every video of this features folder, not on the test split")
     add("--fold", type=fold, help="K/N: test on fold K of N grouped folds, train on the others; no val")
     add("--labels-per-class", type=count_or_all, default="all", help="videos per class to train on, or all")
-    add("--limit", type=positive, help="at most this many videos per generator and split: a small run")
+    add("--limit", type=positive, help="at most this many clips per generator in each split: a small run")
     add("--best", choices=("val", "last"), default="val", help="keep the epoch best on val, or train on val as well")
     # training; defaults are the paper's (Sec. S-2)
     add("--epochs", type=positive, default=10, help="passes over the training windows")

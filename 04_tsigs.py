@@ -65,7 +65,7 @@ def get_args(argv=None):
     add("--level", choices=LEVELS, default="gen", help="attribution level")
     add("--splits", type=names, default="test,val,unseen", help=f"clips to take: some of {','.join(ROLES)}")
     add("--strata", help="CSV path,stratum of contents, or kmeans: clusters of the mean token; default: the index's")
-    add("--limit", type=positive, help="at most this many videos per generator and split: a small run")
+    add("--limit", type=positive, help="at most this many clips per generator in each split: a small run")
     add("--batch-size", type=positive, default=64, help="windows per step")
     add("--repeats", type=positive, default=200, help="random halvings of each class's groups")
     add("--controls", action="store_true", help="measure frames shuffled, untrained, labels permuted, across strata")

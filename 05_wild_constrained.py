@@ -71,7 +71,7 @@ def get_args(argv=None):
     add("--wild-count", type=positive, default=67, help="wild images of each wild generator, at most")
     add("--images-per-clip", type=positive, default=4, help="frames of a clip that are images, evenly spread")
     add("--fold", type=fold, help="K/N: test on fold K of N grouped folds, train on the others")
-    add("--limit", type=positive, help="at most this many clips per generator and split: a small run")
+    add("--limit", type=positive, help="at most this many clips per generator in each split: a small run")
     add("--seed", type=int, default=0, help="seed of the choice of images")
     # training
     add("--tau", type=at_least_one, default=2.0, help="the labelled loss may be this many times the baseline's")

@@ -38,6 +38,7 @@ def get_args(argv=None):
     add("--resume", action="store_true", help="leave out the files that --json PATH answers already, and add to it")
     add("--html", metavar="PATH", help="write one page that needs nothing else")
     add("--csv", metavar="PATH", help="write a row per file")
+    add("--max-files", type=positive, help="answer no more files than this")
     add("--max-windows", type=positive, help="look at no more windows of a file than this, spread evenly")
     add("--dtype", choices=("float32", "mixed_bfloat16"), help="what the transformers compute in; default: the run's")
     add("--encoder", help="the encoder's preset or folder, where it is not where the run has it")
@@ -53,7 +54,7 @@ def get_args(argv=None):
     add("--features", default="features/zoo", help="--calibrate: the features that the run was trained on")
     add("--false-rejection", type=fraction, default=0.05, help="--calibrate: share of known clips called unknown")
     add("--score", choices=SCORES, default="Mahalanobis", help="--calibrate: what tells unknown generators")
-    add("--limit", type=positive, help="no more files than this; --calibrate: clips per generator and split, or 200")
+    add("--limit", type=positive, default=200, help="--calibrate: at most this many clips per generator in each split")
     add("--seed", type=int, default=0, help="--calibrate: seed of the choice of those clips")
     args = parser.parse_args(argv)
     reports = args.json or args.html or args.csv
@@ -65,7 +66,7 @@ def get_args(argv=None):
         parser.error("--false-rejection is above 0")
     if args.enrol and reports:
         parser.error("--enrol writes no reports")
-    owners = dict.fromkeys(("features", "false_rejection", "score", "seed"), "calibrate") | {"method": "enrol"}
+    owners = dict.fromkeys(("features", "false_rejection", "score", "limit", "seed"), "calibrate") | {"method": "enrol"}
     for flag, owner in owners.items():
         if getattr(args, flag) != parser.get_default(flag) and not getattr(args, owner):
             parser.error(f"--{flag.replace('_', '-')} belongs to --{owner}, which keeps it in the run")
@@ -87,7 +88,7 @@ def main(argv=None):
 
     # ---------------------------------------------------------------- about the run
     if args.calibrate:
-        chosen = args.false_rejection, args.score, args.limit or 200, args.seed
+        chosen = args.false_rejection, args.score, args.limit, args.seed
         calibrate.print_calibration(calibrate.calibrate(args.run, args.features, *chosen))
     if args.export:
         run.export_run(args.run, args.export)
@@ -101,7 +102,7 @@ def main(argv=None):
     loaded = run.load_run(args.run, args.dtype)
     encoder = run.load_encoder(loaded.features, args.encoder, args.encoder_weights, args.encoder_dtype)
     options = {"max_windows": args.max_windows, "encoder_batch": args.encoder_batch, "threads": args.threads}
-    batches = look.batches(args.files, text.answered(args.json) if args.resume else (), args.limit)
+    batches = look.batches(args.files, text.answered(args.json) if args.resume else (), args.max_files)
     files = failed = 0
     if args.enrol:
         paths = [path for batch in batches for path in batch]

@@ -9,10 +9,12 @@
 table-N, figure-N  the paper's tables and figures, on the simulated zoo without further arguments
 ablation-WHAT, ... what else was asked of SAGA, in the same form; `--list` has them all
 demo               simulate the zoo, extract, pretrain, attribute at four levels; one table; results in runs/demo
+steps              the five stages on a small zoo, with the keys and shapes of what each leaves
+compare RUN RUN    two runs or more on the same test clips: accuracies, exact McNemar's test with Holm's correction
 paper              every table, figure and question, one after the other, each in a process of its own
 readme             make the tables in README.md and docs/ from results/
 
-All but demo, paper and readme write results/<name>.json and .md, figures a .png too; for other data in a folder in it.
+All others write results/<name>.json and .md, figures a .png too; for other data in a folder of its own in it.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import sys
 from basics.running import InputError, positive, run_script
 from experiments.datasets import ENCODERS, SIMULATED
 from experiments.registry import ENTRIES, OTHERS, run_entry
+from tokens.generators import LEVELS
 
 
 def get_args(argv=None):
@@ -29,7 +32,7 @@ def get_args(argv=None):
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add("name", nargs="*", metavar="NAME", help="the experiment; --list names them")
+    add("name", nargs="*", metavar="NAME", help="the experiment; --list names them. compare RUN RUN ...: run folders")
     add("--list", action="store_true", help="print the experiments, what each needs and how long it takes")
     add(
         "--data",
@@ -53,12 +56,19 @@ def get_args(argv=None):
     add("--encoder-weights", help="mobilenet's weights, for a machine that cannot download them")
     add("--run", help="folder of the runs; default runs/paper, demo, report or unseen")
     add("--seeds", type=positive, help="all but demo: other weights, choice of labels and corpus folds; 3, wild 5")
-    add("--limit", type=positive, help="at most this many videos per generator: a small run")
+    add("--level", choices=LEVELS, help="compare: at this level alone; default: at every level that all the runs have")
+    add("--overwrite", action="store_true", help="train and extract anew what is there; paper: in each entry")
+    add("--limit", type=positive, help="at most this many clips per generator: a small run")
     args = parser.parse_args(argv)
-    args.name = "-".join(args.name)
+    args.runs = args.name[1:] if args.name[:1] == ["compare"] else []
+    args.name = "-".join(args.name[:1] if args.runs else args.name)
     if args.name not in (*ENTRIES, *OTHERS) and not args.list:
         parser.error(f"{args.name}: no such experiment; --list names them" if args.name else "name one or pass --list")
     args.seeds = args.seeds or (ENTRIES[args.name].seeds if args.name in ENTRIES else 3)
+    if args.name == "compare" and len(args.runs) < 2:
+        parser.error("compare takes two run folders or more, such as runs/zoo runs/one-stage")
+    if args.level and args.name != "compare":
+        parser.error("--level is for compare")
     if args.folds == 1:
         parser.error("--folds takes 2 or more")
     if args.features and args.name == "readme":

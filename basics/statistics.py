@@ -28,7 +28,7 @@ def macro_interval(correct, count, z=1.96):
     return [float(max(middle - half, 0)), float(min(middle + half, 1))]
 
 
-def draw_groups(groups, random):
+def resample_groups(groups, random):
     """How often each of V clips counts, (V,), when as many whole groups (V,) are drawn with replacement.
 
     The bootstrap of groups (Efron & Tibshirani 1993): clips of one source are alike, so that they come together.
@@ -84,7 +84,7 @@ def ranking_table(scores, groups, roles, repeats=300, seed=0):
     with config_context(assume_finite=True, skip_parameter_validation=True):
         points, drawn = rank_all({}), []
         for _ in range(repeats):
-            drawn.append(rank_all({name: draw_groups(own, random) for name, own in numbers.items()}))
+            drawn.append(rank_all({name: resample_groups(own, random) for name, own in numbers.items()}))
     drawn, table, means = np.array(drawn), {}, {}
     for i, name in enumerate(others):
         count, positives = len(groups[name]), len(groups[target])
@@ -182,3 +182,45 @@ def stop_early(objective, held_out, start, rate, patience=200, steps=20000):
             break
         theta = theta - rate * objective(theta)[1]
     return best, at
+
+
+# ---------------------------------------------------------------- classifiers beside each other on the same clips
+
+
+def bootstrap_accuracies(correct, classes, groups, repeats=2000, seed=0):
+    """Bootstrap draws (repeats, R, 2) of micro and macro accuracy of R runs: correct (R, V) bool; class and group (V,).
+
+    Whole groups are drawn, the same ones for all runs. A class that a draw has no clip of is left out of its mean.
+    """
+    names, number = np.unique(classes, return_inverse=True)
+    _, groups = np.unique(groups, return_inverse=True)
+    of_class = np.eye(len(names))[number]  # (V, K)
+    random, draws = np.random.default_rng(seed), np.empty((repeats, len(correct), 2))
+    for draw in draws:
+        weights = resample_groups(groups, random)
+        clips, hits = weights @ of_class, (correct * weights) @ of_class  # (K,), (R, K)
+        draw[:, 0] = hits.sum(axis=1) / clips.sum()
+        draw[:, 1] = (hits[:, clips > 0] / clips[clips > 0]).mean(axis=1)
+    return draws
+
+
+def mcnemar(one, other):
+    """McNemar's exact two-sided test (McNemar 1947) that two classifiers are equally often correct, (V,) and (V,) bool,
+    on the same clips: how many the first alone has correct, how many the second alone, and p, 1 where they agree.
+    """
+    from scipy.stats import binomtest
+
+    only_one, only_other = int(np.sum(one & ~other)), int(np.sum(other & ~one))
+    differing = only_one + only_other
+    return only_one, only_other, float(binomtest(only_one, differing).pvalue) if differing else 1.0
+
+
+def holm(p):
+    """p values (M,) of M tests, corrected by Holm's step-down method (Holm 1979): each compared with 0.05, the chance
+    of any false rejection among them is at most 0.05.
+    """
+    p = np.asarray(p, float)
+    order = np.argsort(p)
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return corrected.tolist()

@@ -13,7 +13,7 @@ from scipy.stats import t
 
 from basics.artifacts import read_csv, read_json
 from basics.figures import plt, save_figure
-from experiments.stages import TWO_FEW, clips_of, fold_videos, markdown
+from experiments.stages import TWO_FEW, Arm, clips_of, fold_videos, markdown
 from experiments.tables import (
     OVERALL,
     arm_results,
@@ -29,7 +29,7 @@ from tokens.generators import LEVELS, level_name
 
 # ---------------------------------------------------------------- the conditions
 
-CE = "2-stage few CE"
+CE = Arm(2, "few", "CE")
 PLAIN = {"CE alone": {CE: {}}}
 
 
@@ -69,7 +69,7 @@ ABLATIONS = {  # what: condition: arm: what the condition changes in it
 def measure_ablation(args, data, what):
     """Per condition and setting its accuracies, and of every run what its embeddings, losses and cost are."""
     conditions = {
-        condition: {arm: trained(args, data, arm, change) for arm, change in settings.items()}
+        condition: {str(arm): trained(args, data, arm, change) for arm, change in settings.items()}
         for condition, settings in ABLATIONS[what].items()
     }
     return described(data, what=what, conditions=conditions)
@@ -123,16 +123,12 @@ def fact_cells(result):
     return cells
 
 
-def short(arm):
-    return arm.rsplit(" ", 1)[1]
-
-
 def render_ablation(results):
-    rows = []
+    rows, losses = [], {str(arm): arm.loss for arm in (CE, TWO_FEW)}
     for condition, settings in results["conditions"].items():
         for arm, result in settings.items():
             count = f"{result['runs'][0]['parameters'] / 1e6:.2f}M" if result["runs"] else "-"
-            rows.append([condition, short(arm), *overall_cells(result), *fact_cells(result), count])
+            rows.append([condition, losses[arm], *overall_cells(result), *fact_cells(result), count])
     header = ["condition", "loss", *OVERALL, *FACTS.values(), "parameters"]
     what = f"Ablation of {results['what']} at GEN-L, two stages, few labels"
     return [caption(results, what), "", *markdown(header, rows), "", MEANING]
@@ -152,12 +148,11 @@ def measure_conditions(args, data):
     rows = []
     for what in filter(lambda what: what != "dtype", ABLATIONS):
         conditions = measure_ablation(args, data, what)["conditions"]
-        plain = conditions.get("CE alone", {}).get(CE)
+        plain = conditions.get("CE alone", {}).get(str(CE))
         for condition, settings in conditions.items():
-            if TWO_FEW in settings:
-                rows.append(
-                    {"what": what, "condition": condition} | compared(settings.get(CE, plain), settings[TWO_FEW])
-                )
+            if str(TWO_FEW) in settings:
+                found = compared(settings.get(str(CE), plain), settings[str(TWO_FEW)])
+                rows.append({"what": what, "condition": condition} | found)
     return described(data, rows=rows)
 
 
@@ -238,7 +233,7 @@ def measure_labels(args, data):
         curves[level] = []
         for count in (*counts, "all"):
             labels = {data.few: "few"}.get(count, count)
-            arm = f"1-stage {labels}" if level == "bin" else f"2-stage {labels} CE+HNM"
+            arm = Arm(1, labels) if level == "bin" else Arm(2, labels, "CE+HNM")
             used = int(there.sum()) if count == "all" else int(np.minimum(there, count).sum())
             point = {"labels": count, "videos": used, "share": used / int(there.sum())}
             curves[level].append(point | arm_results(args, data, arm, level))

@@ -133,10 +133,11 @@ def measure_back_off(args, data):
     arms = {}
     for arm in ARMS:
         seeds = [runs for seed in range(args.seeds) if (runs := seed_runs(args, data, arm, seed))]
-        arms[arm] = {"seeds": [accuracies(seed_answers(runs)) for runs in seeds], "collapsed": args.seeds - len(seeds)}
+        result = {"seeds": [accuracies(seed_answers(runs)) for runs in seeds], "collapsed": args.seeds - len(seeds)}
         chosen = [(summed(runs, "test"), summed(runs, "val")) for runs in seeds]
         # Folds have no val to choose confidences on.
-        arms[arm]["policy"] = [policy(test, thresholds(val)) for test, val in chosen if len(val["gen"][0])]
+        result["policy"] = [policy(test, thresholds(val)) for test, val in chosen if len(val["gen"][0])]
+        arms[str(arm)] = result
     return described(data, arms=arms)
 
 

@@ -22,7 +22,7 @@ from experiments.detecting import detect
 from experiments.detectors import DETECTORS
 from experiments.paper import paper_values
 from experiments.probes import PROBES
-from experiments.stages import TWO_FEW, clips_of, fold_videos, markdown, part_name
+from experiments.stages import ALL_CE, TWO_FEW, clips_of, fold_videos, markdown, part_name
 from experiments.tables import arm_runs, caption, described, mean_std, overall_cells, parameters, scored
 from report.scores import name_by_mahalanobis
 from tokens.dataset import features_recipe, read_index
@@ -30,7 +30,6 @@ from tokens.generators import level_name
 from training.evaluation import at_level, score_names, sum_to_level
 
 RIVAL_LEVELS = ("task", "sd", "team", "gen")
-ALL_CE = "1-stage all CE"  # as the detectors are trained
 PROBE_LABELS = ("few", "all")
 
 
@@ -40,7 +39,7 @@ def measure_rivals(args, data):
     own = {level: arm_runs(args, data, TWO_FEW, level) for level in RIVAL_LEVELS}
     levels = {level: scored(runs, level) for level, runs in own.items()}
     methods = {f"SAGA, {TWO_FEW}": {"trained": "few", "levels": levels} | cost(args, data, own["gen"], "few")}
-    runs = arm_runs(args, data, ALL_CE, "gen")
+    runs = arm_runs(args, data, ALL_CE, "gen")  # as the detectors are trained
     spent = {"trained": "all"} | cost(args, data, runs, "all")
     for how, named in {"summed": tested_by_lineage, "class means": tested_by_means}.items():
         methods[f"SAGA, {ALL_CE}, {how}"] = spent | {"levels": by_level(runs, named)}
@@ -117,7 +116,7 @@ def detector_results(args, data, name):
             videos = fold_videos(args, data, "gen", "all", seed, fold)
             run = pixel_folder(args, data, name) / part_name(seed, fold)
             steps = 10 * len(videos.train + videos.val) // 32 if args.full else data.steps["pixels"]
-            runs[-1].append(detect(name, videos, data.videos, run, seed, equalized, steps, args.full))
+            runs[-1].append(detect(name, videos, data.videos, run, seed, equalized, steps, args.full, args.overwrite))
     found = [read_json(run / "gen.json") for own in runs for run in own]
     facts = {"parameters": found[0]["parameters"], "seconds": [run["seconds"] for run in found]}
     facts["steps"] = found[0]["steps"]

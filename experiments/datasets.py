@@ -6,6 +6,8 @@ writes  features/, by stage 01
     data = choose_data(args)        name, features folder and folds by reproduce.py's --data, --encoder, --features
 """
 
+import hashlib
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +40,11 @@ class Data(NamedTuple):
     videos: Path | None  # the folder that the index's sources are in; None: not known
 
     @property
+    def place(self):
+        """Of folders of runs and clips: no other features folder has it."""
+        return own_name(self.features)
+
+    @property
     def simulated(self):
         return bool(features_recipe(self.features).get("simulated"))
 
@@ -45,15 +52,21 @@ class Data(NamedTuple):
 def choose_data(args) -> list[Data]:
     """The data sets of --features, or the one of --data, whose features are extracted when they are missing."""
     if args.features:
-        return [describe(args, Path(own).name, Path(own), args.folds, ZOO, args.videos) for own in args.features]
+        return [describe(args, own_name(own), Path(own), args.folds, ZOO, args.videos) for own in args.features]
     flags, name = ENCODERS[args.encoder], f"{args.data}-{args.encoder}"
     if args.data in SIMULATED:
         (strength, size), videos = SIMULATED[args.data], f"data/{args.data}"
-        stage("simulate_videos", "--out", videos, "--strength", strength)
+        stage("simulate_videos", "--out", videos, "--strength", strength, overwrite=args.overwrite)
         folder = extract(args, videos, Path(f"features/{args.data}"), limited(args, flags))
         return [describe(args, name, folder, args.folds, size, videos)]
     folder = extract_corpus(args, f"{flags} {'--equalize' if args.data == 'equalized' else ''}")
     return [describe(args, name, folder, args.folds or FOLDS, REAL, "")]
+
+
+def own_name(folder):
+    """A name that no other folder has, seen from here: zoo-1f2e3d4c, the digits of where it lies."""
+    place = os.path.relpath(Path(folder).resolve(), Path.cwd().resolve())
+    return f"{Path(folder).resolve().name}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
 
 
 def describe(args, name, folder, folds, size, videos):
@@ -105,12 +118,13 @@ def extract_corpus(args, flags):
 
 def extract_zoo(args, flags):
     """Features of 30 simulated clips per generator."""
-    stage("simulate_videos")
+    stage("simulate_videos", overwrite=args.overwrite)
     return extract(args, "data/zoo", Path("features/zoo"), f"{flags} --limit {args.limit or 30}")
 
 
 def extract(args, videos, features, flags):
     folder = features.with_name("-".join([features.name, *re.findall(r"\w+", flags)]))
     weights = ["--encoder-weights", args.encoder_weights] if "mobilenet" in flags and args.encoder_weights else []
-    stage("01_extract_features", "--videos", videos, "--features", folder, *flags.split(), *weights)
+    place = ["--videos", videos, "--features", folder]
+    stage("01_extract_features", *place, *flags.split(), *weights, overwrite=args.overwrite)
     return folder

@@ -1,5 +1,10 @@
-"""From nothing to a table of all five levels, on simulated clips."""
+"""From nothing to a table of all five levels, on simulated clips.
 
+writes  data/zoo, features/zoo and runs/zoo/bin.keras, where the stages look for them; all five levels in runs/demo.
+        With --limit, --features or --run all levels are in one run folder, and nothing in runs/zoo.
+"""
+
+import shutil
 import time
 from pathlib import Path
 
@@ -20,32 +25,42 @@ HEADER += ["linear probe micro / macro", "seconds"]
 
 
 def demo(args):
-    name = f"demo-{args.limit}" if args.limit else "demo"
-    run, features = args.run or f"runs/{name}", args.features[0] if args.features else f"features/{name}"
-    limit = ["--limit", args.limit] if args.limit else []
+    limit, name = (["--limit", args.limit], f"demo-{args.limit}") if args.limit else ([], "demo")
+    features = Path(args.features[0] if args.features else f"features/{name}" if limit else "features/zoo")
+    run = Path(args.run or f"runs/{name}")
+    stage_one = run if limit or args.features or args.run else Path("runs/zoo")
     started = time.time()
-    simulated = stage("simulate_videos")["written"]
+    simulated = stage("simulate_videos", overwrite=args.overwrite)["written"]
     seconds = {"simulate": (simulated, time.time() - started)}
     started = time.time()
-    extracted = stage("01_extract_features", "--features", features, "--pool", 2, *limit)["videos"]
+    flags = ["--features", features, "--pool", 2, *limit]
+    extracted = stage("01_extract_features", *flags, overwrite=args.overwrite)["videos"]
     seconds["extract"] = (extracted, time.time() - started)
     rows = []
     for level, settings in DEMO_LEVELS.items():
-        metrics = train(level, features, run, SMALL_DATA | settings)
-        videos = videos_of(metrics, features)
-        linear = score([row.label for row in videos.test], linear_probe(videos), videos.classes)
-        rows.append([level_name(level), *cells(metrics, linear)])
+        metrics = train(level, features, stage_one if level == "bin" else run, SMALL_DATA | settings, args.overwrite)
+        if level == "bin" and stage_one != run:
+            run.mkdir(parents=True, exist_ok=True)
+            for file in stage_one.glob("bin*"):
+                shutil.copy(file, run)
+        rows.append(level_row(level, metrics, features))
     print("\nSimulated clips, one seed: these accuracies say nothing about real generators.\n")
     print("\n".join(markdown(HEADER, rows)) + "\n")
     for name, (work, spent) in seconds.items():
         print(f"{name}: {f'{work} clips in {spent:.0f} s' if work else 'up to date'}")
-    print(f"figures: {', '.join(sorted(str(path) for path in Path(run).glob('*.png')))}")
+    print(f"figures: {', '.join(sorted(str(path) for path in run.glob('*.png')))}")
+    if stage_one != run:
+        print(
+            f"stage 1 is in {stage_one} too: `python 03_attribute.py --level team` goes on there, as the paper trains"
+        )
 
 
-def cells(metrics, linear):
+def level_row(level, metrics, features):
     """A level's row of the table: SAGA's metrics and the linear probe's."""
-    low, high = metrics["accuracy_interval"]
+    videos, (low, high) = videos_of(metrics, features), metrics["accuracy_interval"]
+    linear = score([row.label for row in videos.test], linear_probe(videos), videos.classes)
     return [
+        level_name(level),
         f"{len(metrics['classes'])}",
         f"{metrics['videos']}",
         f"{metrics['majority']:.2f} / {metrics['uniform']:.2f}",

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import softmax
 from tqdm import tqdm
 
-from basics.artifacts import read_json, refuse_other, versions, write_arrays, write_json
+from basics.artifacts import code_of, read_json, refuse_other, versions, write_arrays, write_json
 from basics.running import InputError
 from common import keras
 from experiments.detectors import DETECTORS, parameters
@@ -164,19 +164,20 @@ def train_detector(name, videos, frames_train, frames_test, seed=0, steps=300, f
 # ---------------------------------------------------------------- the stage
 
 
-def detect(name, videos, data_root, run, seed, equalize=None, steps=300, full=False) -> Path:
+def detect(name, videos, data_root, run, seed, equalize=None, steps=300, full=False, overwrite=False) -> Path:
     """Train and test a detector at GEN-L, unless `run` holds this very detector; stages.tested reads the run folder.
 
-    Writes gen_embeddings.npz, arrays over the test videos: probabilities (V, C), class, generator, video and split
-    (V,); and, last, gen.json.
+    Writes gen_embeddings.npz, arrays over the test videos: probabilities (V, C), class, generator, group, video and
+    split (V,); and, last, gen.json. `overwrite` trains anew whatever is there.
     """
     run, detector = Path(run), DETECTORS[name]
     setting = detector.full if full else detector.small
     recipe = {"detector": name, "seed": seed, "steps": steps, "batch_size": BATCH_SIZE, "full": full}
     recipe |= {"size": setting.size, "learning_rate": setting.learning_rate, "equalize": equalize}
     recipe |= {"videos_sha256": videos_digest(videos), "versions": versions("keras")}
-    if (done := run / "gen.json").exists():
-        refuse_other(done, read_json(done, ("recipe",))["recipe"], recipe, "choose another --run or delete it")
+    recipe["code"] = code_of(read_frames, train_detector, detector.build)
+    if (done := run / "gen.json").exists() and not overwrite:
+        refuse_other(done, read_json(done, ("recipe",))["recipe"], recipe, "choose another --run, or --overwrite it")
         print(f"{done} is up to date")
         return run
     frames = [
@@ -188,6 +189,7 @@ def detect(name, videos, data_root, run, seed, equalize=None, steps=300, full=Fa
         "probabilities": probabilities.astype("float32"),
         "class": np.array([videos.classes[row.label] for row in videos.test]),
         "generator": np.array([row.generator for row in videos.test]),
+        "group": np.array([row.group for row in videos.test]),
         "video": np.array([row.path for row in videos.test]),
         "split": np.array(["test"] * len(videos.test)),
     }

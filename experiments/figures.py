@@ -12,8 +12,8 @@ from sklearn.neighbors import NearestNeighbors
 
 from basics.artifacts import read_arrays
 from basics.figures import plt, save_figure
-from experiments.paper import paper_overall, paper_values
-from experiments.stages import ONE_ALL, ONE_FEW, STAGE_ONE, TWO_FEW, markdown, train_arm
+from experiments.paper import paper_overall, paper_setting, paper_values
+from experiments.stages import ONE_ALL, ONE_FEW, STAGE_ONE, TWO_FEW, Arm, markdown, train_arm
 from experiments.tables import (
     OVERALL,
     arm_results,
@@ -42,7 +42,7 @@ LEVEL_PANELS = {  # panel: arm, level, colour, whether trained on GenVideo's ten
     "(h) TEAM-L": (TWO_FEW, "team", "generator", False),
 }
 GENERATOR_PANELS = {"GEN-L": (TWO_FEW, "gen", "generator", False)}
-LOSS_PANELS = {loss: (f"2-stage few {loss}", "gen", "generator", False) for loss in ("CE", "CE+semi-HNM", "CE+HNM")}
+LOSS_PANELS = {loss: (Arm(2, "few", loss), "gen", "generator", False) for loss in ("CE", "CE+semi-HNM", "CE+HNM")}
 PANELS = {"generator": GENERATOR_PANELS, "level": LEVEL_PANELS, "loss": LOSS_PANELS}
 UNSEEN_CLIPS = 15  # of each generator that a panel's model never saw
 
@@ -118,16 +118,16 @@ def draw_embedding(args, data, results, path, panels):
 
 # ---------------------------------------------------------------- Fig. 1(c): five levels
 
-RADAR = {  # series: arm at the attribution levels, at BIN-L; the paper's setting in Tables 2, 3, 6 and in Table 7
-    "1-stage, few labels": (ONE_FEW, "1-stage few", "1-stage 0.5%"),
-    "1-stage, all labels": (ONE_ALL, STAGE_ONE, "1-stage 100%"),
-    "2-stage, few labels": (TWO_FEW, STAGE_ONE, "2-stage 0.5%"),
+RADAR = {  # series: arm at the attribution levels, at BIN-L
+    "1-stage, few labels": (ONE_FEW, Arm(1, "few")),
+    "1-stage, all labels": (ONE_ALL, STAGE_ONE),
+    "2-stage, few labels": (TWO_FEW, STAGE_ONE),
 }
 
 
 def measure_levels(args, data):
     series = {}
-    for name, (arm, first, _) in RADAR.items():
+    for name, (arm, first) in RADAR.items():
         series[name] = {level: arm_results(args, data, first if level == "bin" else arm, level) for level in LEVELS}
     return described(data, series=series)
 
@@ -135,7 +135,7 @@ def measure_levels(args, data):
 def render_levels(results):
     rows = []
     for name, levels in results["series"].items():
-        theirs = paper_overall(RADAR[name][2])
+        theirs = paper_overall(RADAR[name][0])
         for level, result in levels.items():
             paper = "-" if theirs[level] is None else f"{theirs[level]:.2f}"
             rows.append([level_name(level), name, *overall_cells(result), paper])
@@ -153,7 +153,7 @@ def draw_levels(args, data, results, path):
             [100 * np.mean([seed[key] for seed in seeds]) if seeds else np.nan for seeds in scored.values()]
             for key in SHARES
         ]
-        theirs = np.array([paper_overall(RADAR[name][2])[level] for level in LEVELS], float)
+        theirs = np.array([paper_overall(RADAR[name][0])[level] for level in LEVELS], float)
         for axis, values in zip(axes, [*ours, theirs], strict=True):
             axis.plot([*angles, angles[0]], [*values, values[0]], label=name)
     if all(scored.values()):
@@ -190,7 +190,7 @@ def render_by_loss(results):
     lines = [caption(results, "GEN-L, two stages, by loss"), ""]
     lines += [*markdown(["loss", *OVERALL, "the paper's"], rows), ""]
     lines += ["By generator; in brackets the paper's of Table 7, which has no CE+semi-HNM:", ""]
-    theirs = {loss: paper_values("7 GEN-L", f"2-stage 0.5% {loss}") for loss in results["arms"]}
+    theirs = {loss: paper_values("7 GEN-L", paper_setting(LOSS_ARMS[loss], "gen")) for loss in results["arms"]}
     rows = []
     for name in tested_generators(results):
         cells = []

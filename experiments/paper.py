@@ -1,7 +1,7 @@
 """What the papers print, and what they call the settings that are trained here. It stands beside our numbers in what
 reproduce.py prints, and is measured on other data: GenVideo.
 
-paper_values("7 GEN-L", "2-stage 0.5% CE+HNM")["Overall"]      94.99
+paper_values("7 GEN-L", paper_setting(TWO_FEW, "gen"))["Overall"]      94.99
 """
 
 import functools
@@ -10,6 +10,8 @@ from pathlib import Path
 from basics.artifacts import read_csv
 
 PAPER_TABLES = {"task": "2 TASK-L", "sd": "3 SD-L", "team": "6 TEAM-L", "gen": "7 GEN-L"}
+
+LABELS = {"few": "0.5%", "all": "100%"}
 
 
 @functools.cache
@@ -28,15 +30,14 @@ def paper_values(table, setting):
 
 
 def paper_setting(arm, level):
-    """What the paper calls an arm: its Tables 2, 3 and 6 do not say the loss."""
-    setting = arm.replace("few", "0.5%").replace("all", "100%")
-    return setting if level == "gen" else setting.rsplit(" ", 1)[0]
+    """What the paper calls an arm (stages.Arm): its Tables 2, 3 and 6 do not say the loss."""
+    return f"{arm.stages}-stage {LABELS[arm.labels]}" + (f" {arm.loss}" if level == "gen" else "")
 
 
-def paper_overall(setting):
-    """The paper's Overall by level; at BIN-L it has stage 1 with all labels alone."""
+def paper_overall(arm):
+    """The paper's Overall of an arm by level; at BIN-L it has stage 1 with all labels alone."""
     all_labels = float(paper_lines("4 BIN-L")[0]["value"])
-    values = {"bin": None if setting == "1-stage 0.5%" else all_labels}
+    values = {"bin": all_labels if arm.stages == 2 or arm.labels == "all" else None}
     for level, table in PAPER_TABLES.items():
-        values[level] = paper_values(table, f"{setting} CE+HNM" if level == "gen" else setting)["Overall"]
+        values[level] = paper_values(table, paper_setting(arm, level))["Overall"]
     return values

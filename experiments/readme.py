@@ -52,9 +52,9 @@ def summarize(folder) -> list[str]:
         paths = [folder / place / f"table-{number}.json" for place in SUMMARY.values()]
         found = [read_json(path)["arms"] if path.exists() else {} for path in paths]
         for arm in LEVEL_ARMS[level]:
-            cells = [" / ".join(mean_std(values) for values in scores(arms.get(arm))) for arms in found]
+            cells = [" / ".join(mean_std(values) for values in scores(arms.get(str(arm)))) for arms in found]
             theirs = paper_values(table, paper_setting(arm, level))["Overall"]
-            rows.append([level_name(level), arm, *cells, f"{theirs:.2f}"])
+            rows.append([level_name(level), str(arm), *cells, f"{theirs:.2f}"])
         rows.append([level_name(level), "chance", *(chance(arms) for arms in found), ""])
     return markdown(["level", "setting", *SUMMARY, "the paper's Overall"], rows)
 

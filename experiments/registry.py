@@ -63,14 +63,24 @@ def read_entries():
 ENTRIES = read_entries()
 OTHERS = {  # name: what it does, and the function of reproduce.py's arguments
     "demo": (
-        "Simulate, extract, pretrain, attribute: 10 minutes on two cores, no data needed; results in runs/demo.",
+        "Simulate, extract, pretrain, attribute: 10 minutes on two cores, no data needed. It fills data/zoo,"
+        " features/zoo and runs/zoo/bin.keras, where the stages look for them; all five levels are in runs/demo.",
         "experiments.demo:demo",
+    ),
+    "steps": (
+        "The five stages one after the other on a small zoo, with the keys and shapes of what each leaves: 3 minutes.",
+        "experiments.steps:steps",
     ),
     "unseen-generators": (
         "Which scores tell generators never trained on from seen ones at GEN-L, and where they land at SD-L and TEAM-L:"
         " six of the zoo's left out, 30 clips per class, two minutes a seed; of other data the generators outside the"
         " table, scores alone.",
         "experiments.unseen:unseen_generators",
+    ),
+    "compare": (
+        "Two runs or more on the same test clips, `compare RUN RUN [...]`: accuracies with 95% intervals by bootstrap"
+        " over groups, by class, McNemar's exact test with Holm's correction.",
+        "experiments.compare_runs:compare",
     ),
     "paper": ("Every table, figure and question above these, one after the other; runs are shared.", None),
     "readme": (
@@ -91,11 +101,10 @@ def run_entry(args):
         raise InputError(
             f"{args.name} wants the recorded split, not grouped folds: give a --features folder without --folds"
         )
-    place = None if entry.several else data[0]
-    results = entry.measure(args, data if entry.several else data[0])
-    write_results(args, args.name, results, entry.render(results), place)
+    results, name = entry.measure(args, data if entry.several else data[0]), "+".join(own.name for own in data)
+    write_results(args, args.name, results, entry.render(results), name)
     if entry.drawn:
-        path = results_folder(args, place) / f"{args.name}.png"
+        path = results_folder(args, name) / f"{args.name}.png"
         entry.draw(args, data[0], results, path)
         print(f"figure: {path}")
     return results

@@ -14,7 +14,7 @@ import numpy as np
 
 from attribute_video import attribute
 from basics.running import InputError
-from experiments.stages import STAGE_ONE, clips_of, markdown, train_arm
+from experiments.stages import ALL_CE, STAGE_ONE, clips_of, markdown, train_arm
 from experiments.tables import caption, described, mean_std
 from experiments.unseen import names_outside, new_generators
 from report.calibrate import calibrate
@@ -24,7 +24,6 @@ from tokens.generators import LEVELS, level_name
 from tokens.split import fold_splits
 from training.evaluation import at_level, score_names
 
-ARM = "1-stage all CE"
 FILES = (".keras", ".json", "_embeddings.npz")
 RELIABILITY = {"nll": "NLL", "brier": "Brier", "ece": "ECE"}
 
@@ -65,10 +64,10 @@ def fold_data(data, seed):
 
 def assemble(args, data, seed, only):
     """One run folder of the five levels."""
-    run = Path(args.run or "runs/report") / f"{data.features.name}-seed{seed}"
+    run = Path(args.run or "runs/report") / f"{data.place}-seed{seed}"
     run.mkdir(parents=True, exist_ok=True)
     for level in LEVELS:
-        (trained,) = train_arm(args, data, STAGE_ONE if level == "bin" else ARM, level, seed, only)
+        (trained,) = train_arm(args, data, STAGE_ONE if level == "bin" else ALL_CE, level, seed, only)
         for ending in FILES:
             shutil.copyfile(trained / f"{level}{ending}", run / f"{level}{ending}")
     return run
@@ -129,7 +128,7 @@ def pool(parts, new):
 def render_report(results):
     seeds = results["seeds"]
     files = f"{seeds[0]['files']} files answered, {seeds[0]['too_little']} with too little evidence (seed 0)."
-    lines = [caption(results, f"The report on held-out files ({ARM})", f" {files}"), ""]
+    lines = [caption(results, f"The report on held-out files ({ALL_CE})", f" {files}"), ""]
     lines += ["Micro / macro accuracy in per cent of each level's own model and of GEN-L's probabilities summed:", ""]
     rows = []
     for level, first in seeds[0]["levels"].items():

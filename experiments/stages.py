@@ -1,7 +1,7 @@
 """The numbered scripts as functions, the papers' ways to train as data, and where an experiment's runs and results are.
 
 metrics = stage("02_pretrain_binary", "--features", features)
-runs = train_arm(args, data, "2-stage few CE+HNM", "gen", seed=0)      a run folder per fold, trained or up to date
+runs = train_arm(args, data, TWO_FEW, "gen", seed=0)      a run folder per fold, trained or up to date
 labels, called = tested(run, "gen")
 """
 
@@ -11,6 +11,7 @@ import importlib
 import math
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,9 +24,18 @@ from tokens.split import Split, choose_videos
 # ---------------------------------------------------------------- stages
 
 
-def stage(name, *arguments):
-    """Run a numbered script's main with these arguments; what it returns. Nobody else imports one by name."""
-    return importlib.import_module(name).main([str(argument) for argument in arguments])
+MADE_ANEW = set()  # the calls, (name, *arguments), that this process has made with --overwrite
+
+
+def stage(name, *arguments, overwrite=False):
+    """Run a numbered script's main with these arguments; what it returns. Nobody else imports one by name.
+
+    `overwrite` passes --overwrite the first time in this process, so that what several tables share is made anew once.
+    """
+    call = (name, *map(str, arguments))
+    flags = ["--overwrite"] if overwrite and call not in MADE_ANEW else []
+    MADE_ANEW.update([call] if flags else [])
+    return importlib.import_module(name).main([*call[1:], *flags])
 
 
 def script(level):
@@ -44,10 +54,10 @@ def as_flags(settings):
     return flags
 
 
-def train(level, features, run, settings):
+def train(level, features, run, settings, overwrite=False):
     """Run stage 1 or 2 at a level; the metrics that it wrote."""
     place = ["--features", features, "--run", run, *(() if level == "bin" else ("--level", level))]
-    stage(script(level), *place, *as_flags(settings))
+    stage(script(level), *place, *as_flags(settings), overwrite=overwrite)
     return read_json(Path(run) / f"{level}.json")
 
 
@@ -95,12 +105,24 @@ PAPER_MINING = {"loss": "hnm", "ce_weight": 0.5, "margin": 1.0, "positives": "al
 SMALL_DATA = {"batch_size": 32, "learning_rate": 3e-4, "decay_steps": 0}
 # On few clips the paper's margin of 1 and lambda of 0.5 can pull all embeddings to one point.
 SMALL_MINING = {"normalize": True, "margin": 0.2, "ce_weight": 0.8}
-LOSSES = {"CE": "ce", "CE+semi-HNM": "semi", "CE+HNM": "hnm"}
+LOSSES = {"CE": "ce", "CE+semi-HNM": "semi", "CE+HNM": "hnm"}  # as tables have them: the values of 03's --loss
 
-# An arm is "<stages> <labels> <loss>": few is the paper's 0.5%, 500 labels per class, all its 100%, a number itself.
-ONE_FEW, ONE_ALL, TWO_FEW = "1-stage few CE+HNM", "1-stage all CE+HNM", "2-stage few CE+HNM"
-ARMS = ("1-stage few CE", ONE_FEW, "2-stage few CE", TWO_FEW, "1-stage all CE", ONE_ALL)
-STAGE_ONE = "1-stage all"
+
+class Arm(NamedTuple):
+    """A way to train: in one stage or two, on how many labels per class, with which loss. Text in tables and files."""
+
+    stages: int
+    labels: str | int  # few: the paper's 0.5%, 500 labels per class; all: its 100%; or a number
+    loss: str = ""  # of LOSSES; stage 1 has none of its own
+
+    def __str__(self):
+        return f"{self.stages}-stage {self.labels} {self.loss}".strip()
+
+
+ONE_FEW, ONE_ALL, TWO_FEW = Arm(1, "few", "CE+HNM"), Arm(1, "all", "CE+HNM"), Arm(2, "few", "CE+HNM")
+ALL_CE = Arm(1, "all", "CE")
+ARMS = (Arm(1, "few", "CE"), ONE_FEW, Arm(2, "few", "CE"), TWO_FEW, ALL_CE, ONE_ALL)
+STAGE_ONE = Arm(1, "all")  # at BIN-L
 EPOCHS = 60  # at most, on small data
 CHOICE = ("train_generators", "test_generators", "test_features", "labels_per_class", "limit")
 
@@ -116,39 +138,37 @@ def train_arm(args, data, arm, level, seed, only=None, **change) -> list[Path | 
 
 def arm_settings(args, data, arm, level, fold, only, last):
     """All settings of the last stage of an arm but for its epochs: those that change nothing are the same ones."""
-    _, labels, loss = f"{arm} ".split(" ", 2)
-    count = data.few if labels == "few" else int(labels) if labels.isdecimal() else labels
-    settings = PAPER | ({} if args.full else SMALL_DATA) | {"labels_per_class": count}
+    settings = PAPER | ({} if args.full else SMALL_DATA)
+    settings |= {"labels_per_class": data.few if arm.labels == "few" else arm.labels}
     settings |= {"limit": args.limit} if args.limit else {}
     if level != "bin":
-        settings |= PAPER_MINING | {"loss": LOSSES[loss.strip()]}
+        settings |= PAPER_MINING | {"loss": LOSSES[arm.loss]}
         settings |= {} if args.full or settings["loss"] == "ce" else SMALL_MINING
     # a fold has no val to choose by
     return settings | only | last | ({"best": "last"} if fold else {})
 
 
 def train_fold(args, data, arm, level, seed, fold, only, last=None, longer=1):
-    stages, labels, _ = f"{arm} ".split(" ", 2)
     settings = arm_settings(args, data, arm, level, fold, only, last or {})
     key = hashlib.sha256(f"{sorted(settings.items())} {longer} {data.digest}".encode()).hexdigest()[:8]
-    folder = Path(args.run or "runs/paper") / data.features.name
+    folder = Path(args.run or "runs/paper") / data.place
     folder /= "-".join([*re.findall(r"\w+", f"{arm} {level}"), key])
     run = folder / part_name(seed, fold)
     if args.full:
         settings["epochs"] *= longer
     else:
         windows = sum(row.windows for row in chosen_videos(data, level, settings, seed, fold).train)
-        steps = longer * data.steps["all" if labels == "all" else "few"]
+        steps = longer * data.steps["all" if arm.labels == "all" else "few"]
         settings["epochs"] = min(math.ceil(steps / max(windows // 32, 1)), EPOCHS * longer)
     settings |= {"seed": seed} | ({"fold": fold} if fold else {})
-    if stages == "2-stage":
+    if arm.stages == 2:
         settings["init"] = train_fold(args, data, STAGE_ONE, "bin", seed, fold, only) / "bin.keras"
     elif level != "bin":
         settings["init"] = "scratch"
     from training.callbacks import CollapseError  # here, since Keras comes with it
 
     try:
-        train(level, data.features, run, settings)
+        train(level, data.features, run, settings, args.overwrite)
     except CollapseError as collapse:
         print(f"{run}: {collapse}")
         return None
@@ -185,16 +205,19 @@ def fold_videos(args, data, level, labels, seed, fold):
 # ---------------------------------------------------------------- results
 
 
-def results_folder(args, data=None):
-    """Where an experiment writes: results, or a folder in it for other data than the zoo's, --full and --limit."""
+BUILT_IN = "zoo-dct"  # the data set whose results are in results/ itself
+
+
+def results_folder(args, data=BUILT_IN):
+    """Where an experiment writes: results, or a folder in it by the data's name, --full and --limit."""
     parts = ["full"] * args.full + ([f"limit-{args.limit}"] if args.limit else [])
-    parts += [data.name] if data and data.name != "zoo-dct" else []
+    parts += [data] if data != BUILT_IN else []
     folder = Path("results", *parts)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def write_results(args, name, results, lines, data=None):
+def write_results(args, name, results, lines, data=BUILT_IN):
     """Write <name>.json and, the lines of its table, <name>.md; print the table."""
     folder = results_folder(args, data)
     write_json(folder / f"{name}.json", results)

@@ -112,13 +112,13 @@ LEVEL_ARMS |= {"sd": LEVEL_ARMS["task"], "team": LEVEL_ARMS["task"]}
 
 
 def measure_level(args, data, level):
-    arms = {arm: arm_results(args, data, arm, level) for arm in LEVEL_ARMS[level]}
+    arms = {str(arm): arm_results(args, data, arm, level) for arm in LEVEL_ARMS[level]}
     return described(data, level=level, arms=arms)
 
 
 def render_level(results):
     level, arms = results["level"], results["arms"]
-    theirs = {arm: paper_values(PAPER_TABLES[level], paper_setting(arm, level)) for arm in arms}
+    theirs = {str(arm): paper_values(PAPER_TABLES[level], paper_setting(arm, level)) for arm in LEVEL_ARMS[level]}
     rows = [[arm, *overall_cells(result), f"{theirs[arm]['Overall']:.2f}"] for arm, result in arms.items()]
     lines = [caption(results, level_name(level)), ""]
     lines += [*markdown(["setting", *OVERALL, "the paper's Overall"], rows), ""]

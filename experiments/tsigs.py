@@ -36,7 +36,7 @@ def tsig_runs(args, data, arm, level, seed, only=None):
         flags += ["--splits", "train,test,unseen"]
     elif not any(row.stratum for row in read_index(data.features)):
         flags += ["--strata", "kmeans"]
-    metrics = [stage("04_tsigs", *flags, "--run", run) for run in runs]
+    metrics = [stage("04_tsigs", *flags, "--run", run, overwrite=args.overwrite) for run in runs]
     return [(run, own, read_arrays(run / f"{level}_tsigs.npz")) for run, own in zip(runs, metrics, strict=True)]
 
 

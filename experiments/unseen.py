@@ -20,7 +20,7 @@ from basics.figures import plt, save_figure
 from basics.running import InputError
 from common import load_saga
 from experiments.datasets import choose_data, extract_zoo
-from experiments.stages import SMALL_DATA, TWO_FEW, clips_of, markdown, stage, train, train_arm, write_results
+from experiments.stages import ALL_CE, SMALL_DATA, TWO_FEW, clips_of, markdown, stage, train, train_arm, write_results
 from experiments.tables import caption, described, generators_of, mean_std
 from experiments.tsigs import tsig_runs
 from report.scores import NAMINGS, SCORES, Clips, auroc, fit_scores, fpr_at_tpr, group_bootstrap, head_logits, lands_on
@@ -44,11 +44,11 @@ def unseen_generators(args):
     for seed in range(args.seeds):
         run = Path(args.run or "runs/unseen") / features.name / f"seed{seed}"
         for level in ("gen", *KIN_LEVELS):
-            metrics = train(level, features, run, settings | {"seed": seed})
+            metrics = train(level, features, run, settings | {"seed": seed}, args.overwrite)
             kept = ("level", "videos", "accuracy", "macro_accuracy", "majority", "uniform")
             models.append({"seed": seed} | {key: metrics[key] for key in kept})
         flags = ["--splits", "train,test,unseen", "--repeats", 1]
-        stage("04_tsigs", "--features", features, "--run", run, "--seed", seed, *flags)
+        stage("04_tsigs", "--features", features, "--run", run, "--seed", seed, *flags, overwrite=args.overwrite)
         scores.append(scores_of(run, LEFT_OUT))
         landed += [row | {"seed": seed} for level in KIN_LEVELS for row in landing(run, level, known)]
     rows = [score_row(name, [seed[name] for seed in scores]) for name in scores[0]]
@@ -70,7 +70,7 @@ def outside_the_table(args):
     results = described(data, scores=rows)
     what = "Generators outside the table told from seen ones by a model of GEN-L (two stages, few labels, CE+HNM)"
     lines = [caption(results, what, " AUROC (95%), mean over folds and seeds; chance 0.50, FPR 0.95."), ""]
-    write_results(args, "unseen-scores", results, lines + score_table(rows), data)
+    write_results(args, "unseen-scores", results, lines + score_table(rows), data.name)
     return results
 
 
@@ -171,7 +171,7 @@ def landing_table(landed):
 
 # ---------------------------------------------------------------- enrolling: new generators by a few of their clips
 
-ENROL_ARMS = (TWO_FEW, "1-stage all CE")
+ENROL_ARMS = (TWO_FEW, ALL_CE)
 CLIPS = (1, 2, 5, 10, 20, 50)  # given of a new generator, as far as it has them outside the test split
 DRAWS = 10  # of those clips, per seed
 BY_GENERATOR = 10  # clips given, of the table by generator
@@ -191,12 +191,12 @@ def measure_enrol(args, data):
     found, collapsed, clips = {}, {}, {}
     for arm in ENROL_ARMS:
         runs = [train_arm(args, data, arm, "gen", seed, only)[0] for seed in range(args.seeds)]
-        collapsed[arm] = runs.count(None)
+        collapsed[str(arm)] = runs.count(None)
         for seed, run in enumerate(runs):
             if run:
                 names, roles, spaces = enrolling_clips(run, tokens, held_out)
                 for key, entry in enrol_all(names, roles, spaces, new, seed).items():
-                    found.setdefault((arm, *key), []).append({"seed": seed} | entry)
+                    found.setdefault((str(arm), *key), []).append({"seed": seed} | entry)
                 known = {"classes": np.unique(names[roles == "train"]).size, "known": (roles == "test").sum()}
                 clips = {key: int(value) for key, value in known.items()}
                 clips |= {"new": {name: int(((roles == "held out") & (names == name)).sum()) for name in new}}
@@ -307,7 +307,7 @@ def render_enrol(results):
 
 def draw_enrol(args, data, results, path):
     """Accuracy against clips given, where one new generator joins: found above, known ones below, a column per arm."""
-    arms = list(dict.fromkeys(row["arm"] for row in results["rows"])) or ENROL_ARMS
+    arms = list(dict.fromkeys(row["arm"] for row in results["rows"])) or [*map(str, ENROL_ARMS)]
     figure, axes = plt.subplots(2, len(arms), figsize=(5.5 * len(arms), 8), squeeze=False, layout="constrained")
     colours, styles = {"SAGA": "C0", "mean token": "C1"}, dict(zip(NAMINGS, ("-o", "--s", ":^"), strict=True))
     chance = 100 * enrol_chance(results, "one") if results["rows"] else 0

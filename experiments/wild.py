@@ -1,7 +1,7 @@
 """Unknown-aware attribution beside what it could be replaced by, and what it depends on (arXiv 2601.00218).
 
 reads   a features folder (datasets.py), four frames of a clip as images; SAGA trained on the labelled generators alone
-writes  runs/paper/<set>/wild-<target>-<settings>/, a run of 05 per trial
+writes  runs/paper/<place of the features>/wild-<target>-<settings>/, a run of 05 per trial
         results/wild.json, .md: methods; results/wild-<what>.json, .md: one setting changed at a time
 
 The labelled are a target and three known generators; three others are unseen, and all that are left are wild. All
@@ -23,7 +23,7 @@ from basics.running import InputError
 from basics.running import fold as parse_fold
 from basics.statistics import RANKING, at_threshold, ranking
 from experiments.paper import paper_lines
-from experiments.stages import as_flags, markdown, part_name, stage, train_arm
+from experiments.stages import ALL_CE, as_flags, markdown, part_name, stage, train_arm
 from experiments.tables import described, mean_std
 from experiments.wild_edits import ATTACKS, EDITS, attacked, edited_images
 from experiments.wild_methods import COMPARED, FITTED, read_run, score_by, with_few_steps, with_hidden_layer
@@ -99,7 +99,7 @@ def source_of(args, data, kind, target, fold, seed):
         return data.features
     known = by_role(generators_in(data.features), target)["known"]
     only = {"train_generators": [target, *known]}
-    return train_arm(args, data._replace(folds=(fold,)), "1-stage all CE", "gen", seed, only)[0] / "gen_embeddings.npz"
+    return train_arm(args, data._replace(folds=(fold,)), ALL_CE, "gen", seed, only)[0] / "gen_embeddings.npz"
 
 
 def folds_with(args, data, target, seed, kind):
@@ -128,9 +128,10 @@ def run_stage(args, data, target, seed, fold, kind, change) -> Path:
         settings |= ({"fold": fold} if fold else {}) | ({"limit": args.limit} if args.limit else {})
     made_from = data.digest if kind == "frames" else file_digest(source)
     key = hashlib.sha256(f"{sorted(settings.items())} {made_from}".encode()).hexdigest()[:8]
-    run = Path(args.run or "runs/paper") / data.features.name / f"wild-{target}-{key}"
+    run = Path(args.run or "runs/paper") / data.place / f"wild-{target}-{key}"
     run /= part_name(seed, fold)
-    stage("05_wild_constrained", "--features", source, "--run", run, "--seed", seed, *as_flags(settings))
+    flags = ["--features", source, "--run", run, "--seed", seed, *as_flags(settings)]
+    stage("05_wild_constrained", *flags, overwrite=args.overwrite)
     return run
 
 

@@ -42,7 +42,7 @@ def edited_images(args, data, edit, per_clip):
     if recipe.get("equalize"):
         raise InputError(f"{data.features} was made by --equalize; wild-edits wants features of the clips as they are")
     rows = [row for row in usable(read_index(data.features), data.features) if row.split == "test"]
-    folder, clips = Path("data/wild-edits") / data.features.name / name, {}
+    folder, clips = Path("data/wild-edits") / data.place / name, {}
     for row in tqdm(rows, f"editing, {edit}", unit="clip"):
         random = named_random(edit, row.path)
         wanted = chosen_frames(row, per_clip)
@@ -55,7 +55,7 @@ def edited_images(args, data, edit, per_clip):
                     cv2.imwrite(str(place), EDITS[edit](image, random)[..., ::-1])
     settings = {key: recipe[key] for key in ("encoder", "layer", "pool", "fps", "frames") if recipe.get(key)}
     flags = " ".join(f"--{key} {value}" for key, value in settings.items())
-    features = extract(args, folder, Path("features/wild-edits") / data.features.name / name, flags)
+    features = extract(args, folder, Path("features/wild-edits") / data.place / name, flags)
     images = read_images(features)
     return images._replace(path=np.array([clips[path] for path in images.path.tolist()]))
 

@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 
 from basics.artifacts import differing, make_recipe, read_arrays, write_arrays, write_json
 from basics.running import InputError
-from basics.statistics import draw_groups, wilson_interval
+from basics.statistics import resample_groups, wilson_interval
 from report.look import look_at_clips, nearest
 from report.run import CALIBRATION, CLIPS, TRAINING_CLIPS, fingerprint, load_run, whole_clips
 from report.scores import SCORES, as_clips, auroc, fit_scores, group_bootstrap
@@ -62,7 +62,7 @@ def temperature_interval(probabilities, labels, groups, repeats=100, seed=0):
 def resampled(groups, repeats, seed):
     """How often each clip counts, (repeats, V), when its whole group is drawn with replacement."""
     random, member = np.random.default_rng(seed), np.unique(groups, return_inverse=True)[1]
-    return np.array([draw_groups(member, random) for _ in range(repeats)])
+    return np.array([resample_groups(member, random) for _ in range(repeats)])
 
 
 def negative_log_likelihood(probabilities, labels):
@@ -148,9 +148,9 @@ ROLE_KEYS = ("video", "generator", "group", "class", "split", "probabilities")
 def calibrate(run, features, rate=0.05, score="Mahalanobis", limit=200, seed=0) -> dict:
     """Write calibration.json and calibration.npz of a run folder; returns the former.
 
-    `features` is the folder that the run was trained on. At most `limit` clips of each generator and split are looked
-    at again at the finest level. Raises InputError when a level, its embeddings or their features are missing or do
-    not go together.
+    `features` is the folder that the run was trained on. At most `limit` clips per generator in each split are looked
+    at again at the finest level. Raises InputError when a level, its embeddings or their features are missing or do not
+    go together.
     """
     folder = Path(run)
     if not folder.is_dir():
@@ -240,7 +240,7 @@ def level_agreement(run, arrays, level, taxonomy, temperature):
 
 
 def rows_of(arrays, index, features, limit, seed):
-    """Rows by role, each with its class name, at most `limit` of a generator and split."""
+    """Rows by role, each with its class name, at most `limit` of a generator in a split."""
     known = {row.path: row for row in usable(index, features)}
     rows = {"train": [], "val": [], "test": [], "unseen": []}
     for video, name, split in zip(*(arrays[key].tolist() for key in ("video", "class", "split")), strict=True):

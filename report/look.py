@@ -50,17 +50,17 @@ def is_media(name):
     return is_shown(name) and suffix_of(name) in VIDEO_SUFFIXES | STILL_SUFFIXES
 
 
-def batches(given, answered=(), limit=None):
-    """Lists of paths that are answered together, of arguments or of lines of standard input as they come: `limit` in
-    all, without those `answered` already.
+def batches(given, answered=(), max_files=None):
+    """Lists of paths that are answered together, of arguments or of lines of standard input as they come: `max_files`
+    in all, without those `answered` already.
     """
     paths, count = expand(given), 0
     parts = read_lines() if given == ["-"] else iter(lambda: list(itertools.islice(paths, FILES_TOGETHER)), [])
     for part in parts:
-        part = [path for path in expand(part) if file_name(path) not in answered][: limit and limit - count]
+        part = [path for path in expand(part) if file_name(path) not in answered][: max_files and max_files - count]
         count += len(part)
         yield part
-        if count == limit:
+        if count == max_files:
             return
 
 
@@ -193,7 +193,9 @@ def classify(waiting, run):
 
 
 def look(paths, run, encoder, max_windows=None, images=False, encoder_batch=64, threads=None):
-    """Yield (number, File) of all paths once their windows went through all levels, in order of completion."""
+    """Yield (number, File) of all paths once their windows went through all levels, in order of completion;
+    `encoder_batch` frames go through the encoder at a time.
+    """
     files, ended, waiting, frames = {i: File() for i in range(len(paths))}, [], [], run.features["frames"]
 
     def read(number):

@@ -427,6 +427,9 @@ def test_resumed_list_keeps_answers_and_tries_failures_again(loaded, videos, tmp
         "a.mp4 --score energy",
         "a.mp4 --false-rejection 0.1",
         "a.mp4 --method neighbours",
+        "a.mp4 --limit 5",
+        "a.mp4 --max-files 0",
+        "a.mp4 --batch-size 8",
         "--enrol Kling",
         "a.mp4 --enrol Kling --json x",
         "--enrol Kling --export x.zip",
@@ -442,8 +445,8 @@ def test_command_offers_the_scores_and_namings_that_there_are():
     assert tuple(scores.SCORES) == attribute_video.SCORES and tuple(scores.NAMINGS) == attribute_video.NAMINGS
 
 
-def test_limit_reads_so_many_files(videos, loaded, tmp_path):
-    assert main(videos / "SVD", videos / "Pika", "--limit", 2, "--json", tmp_path / "r.jsonl") == 2
+def test_max_files_reads_so_many(videos, loaded, tmp_path):
+    assert main(videos / "SVD", videos / "Pika", "--max-files", 2, "--json", tmp_path / "r.jsonl") == 2
     assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 2
 
 

@@ -157,7 +157,7 @@ def test_an_alias_of_the_runs_own_table_is_known(own, new, encoder, tmp_path):
 def test_command_enrols_folders_and_leaves_out_what_cannot_be_read(own, new, capsys, monkeypatch):
     monkeypatch.setattr(runs, "load_run", lambda folder, dtype: own)
     flags = ["--enrol", "Kling", "--run", own.name]
-    assert attribute_video.main([*flags, str(Path(new[0]).parent), "--limit", "3"]) == 3
+    assert attribute_video.main([*flags, str(Path(new[0]).parent), "--max-files", "3"]) == 3
     assert enrolled(own)["video"].tolist() == new[:3]
     said = capsys.readouterr().out
     assert "3 clips of Kling enrolled in" in said and "given its name with itself left out" in said

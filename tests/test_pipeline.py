@@ -67,7 +67,8 @@ def test_commands_of_the_readme_run(tmp_path, monkeypatch):
         if script == "reproduce.py":
             continue  # `make check` runs the demo itself
         print(command)
-        stage(script.removesuffix(".py"), *arguments, "--limit", 6)
+        reported = script == "attribute_video.py" and "--calibrate" not in arguments
+        stage(script.removesuffix(".py"), *arguments, "--max-files" if reported else "--limit", 6)
 
 
 def chance_probability(run, level, classes):
@@ -109,7 +110,7 @@ def test_strength_zero_is_not_told_apart(tmp_path):
 @pytest.mark.slow
 @pytest.mark.graph
 def test_shuffled_labels_are_not_learned(tmp_path):
-    demo = ROOT / "features" / "demo"
+    demo = ROOT / "features" / "zoo"
     shutil.copytree(demo, tmp_path / "features", copy_function=os.symlink)
     for index in (tmp_path / "features").glob("index-*.csv"):
         index.unlink()
@@ -128,6 +129,6 @@ def test_demo_beats_chance_and_a_probe_blind_to_time():
         metrics = json.loads((run / f"{level}.json").read_text())
         assert metrics["simulated"]
         assert chance_probability(run, level, metrics["classes"]) < 0.001
-    videos = videos_of(metrics, ROOT / "features" / "demo")
+    videos = videos_of(metrics, ROOT / "features" / "zoo")
     blind = score([row.label for row in videos.test], linear_probe(videos), videos.classes)
     assert blind["macro_accuracy"] + 0.05 < metrics["macro_accuracy"] < 0.95

@@ -71,8 +71,8 @@ def calls(monkeypatch):
     """
     made = SimpleNamespace(list=[], right=0.5, collapse=lambda flags: False)
 
-    def pretend(name, *arguments):
-        args = module(name).get_args([str(argument) for argument in arguments])
+    def pretend(name, arguments):
+        args = module(name).get_args(arguments)
         made.list.append((name, args))
         if name == "04_tsigs":
             return pretend_tsigs(args)
@@ -80,8 +80,11 @@ def calls(monkeypatch):
             raise CollapseError("collapsed")
         return pretend_fit(args, getattr(args, "level", "bin"), made.right)
 
-    for place in (ways, tsigs, datasets, unseen):
-        monkeypatch.setattr(place, "stage", pretend)
+    def import_module(name):
+        return SimpleNamespace(main=lambda arguments: pretend(name, arguments))
+
+    monkeypatch.setattr(ways, "importlib", SimpleNamespace(import_module=import_module))
+    monkeypatch.setattr(ways, "MADE_ANEW", set())
     monkeypatch.setattr(tsigs, "REPEATS", 3)
     monkeypatch.setattr(unseen, "DRAWS", 1)
     monkeypatch.setattr(unseen, "BOOTSTRAPS", 5)
@@ -147,6 +150,11 @@ def run_entry(name, *more):
     return reproduce.main([name, "--features", "f", *more])
 
 
+def results_of(*folders, within="results"):
+    """Where results on these features are."""
+    return Path(within) / "+".join(datasets.own_name(folder) for folder in folders or ["f"])
+
+
 # ---------------------------------------------------------------- every entry
 
 # One of each kind; wild's and report have their own tests, and every committed result is rendered below.
@@ -157,7 +165,7 @@ KINDS += ("back-off",)
 @pytest.mark.parametrize("name", KINDS)
 def test_entry_leaves_the_numbers_it_measured_and_a_table_of_them(features, calls, name):
     results = run_entry(name, "--seeds", "2" if name in ("table-7", "ablation-margin", "back-off") else "1")
-    folder = Path("results") if ENTRIES[name].several else Path("results/f")
+    folder = results_of()
     assert json.loads((folder / f"{name}.json").read_text()) == json.loads(json.dumps(results))
     lines = (folder / f"{name}.md").read_text().splitlines()
     assert lines == ENTRIES[name].render(json.loads((folder / f"{name}.json").read_text()))
@@ -192,17 +200,17 @@ def test_a_collapse_is_counted_and_the_entry_goes_on(features, calls, monkeypatc
     assert results["arms"]["2-stage few CE"]["collapsed"] == 0
     assert results["arms"]["2-stage few CE+HNM"]["collapsed"] == 1
     row = next(
-        line for line in Path("results/f/table-7.md").read_text().splitlines() if "| 2-stage few CE+HNM |" in line
+        line for line in (results_of() / "table-7.md").read_text().splitlines() if "| 2-stage few CE+HNM |" in line
     )
     assert "1 (1 collapsed)" in row
     calls.collapse = lambda args: getattr(args, "loss", "") == "hnm"
     monkeypatch.setattr(ablations, "ABLATIONS", {"margin": ablations.ABLATIONS["margin"]})
     run_entry("ablation-margin", "--seeds", "1")
-    assert "0 (1 collapsed)" in Path("results/f/ablation-margin.md").read_text()
+    assert "0 (1 collapsed)" in (results_of() / "ablation-margin.md").read_text()
     for name in ("figure-1c", "figure-5", "back-off", "table-s2"):
         run_entry(name, "--seeds", "1")
     assert run_entry("ablation", "--seeds", "1")["rows"][0]["collapsed"] == 1
-    assert "| collapsed (1) |" in Path("results/f/ablation.md").read_text()
+    assert "| collapsed (1) |" in (results_of() / "ablation.md").read_text()
 
 
 def test_generators_outside_the_table_are_scored(features, calls, monkeypatch):
@@ -225,7 +233,7 @@ def test_generators_outside_the_table_are_scored(features, calls, monkeypatch):
     assert list(results["scores"][0]["generators"]) == ["Abroad", "Elsewhere"]
     assert (
         "| score | mean AUROC | mean FPR at 95% TPR | Abroad | Elsewhere |"
-        in Path("results/f/unseen-scores.md").read_text().splitlines()
+        in (results_of() / "unseen-scores.md").read_text().splitlines()
     )
     signatures = [args for name, args in calls.list if name == "04_tsigs"]
     assert {tuple(args.splits) for args in signatures} == {("train", "test", "unseen")}
@@ -297,8 +305,9 @@ def test_labels_of_the_curve_are_those_trained_on(features, calls):
 def test_detectors_see_the_same_clips_and_are_left_out_without_any(features, calls, monkeypatch):
     asked = []
 
-    def pretend(name, videos, root, run, seed, equalize, steps, full):
+    def pretend(name, videos, root, run, seed, equalize, steps, full, overwrite):
         assert (equalize, steps, full) == (None, datasets.ZOO["steps"]["pixels"], False)
+        assert not overwrite
         asked.append((name, {row.path for row in videos.train + videos.val}, root, run))
         run.mkdir(parents=True, exist_ok=True)
         names = np.array([videos.classes[row.label] for row in videos.test])
@@ -317,7 +326,7 @@ def test_detectors_see_the_same_clips_and_are_left_out_without_any(features, cal
         clip.parent.mkdir(parents=True, exist_ok=True)
         clip.touch()
     assert not set(compared.DETECTORS) & set(run_entry("table-s2", "--seeds", "1")["methods"])
-    assert compared.NO_PIXELS in Path("results/f/table-s2.md").read_text()
+    assert compared.NO_PIXELS in (results_of() / "table-s2.md").read_text()
     results = run_entry("table-s2", "--seeds", "2", "--videos", "clips")
     assert [name for name, *_ in asked] == [name for name in compared.DETECTORS for _ in (0, 1)]
     assert len({run for *_, run in asked}) == len(asked)
@@ -367,12 +376,77 @@ def test_runs_of_other_features_or_settings_have_folders_of_their_own(features, 
     assert first.isdisjoint(folders())
 
 
+def test_features_of_ones_own_never_write_into_results_itself(features, calls):
+    """Two folders of one name have results and runs of their own, and so have several folders compared."""
+    for own in ("a", "b"):
+        Path(own).mkdir()
+        (Path(own) / "f").symlink_to(features.resolve())  # one folder by two names
+    shutil.copytree(features, "c/f", symlinks=True)
+    found, runs = {}, {}
+    for own in ("a/f", "b/f", "c/f", "f"):
+        calls.list.clear()
+        reproduce.main(["table-2", "--features", own, "--seeds", "1"])
+        found[own], runs[own] = results_of(own), {args.run for _, args in calls.list}
+        assert (found[own] / "table-2.md").exists() and found[own].name.startswith("f-")
+    assert found["a/f"] == found["b/f"] == found["f"] != found["c/f"]
+    assert runs["a/f"] == runs["f"] and runs["f"].isdisjoint(runs["c/f"])
+    reproduce.main(["table-s3", "--features", "f", "c/f", "--seeds", "1"])
+    assert (results_of("f", "c/f") / "table-s3.json").exists()
+    assert not list(Path("results").glob("*.*"))
+
+
+def test_overwrite_reaches_every_stage_once(features, calls, monkeypatch):
+    def overwritten():
+        found = [(name, args.run) for name, args in calls.list if args.overwrite]
+        assert len(found) == len(set(found))
+        calls.list.clear()
+        return set(found)
+
+    run_entry("figure-s3", "--seeds", "1")
+    runs = {(name, args.run) for name, args in calls.list}
+    assert not overwritten() and len(runs) == 3  # 02, 03 and 04
+    for _ in range(2):  # the figure asks for its run again, and so does the next entry of the process
+        run_entry("figure-s3", "--seeds", "1", "--overwrite")
+        assert overwritten() == runs
+        runs = set()
+    monkeypatch.setattr(ways, "MADE_ANEW", set())
+    asked = []
+    monkeypatch.setattr(compared, "detect", lambda *given: asked.append(given[-1]) or 1 / 0)
+    monkeypatch.setattr(compared, "check_clips", lambda data: None)
+    with pytest.raises(ZeroDivisionError):
+        run_entry("table-s2", "--seeds", "1", "--videos", "clips", "--overwrite")
+    assert asked == [True]
+
+
+def test_overwrite_extracts_anew(tmp_path, calls, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = []
+    monkeypatch.setattr(
+        ways.importlib, "import_module", lambda name: SimpleNamespace(main=lambda own: made.append(own))
+    )
+    args = reproduce.get_args(["unseen-generators", "--overwrite"])
+    for _ in range(2):
+        datasets.extract_zoo(args, "--pool 2")
+    assert ["--overwrite" in own for own in made] == [True, True, False, False]
+
+
+def test_a_run_of_other_code_is_not_shared(features, calls):
+    """What a stage refuses goes through as its one line, which names the flag."""
+
+    def refuse(args):
+        raise InputError(f"{args.run}/bin.json was made by other code (model); choose another --run, or --overwrite it")
+
+    calls.collapse = refuse
+    with pytest.raises(InputError, match=r"runs/paper/.*bin.json was made by other code \(model\).*--overwrite"):
+        run_entry("table-5", "--seeds", "1")
+
+
 def test_a_small_run_takes_few_clips_and_has_its_own_results(features, calls):
     run_entry("figure-s3", "--seeds", "1", "--limit", "2")
     assert {args.limit for _, args in calls.list} == {2}
-    assert Path("results/limit-2/f/figure-s3.md").exists() and not Path("results/f").exists()
+    assert (results_of(within="results/limit-2") / "figure-s3.md").exists() and not results_of().exists()
     run_entry("table-2", "--seeds", "1", "--full")
-    assert Path("results/full/f/table-2.md").exists() and not Path("results/f").exists()
+    assert (results_of(within="results/full") / "table-2.md").exists() and not results_of().exists()
 
 
 def test_few_labels_train_for_the_steps_said(features, calls):
@@ -487,7 +561,7 @@ def test_a_split_without_a_side_is_left_out(features, calls):
 
 
 def line_of(name, start):
-    return next(line for line in Path(f"results/f/{name}.md").read_text().splitlines() if line.startswith(start))
+    return next(line for line in (results_of() / f"{name}.md").read_text().splitlines() if line.startswith(start))
 
 
 def test_the_papers_number_stands_beside_its_setting(features, calls):
@@ -509,15 +583,15 @@ def test_the_papers_number_stands_beside_its_setting(features, calls):
 
 
 def test_the_radar_shows_the_papers_overall():
-    assert paper.paper_overall("2-stage 0.5%") == {
+    assert paper.paper_overall(ways.TWO_FEW) == {
         "bin": 99.94,
         "task": 98.20,
         "sd": 98.49,
         "team": 97.77,
         "gen": 94.99,
     }
-    assert paper.paper_overall("1-stage 100%")["gen"] == 97.41
-    assert paper.paper_overall("1-stage 0.5%")["bin"] is None  # the paper has no BIN-L with few labels
+    assert paper.paper_overall(ways.ONE_ALL)["gen"] == 97.41
+    assert paper.paper_overall(ways.ONE_FEW)["bin"] is None  # the paper has no BIN-L with few labels
 
 
 # ---------------------------------------------------------------- bad input
@@ -596,7 +670,7 @@ assert time.process_time() < 1.5
 
 @pytest.mark.skipif(not shutil.which("make"), reason="no make")
 def test_make_runs_every_experiment_by_name():
-    names = [*ENTRIES, *OTHERS]
+    names = [name for name in (*ENTRIES, *OTHERS) if name != "compare"]  # it takes run folders
     done = subprocess.run(["make", "--dry-run", *names], cwd=ROOT, capture_output=True, text=True, check=True)
     assert [line.split()[-1] for line in done.stdout.splitlines() if "reproduce.py" in line] == names
 
@@ -674,7 +748,7 @@ def test_classes_are_spelled_as_the_papers():
             theirs = paper.paper_values(paper.PAPER_TABLES[level], paper.paper_setting(arm, level))
             assert set(theirs) == {*class_names(level), "Overall"}
     assert {class_index("gen", name) for name in tables.GENVIDEO_TRAIN} == set(range(1, 11))
-    assert len(LEVELS) == len(paper.paper_overall("2-stage 0.5%"))
+    assert len(LEVELS) == len(paper.paper_overall(ways.TWO_FEW))
 
 
 # ---------------------------------------------------------------- slow: the stages themselves
