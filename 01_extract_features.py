@@ -3,53 +3,56 @@
 reads   --videos, a folder or a CSV with the columns path,generator[,group,stratum,split]. Folders: <Generator>/,
         Real/ + Fake/<Generator>/, or <set>/{0_real,1_fake}/. Videos, animated GIF and WebP; stills are one frame.
 writes  <features>/<Generator>/<path>.npz   tokens (S, L, T, D) float16, times (S, L) in seconds, valid (S, L): False
-                                            where the last frame is repeated as padding
-        <features>/index-<i>-of-<n>.csv     a row per video: path, generator, group, stratum, split, windows, fps,
-                                            size, length, container, codec, error, source
+                                            where the last frame is repeated as padding; row: the clip's index row
+        <features>/index-<i>-of-<n>.csv     a row per video that is there now: path, generator, group, stratum, split,
+                                            windows, fps, size, length, container, codec, error, source
         <features>/recipe.json              encoder, tokens (T), dim (D), options, versions
 
     python 01_extract_features.py --videos data/zoo --features features/zoo
     python 01_extract_features.py --encoder siglip --encoder-dtype bfloat16 --videos data/zoo --features features/siglip
 
-The simulated zoo takes about 20 seconds and 110 MB on two cores with `dct`. A second run does only what is missing.
-Many machines: `--shard I/N` on each, one machine a part.
+The simulated zoo takes about 20 seconds and 110 MB on two cores with `dct`. A second run does only what is missing, and
+makes the index again from the clips that are there: a video that was deleted leaves it. Many machines: `--shard I/N` on
+each, one machine a part; a run with another N, such as one without --shard, starts a new index.
 """
 
 import argparse
-import errno
+import itertools
 import math
 import os
 import shutil
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import av
 import cv2
+import numpy as np
 from tqdm import tqdm
 
-from basics.artifacts import differing, git_commit, read_json, versions, write_json
-from basics.running import InputError, positive, run_script
+from basics.artifacts import git_commit, read_json, versions, write_json
+from basics.running import InputError, part_of_parts, positive, run_script
 from tokens.dataset import (
-    add_to_index,
     features_file,
-    forget_renamed,
-    index_files,
-    read_index,
+    other_tokens,
+    read_row,
+    room_for_tokens,
+    tokens_digest,
     write_features,
+    write_index,
 )
-from tokens.encoders import DTYPES, encode_videos
+from tokens.encoders import DTYPES, ENCODERS, encode_clips
 from tokens.generators import TABLE, load_generators
 from tokens.listing import describe, list_videos
-from tokens.pretrained import ENCODERS, build_encoder
+from tokens.pretrained import build_encoder
 from tokens.split import set_splits
-from tokens.videos import header_seconds, reason
-from tokens.writing import TooShortError
+from tokens.videos import Video, reason
+from tokens.writing import TooShortError, equalize
 
-INDEX_SECONDS = 30  # while it is being made, an index on disk is at most this old
-BESIDES = ("simulated", "preset")  # all else in a recipe decides about the tokens
+CHUNK = 32  # frames that a thread hands over at a time
 
 
 def get_args(argv=None):
@@ -62,27 +65,21 @@ def get_args(argv=None):
     add("--features", default="features/zoo", help="folder to write")
     add("--generators", default=str(TABLE), help="the generator table")
     add("--limit", type=positive, help="at most this many clips per generator: a small run")
-    add("--shard", type=shard, default=(1, 1), metavar="I/N", help="do the I-th of N equal parts, 1/N to N/N")
+    add("--shard", type=part_of_parts, default=(1, 1), metavar="I/N", help="do the I-th of N equal parts, 1/N to N/N")
     add("--overwrite", action="store_true", help="extract anew what is there")
     # frames
     add("--fps", type=frame_rate, default=8, help="frames sampled per second")
     add("--frames", type=positive, default=8, help="frames per window (L)")
-    add(
-        "--equalize",
-        type=even_size,
-        nargs="?",
-        const=128,
-        metavar="SIZE",
-        help="first make every clip one H.264 clip of SIZE x SIZE, --frames frames at --fps; 128 without SIZE",
-    )
+    equal = "first make every clip one H.264 clip of SIZE x SIZE, --frames frames at --fps; 128 without SIZE"
+    add("--equalize", type=even_size, nargs="?", const=128, metavar="SIZE", help=equal)
     # encoder
-    add("--encoder", default="dct", help=f"{', '.join(ENCODERS)}, or a KerasHub preset of the last three")
+    add("--encoder", default="dct", help=f"{', '.join(ENCODERS)}, or a KerasHub preset of SigLIP, DINOv2 or CLIP")
     add("--layer", help="clip: projection (768-d) or pooled (1024-d); mobilenet: conv_pw_1 to conv_pw_13")
     add("--encoder-weights", metavar="FILE", help="mobilenet: weights for a machine that cannot download them")
     add("--encoder-dtype", choices=DTYPES, help="of a pretrained encoder; without it float32")
     add("--pool", type=int, default=1, help="average the token grid over POOL x POOL neighbours")
     # speed
-    add("--batch-size", type=positive, default=64, help="frames per call of the encoder")
+    add("--encoder-batch", type=positive, default=64, help="frames per call of the encoder")
     add("--threads", type=positive, default=os.cpu_count(), help="videos decoded at once")
     return parser.parse_args(argv)
 
@@ -100,50 +97,94 @@ def even_size(text):
     return number
 
 
-def shard(text):
-    part, _, parts = text.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise argparse.ArgumentTypeError(f"{text} is not I/N with I from 1 to N")
-    return int(part), int(parts)
+# ---------------------------------------------------------------- a clip: its frames, its windows
 
 
-# ---------------------------------------------------------------- the folder: its recipe, its index, what is to do
+@dataclass
+class Clip:
+    """A clip on its way through the encoder."""
+
+    facts: dict[str, str]  # fps, size, length, container, codec
+    count: int  # frames that the file promises; fewer come where its end is damaged
+    tokens: np.ndarray  # (M, T, D): room for those of N frames and for padding
+    times: list[float] = field(default_factory=list)  # of the N frames, seconds
+    encoded: int = 0  # frames whose tokens are there
+
+    def add(self, tokens):
+        self.tokens[self.encoded : self.encoded + len(tokens)] = tokens
+        self.encoded += len(tokens)
 
 
-def is_simulated(rows):
-    """Whether any video lies in a zoo of simulate_videos.py: a folder of generators' folders and a recipe."""
-    zoos = {Path(folder).parent / "recipe.json" for folder in {os.path.dirname(row.file) for row in rows}}
-    return any(recipe.is_file() and bool(read_json(recipe).get("simulated")) for recipe in zoos)
+def read_clip(row, encoder, fps, frames, size, folder):
+    """Yield (Clip, prepared frames) of a video at `fps`, some frames at a time and none at its end."""
+    file = row.file
+    if size:
+        with Video(file) as video:
+            file = equalize(video.sample(fps), size, fps, frames)
+    with Video(file) as video:
+        count = len(video.numbers(fps))
+        room = math.ceil(count / frames) * frames, encoder.tokens, encoder.dim
+        clip, samples = Clip(video.facts(), count, room_for_tokens(room, folder)), video.sample(fps)
+        while chunk := list(itertools.islice(samples, CHUNK)):
+            clip.times.extend(seconds for seconds, _ in chunk)
+            yield clip, [encoder.prepare(frame) for _, frame in chunk]
+    yield clip, []
+
+
+def make_windows(tokens, times, frames):
+    """Cut a clip's tokens (M, T, D), with room for padding, and times (N,) into windows of `frames` (L).
+
+    Returns tokens (S, L, T, D), times (S, L) and valid (S, L), False where the last frame is repeated as padding.
+    """
+    count = len(times)
+    number = np.arange(math.ceil(count / frames) * frames).reshape(-1, frames)  # (S, L)
+    tokens[count:] = tokens[count - 1]  # in place: an hour of video is not copied
+    windows = tokens[: number.size].reshape(*number.shape, *tokens.shape[1:])
+    return windows, np.array(times)[np.minimum(number, count - 1)], number < count
+
+
+# ---------------------------------------------------------------- the folder: its recipe, what is there
 
 
 def recipe_of(args, encoder, rows):
-    """How features are made: the encoder and its options, frames and windows."""
+    """How features are made: the encoder and its options, frames and windows; whether any video is simulated."""
     recipe = {"encoder": encoder.name, "tokens": encoder.tokens, "dim": encoder.dim, "frames": args.frames}
-    recipe |= {"fps": args.fps, "pool": args.pool, "equalize": args.equalize, "dtype": "float16"}
-    recipe |= encoder.recipe | {"simulated": is_simulated(rows)}
+    recipe |= {"fps": args.fps, "pool": args.pool, "equalize": args.equalize, "dtype": "float16"} | encoder.recipe
+    zoos = {Path(folder).parent / "recipe.json" for folder in {os.path.dirname(row.file) for row in rows}}
+    recipe["simulated"] = any(zoo.is_file() and bool(read_json(zoo).get("simulated")) for zoo in zoos)
     made_with = versions("keras", "keras-hub") | {"opencv": cv2.__version__, "av": av.__version__}
     return recipe | {"versions": made_with, "git": git_commit()}
 
 
 def open_features(folder, recipe, overwrite):
-    """The index rows already in a features folder, by path; writes its recipe when it is new.
+    """Write the recipe of a new features folder, or of one whose features are to be overwritten by other ones.
 
-    Raises InputError when the folder holds features made in another way, unless they are to be overwritten.
+    Raises InputError when the folder holds features made in another way that are not to be overwritten.
     """
     path = Path(folder) / "recipe.json"
-    old = read_json(path) if path.exists() else recipe
-    if keys := differing(old, recipe, BESIDES):
-        if not overwrite:
-            values = {key: f" {old[key]} there, {recipe[key]} now" for key in old.keys() & recipe.keys()}
-            differences = ", ".join(key + values.get(key, "") for key in keys)
-            raise InputError(
-                f"{folder} holds other features ({differences}); choose another --features, or --overwrite"
-            )
-        for index in index_files(folder):
-            index.unlink(missing_ok=True)  # its rows describe the other features
-    if keys or not path.exists():
+    old = read_json(path) if path.exists() else None
+    keys = other_tokens(old, recipe) if old else []
+    if keys and not overwrite:
+        values = {key: f" {old[key]} there, {recipe[key]} now" for key in old.keys() & recipe.keys()}
+        differences = ", ".join(key + values.get(key, "") for key in keys)
+        raise InputError(f"{folder} holds other features ({differences}); choose another --features, or --overwrite")
+    for index in Path(folder).glob("index-*-of-*.csv") if keys else ():
+        index.unlink(missing_ok=True)  # its rows describe the other features
+    if keys or not old:
         write_json(path, recipe)  # makes the folder
-    return {row.path: row for row in read_index(folder)} if index_files(folder) else {}
+
+
+def read_finished(rows, folder, digest):
+    """{path: the row in its features file} of the videos whose features are there, made in the way of this digest."""
+    found = {}
+    for row in rows:
+        file = features_file(folder, row.path)
+        if os.path.isfile(file):
+            with suppress(InputError):  # a damaged file is made again
+                kept, made_by = read_row(file)
+                if made_by == digest:
+                    found[row.path] = kept
+    return found
 
 
 def print_videos(rows, ignored, table, videos):
@@ -162,118 +203,77 @@ def print_videos(rows, ignored, table, videos):
         print(f"ignored: {describe(ignored)}")
 
 
-def is_done(row, old, features):
-    """Extracted before, or left out for good; errors are tried again."""
-    if row.path not in old:
-        return False
-    error = old[row.path].error
-    return error.startswith(TooShortError.REASON) if error else features_file(features, row.path).is_file()
-
-
-def relabel(row, old):
-    """A row as the index has it, with the group, stratum and split that it has now."""
-    return old._replace(group=row.group, stratum=row.stratum, split=row.split, source=row.source, file=row.file)
-
-
-def check_space(rows, args, recipe):
-    """Print what will be written, estimated from the headers of up to 64 videos; InputError when it cannot fit."""
-
-    def windows_of(row):
-        samples = args.frames if args.equalize else header_seconds(row.file) * args.fps
-        return max(1, math.ceil(samples / args.frames))
-
-    sample = rows[:: -(-len(rows) // 64) or 1]
-    with ThreadPoolExecutor(args.threads) as pool:
-        windows = round(sum(pool.map(windows_of, sample)) * len(rows) / max(1, len(sample)))
-    needed = 2 * windows * args.frames * recipe["tokens"] * recipe["dim"]
-    free = shutil.disk_usage(args.features).free
-    print(f"to write: {len(rows)} videos, about {windows} windows, {size_text(needed)}; free: {size_text(free)}")
-    if needed > free:
-        raise InputError(
-            f"{args.features}: about {size_text(needed)} would be written and {size_text(free)} are free; "
-            "try --pool, --limit, --shard on several disks, or another --features"
-        )
-
-
-def size_text(size):
-    unit = max(0, min(4, (int(size).bit_length() - 1) // 10))
-    return f"{size / 1024**unit:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
-
-
-def save(row, video, features):
-    """Write a video's features; its completed row, and what is wrong with the file, or None."""
-    try:
-        if isinstance(video, Exception):
-            raise video
-        write_features(features_file(features, row.path), video.tokens, video.times, video.valid)
-        row = row._replace(**video.info, windows=len(video.tokens), error="")
-        return row, f"damaged, read up to {video.times[-1, -1]:.1f} s" if video.damaged else None
-    except Exception as error:  # noted in the index; a full disk is another matter
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise
-        return row._replace(error=reason(error)), reason(error)
-
-
 def main(argv=None):
     args = get_args(argv)
-    started = time.time()
+    started, (part, parts) = time.time(), args.shard
 
     # ---------------------------------------------------------------- load
     table = load_generators(args.generators)
-    encoder = build_encoder(args.encoder, args.pool, args.layer, args.encoder_weights, args.encoder_dtype)
     rows, ignored = list_videos(args.videos, table, args.limit)
+
+    # ---------------------------------------------------------------- encoder
+    encoder = build_encoder(args.encoder, args.pool, args.layer, args.encoder_weights, args.encoder_dtype)
     recipe = recipe_of(args, encoder, rows)
-    old = open_features(args.features, recipe, args.overwrite)
-    forget_renamed(rows, old, args.features)
-    rows = set_splits(rows, {row.group: row.split for row in old.values()})
+    open_features(args.features, recipe, args.overwrite)
+    digest = tokens_digest(recipe)
+    finished = read_finished(rows, args.features, digest)
+    rows = set_splits(rows, {row.group: row.split for row in finished.values()})
     print_videos(rows, ignored, table, args.videos)
-    part, parts = args.shard
-    mine, todo, finished, there = rows[part - 1 :: parts], [], [], []
+    mine, todo, index = rows[part - 1 :: parts], [], []
     for row in mine:
-        if args.overwrite or not is_done(row, old, args.features):
+        if args.overwrite or row.path not in finished:
             todo.append(row)
         else:
-            there.append(relabel(row, old[row.path]))
-            finished += [there[-1]] if there[-1][:13] != old[row.path][:13] else []
-    check_space(todo, args, recipe)
+            listed = {key: getattr(row, key) for key in ("generator", "group", "stratum", "split", "source")}
+            index.append(finished[row.path]._replace(**listed))
+    size, free = 2 * args.fps * encoder.tokens * encoder.dim / 2**20, shutil.disk_usage(args.features).free / 2**30
+    print(f"to encode: {len(todo)} videos, {size:.2g} MiB a second of video; {free:.3g} GiB are free")
 
     # ---------------------------------------------------------------- encode, save
-    index, saved = Path(args.features) / f"index-{part}-of-{parts}.csv", time.time()
-    sizes = args.fps, args.frames, args.equalize, args.batch_size, args.threads
-    videos = encode_videos([row.file for row in todo], encoder, *sizes, spill=args.features)
+    sizes = {"fps": args.fps, "frames": args.frames, "size": args.equalize}
+    read = partial(read_clip, encoder=encoder, **sizes, folder=args.features)
+    short, clips = 0, encode_clips(todo, read, encoder, args.encoder_batch, args.threads)
     bar = tqdm(total=len(todo), unit="clip", dynamic_ncols=True, disable=not todo)
     try:
-        with bar, closing(videos):
-            for number, video in videos:
-                row, note = todo[number], None
-                row, note = save(row, video, args.features)
-                todo[number] = row
-                if note:
-                    bar.write(f"{row.source}: {note}")
-                finished.append(row)
+        with bar, closing(clips):
+            for row, clip, tokens in clips:
+                if len(tokens):
+                    clip.add(tokens)  # (n, T, D) of its next frames
+                    continue
+                file = features_file(args.features, row.path)
+                if isinstance(clip, Exception):
+                    row, short = row._replace(error=reason(clip)), short + isinstance(clip, TooShortError)
+                    bar.write(f"{row.source}: {row.error}")
+                    if os.path.isfile(file):
+                        file.unlink()  # of an older run: the row would come back from it
+                else:
+                    # N frames in S windows of L, the last frame repeated as padding: (S, L, T, D), (S, L), (S, L)
+                    windows, times, valid = make_windows(clip.tokens, clip.times, args.frames)
+                    row = row._replace(windows=len(windows), **clip.facts)
+                    write_features(file, windows, times, valid, row, digest)
+                    if len(clip.times) < clip.count:
+                        bar.write(f"{row.source}: damaged, read up to {clip.times[-1]:.1f} s")
+                index.append(row)
                 bar.update()
-                if time.time() - saved > INDEX_SECONDS:
-                    add_to_index(index, finished)
-                    finished, saved = [], time.time()
     finally:
-        add_to_index(index, finished)
+        write_index(Path(args.features) / f"index-{part}-of-{parts}.csv", index)
+        for other in Path(args.features).glob("index-*-of-*.csv"):
+            if not other.name.endswith(f"-of-{parts}.csv"):
+                other.unlink(missing_ok=True)
 
     # ---------------------------------------------------------------- report
     seconds = time.time() - started
-    mine = todo + there
-    short = sum(row.error.startswith(TooShortError.REASON) for row in mine)
-    failed = sum(bool(row.error) for row in mine) - short
-    done = [row for row in todo if not row.error]
-    counts = {"videos": len(done), "windows": sum(row.windows for row in done), "skipped": len(mine) - len(todo)}
-    counts |= {"failed": failed, "short": short, "seconds": seconds, "clips_per_second": len(done) / seconds}
+    skipped, failed = len(mine) - len(todo), sum(bool(row.error) for row in index) - short
+    done = len(todo) - failed - short
+    windows = sum(row.windows for row in index[skipped:])
     print(
-        f"{args.features}: {counts['videos']} videos, {counts['windows']} windows in {seconds:.0f} s "
-        f"({counts['clips_per_second']:.1f} clips/s); {counts['skipped']} were there, {failed} failed"
-        + (f", {short} too short to equalize" if short else "")
+        f"{args.features}: {done} videos, {windows} windows in {seconds:.0f} s ({done / seconds:.1f} clips/s);"
+        f" {skipped} were there, {failed} failed" + (f", {short} too short to equalize" if short else "")
     )
     if failed > 0.1 * len(mine):
-        raise InputError(f"{failed} of {len(mine)} videos could not be read; the column error of {index} says why")
-    return counts
+        raise InputError(f"{failed} of {len(mine)} videos could not be read; the column error of the index says why")
+    counts = {"videos": done, "windows": windows, "skipped": skipped, "failed": failed, "short": short}
+    return counts | {"seconds": seconds, "clips_per_second": done / seconds}
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def start_from(model, path, features):
 
     Raises InputError where stage 1 has other sizes, or was trained on features of another recipe than `features`.
     """
-    stage_one = load_saga(path, "02_pretrain_binary.py")
+    stage_one = load_saga(path, "bin")
     print_other_code(path, stage_one.config["recipe"])
     if (blocks := stage_one.config["temporal_blocks"]) != model.config["temporal_blocks"]:
         raise InputError(f"{path} has {blocks} temporal blocks; pass --temporal-blocks {blocks} or --init scratch")

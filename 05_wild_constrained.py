@@ -17,43 +17,33 @@ Out     runs/<run>/wild.json            AP, ROC AUC of each generator before and
     python 05_wild_constrained.py --apply features/new
 
 One logit, whose sigmoid is the probability of non-target (the paper's orientation). In metrics the target is the
-positive class and the score is the logit's negative. Expect ten seconds. It needs no Keras: the problem is convex, of
-D + 1 weights on vectors that are already there, and SciPy solves it to the end without rates, epochs or random batches.
+positive class and the score is the logit's negative. Expect ten seconds, without Keras: the problem is convex, so that
+SciPy solves it to the end without rates, epochs or random batches.
 """
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from scipy.special import expit
 
 from basics.artifacts import (
+    code_of,
     file_digest,
     finished_metrics,
     make_recipe,
-    read_arrays,
+    print_other_code,
     write_arrays,
-    write_csv,
+    write_atomically,
     write_json,
 )
-from basics.optimize import add_l2, minimize_constrained, minimize_lbfgs, stop_early
-from basics.running import (
-    InputError,
-    at_least_one,
-    fold,
-    names,
-    names_with_counts,
-    number_or_auto,
-    positive,
-    run_script,
-)
-from basics.statistics import at_threshold, ranking_lines, ranking_table, threshold_lines
-from tokens.generators import TABLE, load_generators
-from tokens.images import on_disk, read_images, refuse_other_vectors
-from tokens.split import assign_roles, resolve_roles
+from basics.running import InputError, at_least_one, fold, names, names_with_counts, not_negative, positive, run_script
+from basics.statistics import RANKING, at_threshold, minimize_constrained, minimize_lbfgs, ranking_table, stop_early
+from tokens.generators import TABLE
+from tokens.images import assign_roles, read_images, resolve_roles, score_images, standardize
 
-KNOWN, UNSEEN = "Real,SVD,Lavie", "Gen2,Pika,Sora"
 WILD = "ZeroScope,I2VGen-XL,VideoCrafter,DynamiCrafter,SD,SEINE,Latte,OpenSora,ModelScope,MorphStudio,MoonValley,Show_1"
 L2 = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # tried on val
 METHODS = ("baseline", "constrained")
@@ -72,14 +62,10 @@ def get_args(argv=None):
     add("--overwrite", action="store_true", help="train anew although the run folder holds other results")
     # which images have which role
     add("--target", default="HotShot", help="the generator to attribute")
-    add("--known", type=names, default=KNOWN, help="A,B,...: labelled as non-target")
-    add(
-        "--wild",
-        type=names_with_counts,
-        default=WILD,
-        help="A,B=5,...: unlabelled, taken for non-target; may include the target; of B 5 images, not --wild-count",
-    )
-    add("--unseen", type=names, default=UNSEEN, help="A,B,...: tested only")
+    add("--known", type=names, default=["Real", "SVD", "Lavie"], help="A,B,...: labelled as non-target")
+    unlabelled = f"A,B=5,...: unlabelled, taken for non-target, the target among them or not; of B 5 (default: {WILD})"
+    add("--wild", type=names_with_counts, default=argparse.SUPPRESS, help=unlabelled)
+    add("--unseen", type=names, default=["Gen2", "Pika", "Sora"], help="A,B,...: tested only")
     add("--target-count", type=positive, default=200, help="labelled images of the target, at most")
     add("--known-count", type=positive, default=67, help="labelled images of each known generator, at most")
     add("--wild-count", type=positive, default=67, help="wild images of each wild generator, at most")
@@ -89,28 +75,79 @@ def get_args(argv=None):
     add("--seed", type=int, default=0, help="seed of the choice of images")
     # training
     add("--tau", type=at_least_one, default=2.0, help="the labelled loss may be this many times the baseline's")
-    add("--l2", type=number_or_auto, default="auto", help="weight of |w|^2 / 2 in every loss; auto: the best on val")
+    add("--l2", type=not_negative, help="weight of |w|^2 / 2 in every loss; without it the best on val")
     add("--early-stopping", action="store_true", help="baseline without penalty, stopped where val is best")
-    add("--batch-size", type=positive, default=16384, help="wild images read at a time, which bounds the memory")
-    return parser.parse_args(argv)
+    add("--wild-batch", type=positive, default=16384, help="wild images read at a time, which bounds the memory")
+    return parser.parse_args(argv, argparse.Namespace(wild=dict.fromkeys(WILD.split(","))))
 
 
-# ---------------------------------------------------------------- vectors
+# ---------------------------------------------------------------- scores
 
 
-def standardize(vectors, places, batch_size):
-    """Vectors (n, D) by role, less the labelled ones' mean and over their scale; and that mean and scale (D,).
+def print_results(metrics):
+    """The losses; a row per generator and per mean, the methods from left to right; what happens at the threshold."""
 
-    `places` of the vectors (N, D), by role. What does not vary among the labelled keeps its scale. Wild vectors may be
-    many: they are float32 and on disk, `batch_size` of them at a time in memory.
-    """
-    labelled = np.float64(vectors[places["labelled"]])
-    mean, deviation = labelled.mean(axis=0), labelled.std(axis=0)
-    scale = np.where(deviation > 1e-6, deviation, 1.0)
-    found = {role: (np.float64(vectors[own]) - mean) / scale for role, own in places.items() if role != "wild"}
-    parts = np.split(places["wild"], range(batch_size, len(places["wild"]), batch_size))
-    wild = on_disk(((vectors[part] - np.float32(mean)) / np.float32(scale) for part in parts), len(mean))
-    return found | {"wild": wild}, mean, scale
+    def print_row(what, *entries):
+        text = "{:.2f} ({:.2f}-{:.2f})".format
+        ap, auc = (" -> ".join(text(own[key], *own[f"{key}_interval"]) for own in entries) for key in RANKING)
+        print(f"{what:42}  {ap:34} {auc}")
+
+    training = metrics["training"]
+    before, after, last = training["baseline"], training["constrained"], training["rounds"][-1]
+    print(f"labelled loss {before['labelled_loss']:.4f} -> {after['labelled_loss']:.4f}", end="")
+    print(
+        f" (allowed {training['allowed']:.4f}), wild loss {before['wild_loss']:.4f} -> {after['wild_loss']:.4f};",
+        end="",
+    )
+    print(f" l2 {training['l2']:g}, multiplier {last['multiplier']:.3g} after {last['round']} rounds")
+    print(f"\nagainst the target, {' -> '.join(METHODS)}, 95% over groups; chance: AP the prevalence, AUC 0.5")
+    print(f"{'role':7} {'generator':16} {'images':>6} {'prevalence':>10}  {'AP':34} AUC")
+    for role, means in metrics["means"].items():
+        for name, entry in metrics["by_generator"].items():
+            if name in metrics["roles"][role]:
+                what = f"{role:7} {name:16} {entry['images']:6} {entry['prevalence']:10.2f}"
+                print_row(what, *(entry[method] for method in METHODS))
+        print_row(f"{role:7} mean", *(means[method] for method in METHODS))
+        print_row(f"{'':7} mean gain", means["gain"])
+    for method, row in metrics["at_threshold"].items():
+        rates = ", ".join(f"{name} {rate:.2f}" for name, rate in row["false_alarms"].items())
+        recall = f"recall {row['recall']:.2f}, balanced accuracy {row['balanced_accuracy']:.2f}"
+        print(f"{method}: {recall}; predicted as the target of others: {rates}")
+
+
+def draw_results(scores, roles, what, run):
+    """Of {method: {generator: scores (N,)}} histograms by role, and curves of the target against unseen generators."""
+    from matplotlib.figure import Figure  # here, since --help need not wait for Matplotlib
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    (target,) = roles["target"]
+    histograms, curves = (Figure(size, layout="constrained") for size in ((7, 6), (12, 5)))
+    bins = np.histogram_bin_edges([score for own in scores.values() for score in np.concatenate([*own.values()])], 24)
+    for axis, (method, own) in zip(histograms.subplots(len(scores), sharex=True), scores.items(), strict=True):
+        for role, color in (("target", "lightsteelblue"), ("known", "C1"), ("unseen", "C2")):
+            if drawn := [own[name] for name in roles[role] if name in own]:
+                part = np.concatenate(drawn)
+                weights, label = np.full(len(part), 1 / len(part)), f"{role}, {len(part)} images"
+                style = "stepfilled" if role == "target" else "step"
+                axis.hist(part, bins, weights=weights, histtype=style, lw=1.8, color=color, label=label)
+        axis.axvline(0, color="k", ls=":", label="threshold")
+        axis.set(title=method, ylabel="fraction of the images", xlabel=f"score of {target} (logit)")
+    axis.legend()
+    roc, precision_recall = curves.subplots(1, 2)
+    for color, name in enumerate(roles["unseen"]):
+        for (method, own), style in zip(scores.items(), (":", "-"), strict=True):
+            labels = np.repeat([1, 0], [len(own[target]), len(own[name])])
+            values, line = np.concatenate([own[target], own[name]]), {"color": f"C{color}", "ls": style}
+            roc.plot(*roc_curve(labels, values)[:2], **line, label=f"{name}, {method}")
+            precision, recall, _ = precision_recall_curve(labels, values)
+            precision_recall.step(recall, precision, **line, where="post")
+    roc.plot([0, 1], [0, 1], "k", lw=0.5, label="chance")
+    roc.set(title="ROC", xlabel="false positive rate", ylabel=f"recall of {target}", aspect="equal")
+    precision_recall.set(title="precision and recall", xlabel=f"recall of {target}", ylabel="precision", ylim=(0, 1.02))
+    curves.legend(loc="outside right center", fontsize=8)
+    for name, figure in (("wild_scores.png", histograms), ("wild_curves.png", curves)):
+        figure.suptitle(what)
+        write_atomically(run / name, partial(figure.savefig, dpi=120), ".png")
 
 
 # ---------------------------------------------------------------- the method
@@ -122,10 +159,9 @@ def logits_of(theta, vectors):
     return vectors @ weights[:-1] + weights[-1]
 
 
-def mean_bce(theta, batches):
-    """Mean binary cross-entropy in nats, and its gradient (D + 1,), over batches of vectors and non-target, 0 or 1.
-
-    A mean over images on each side, so that a wild set of any size weighs as much as the labelled one.
+def mean_bce(theta, batches, l2=0.0):
+    """Mean binary cross-entropy in nats over batches of (vectors, non-target), plus l2 / 2 |w|^2 of all but the bias;
+    and its gradient (D + 1,). As a mean over images, wild ones weigh as much as labelled ones however many they are.
     """
     loss, gradient, count = 0.0, 0.0, 0
     for vectors, non_target in batches:
@@ -134,12 +170,13 @@ def mean_bce(theta, batches):
         loss += np.sum(np.logaddexp(0, logits) - non_target * logits, dtype=float)
         gradient = gradient + np.float64(np.append(residual @ vectors, residual.sum()))
         count += len(vectors)
-    return loss / count, gradient / count
+    weights = np.append(theta[:-1], 0)
+    return loss / count + l2 / 2 * weights @ weights, gradient / count + l2 * weights
 
 
 def fit_baseline(labelled, l2, start):
     """theta of the least mean BCE over the labelled images, with the penalty."""
-    return minimize_lbfgs(lambda theta: add_l2(theta, *mean_bce(theta, labelled), l2), start)
+    return minimize_lbfgs(lambda theta: mean_bce(theta, labelled, l2), start)
 
 
 def choose_l2(labelled, val, start):
@@ -154,88 +191,66 @@ def fit_early(labelled, val, start):
     return stop_early(lambda theta: mean_bce(theta, labelled), lambda theta: mean_bce(theta, val)[0], start, rate)
 
 
-def fine_tune(baseline, labelled, wild, l2, tau):
-    """theta of the least mean BCE over the wild images whose mean BCE over the labelled is at most tau times the
-    baseline's, L0; and a row per round of the solver.
+def fine_tune(baseline, allowed, labelled, wild, l2):
+    """theta of the least mean BCE over the wild images, all taken for non-target, whose mean BCE over the labelled
+    images is at most what is allowed, tau L0; and a row per round of the solver.
     """
-    allowed = tau * mean_bce(baseline, labelled)[0]  # tau L0
 
-    def objective(theta):  # all wild images are taken for non-target
-        return add_l2(theta, *mean_bce(theta, wild), l2)
+    def objective(theta):
+        return mean_bce(theta, wild, l2)
 
     def constraint(theta):  # at most 0
         loss, gradient = mean_bce(theta, labelled)
         return loss - allowed, gradient
 
-    theta, rounds = minimize_constrained(objective, constraint, baseline, unit=allowed)
-    for number, row in enumerate(rounds, 1):
-        reached = row.pop("theta")
-        losses = {"wild_loss": mean_bce(reached, wild)[0], "labelled_loss": mean_bce(reached, labelled)[0]}
-        rounds[number - 1] = {"round": number} | losses | row
-    return theta, rounds
-
-
-def apply(args):
-    """Write wild_applied.csv: path, generator and scores of every image of other features of the same kind."""
-    run, keys = Path(args.run), ("baseline", "constrained", "mean", "scale", "recipe")
-    classifier = read_arrays(run / "wild_classifier.npz", keys, "train it first, without --apply (--overwrite: anew)")
-    ours = classifier["recipe"]
-    images = read_images(args.apply, ours["arguments"]["images_per_clip"])
-    refuse_other_vectors(args.apply, images.recipe, ours)
-    columns = {"path": images.path, "generator": images.generator, "baseline": [], "constrained": []}
-    for start in range(0, len(images.path), args.batch_size):
-        part = np.float64(images.vectors[start : start + args.batch_size])
-        for method in METHODS:
-            scores = -logits_of(classifier[method], (part - classifier["mean"]) / classifier["scale"])
-            columns[method] += np.round(scores, 6).tolist()
-    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-    write_csv(run / "wild_applied.csv", columns, rows)
-    target = ours["arguments"]["target"]
-    print(f"{len(images.path)} images scored in {run / 'wild_applied.csv'}; above 0: likelier {target} than not")
-    return {"images": len(images.path)}
+    return minimize_constrained(objective, constraint, baseline, unit=allowed)
 
 
 def main(argv=None):
     args = get_args(argv)
-    if args.apply:
-        return apply(args)
     started, run = time.time(), Path(args.run)
+    if args.apply:
+        return {"images": score_images(args.apply, run, args.wild_batch)}
 
     # ---------------------------------------------------------------- load: vectors and roles
     images = read_images(args.features, args.images_per_clip, args.fold, args.limit, args.seed)
-    named = {"target": [args.target], "known": args.known, "wild": list(args.wild), "unseen": args.unseen}
-    named = resolve_roles(images, named, load_generators(args.generators))
-    made_from = images.recipe | {"table_sha256": file_digest(args.generators)}
+    made_from = images.recipe | {"table_sha256": file_digest(args.generators), "code": code_of(main)}
     recipe = make_recipe(vars(args), ("features", "run", "generators"), ("overwrite", "apply"), ("scipy",), **made_from)
     if (done := finished_metrics(run / "wild.json", recipe, args.overwrite)) is not None:
         return done
+    print_other_code(args.features, images.recipe["features"])
+    named = {"target": [args.target], "known": args.known, "wild": list(args.wild), "unseen": args.unseen}
+    named = resolve_roles(images, named, args.generators)
     counts = {"target": [args.target_count], "known": [args.known_count] * len(named["known"])}
     counts["wild"] = [count or args.wild_count for count in args.wild.values()]
     roles, (target,) = assign_roles(images, named, counts, args.seed), named["target"]
-
-    # ---------------------------------------------------------------- train: L0, objective and constraint
     places = roles._asdict() | {"test": np.concatenate(list(roles.test.values()))}
-    vectors, mean, scale = standardize(images.vectors, places, args.batch_size)
-    is_other = np.float64(images.generator != target)
-    labelled, val = ([(vectors[role], is_other[places[role]])] for role in ("labelled", "val"))
-    parts = np.split(vectors["wild"], range(args.batch_size, len(roles.wild), args.batch_size))
-    wild = [(part, np.ones(len(part))) for part in parts]
+    vectors, mean, scale = standardize(images.vectors, places, args.wild_batch)
+    other = np.float64(images.generator != target)
+    labelled, val = ([(vectors[role], other[places[role]])] for role in ("labelled", "val"))
+    parts = np.split(vectors["wild"], range(args.wild_batch, len(roles.wild), args.wild_batch))
+    wild = [(part, np.ones(len(part))) for part in parts]  # all taken for non-target
+
+    # ---------------------------------------------------------------- train: the baseline and its loss, L0
     start, l2, training = np.zeros(len(mean) + 1), args.l2, {}
-    if (l2 == "auto" or args.early_stopping) and len(set(val[0][1])) < 2:
+    if (l2 is None or args.early_stopping) and len(set(val[0][1])) < 2:
         raise InputError("val has no image of the target, or none of the known ones; give --l2 a number, such as 0.01")
     if args.early_stopping:
         l2, (baseline, training["steps"]) = 0.0, fit_early(labelled, val, start)
     else:
-        l2 = choose_l2(labelled, val, start) if l2 == "auto" else l2
+        l2 = choose_l2(labelled, val, start) if l2 is None else l2
         baseline = fit_baseline(labelled, l2, start)
-    constrained, rounds = fine_tune(baseline, labelled, wild, l2, args.tau)
-    classifier = {"baseline": baseline, "constrained": constrained, "mean": mean, "scale": scale}
-    sides = {"labelled_loss": labelled, "wild_loss": wild}
-    losses = {method: {key: mean_bce(classifier[method], own)[0] for key, own in sides.items()} for method in METHODS}
-    allowed = args.tau * losses["baseline"]["labelled_loss"]
-    training |= losses | {"l2": l2, "allowed": allowed, "rounds": rounds}
+    L0, _ = mean_bce(baseline, labelled)  # noqa: N806  (the paper's name)
+
+    # ---------------------------------------------------------------- train: least wild loss, labelled loss <= tau L0
+    constrained, rounds = fine_tune(baseline, args.tau * L0, labelled, wild, l2)
 
     # ---------------------------------------------------------------- evaluate: scores
+    classifier = {"baseline": baseline, "constrained": constrained, "mean": mean, "scale": scale}
+    for method in METHODS:
+        losses = (mean_bce(classifier[method], own)[0] for own in (labelled, wild))
+        training[method] = dict(zip(("labelled_loss", "wild_loss"), losses, strict=True))
+    training |= {"l2": l2, "allowed": args.tau * L0, "rounds": rounds}
     chosen = np.concatenate(list(places.values()))
     rows = {key: getattr(images, key)[chosen] for key in ("path", "generator", "split", "group")}
     rows["role"] = np.repeat(list(places), [len(own) for own in places.values()])
@@ -244,25 +259,15 @@ def main(argv=None):
     tested = {name: (rows["role"] == "test") & (rows["generator"] == name) for name in roles.test}
     scores = {method: {name: rows[method][own] for name, own in tested.items()} for method in METHODS}
     groups = {name: rows["group"][own] for name, own in tested.items()}
-    metrics = {"target": target, "roles": named, "training": training}
-    metrics |= {"test_images": {name: len(own) for name, own in groups.items()}}
-    metrics |= ranking_table(scores, groups, named)
-    metrics |= {"at_threshold": {method: at_threshold(own, target) for method, own in scores.items()}}
-    metrics |= {"simulated": bool(images.recipe["features"].get("simulated"))}
-    before, after, last = losses["baseline"], losses["constrained"], rounds[-1]
-    print(
-        f"labelled loss {before['labelled_loss']:.4f} (l2 {l2:g}), allowed {allowed:.4f}, reached"
-        f" {after['labelled_loss']:.4f}; wild loss {before['wild_loss']:.4f} -> {after['wild_loss']:.4f};"
-        f" multiplier {last['multiplier']:.3g} after {last['round']} rounds"
-    )
-    print("", *ranking_lines(metrics, named, METHODS), *threshold_lines(metrics["at_threshold"]), sep="\n")
+    metrics = {"target": target, "roles": named, "training": training} | ranking_table(scores, groups, named)
+    metrics["test_images"] = {name: len(own) for name, own in groups.items()}
+    metrics["at_threshold"] = {method: at_threshold(own, target) for method, own in scores.items()}
+    metrics["simulated"] = bool(images.recipe["features"].get("simulated"))
+    print_results(metrics)
 
     # ---------------------------------------------------------------- save
-    from basics.figures import draw_histograms, draw_rankings  # here, since --help need not wait for Matplotlib
-
-    title = f"{target} against others, {len(places['test'])} test images{', simulated' * metrics['simulated']}"
-    draw_histograms(scores, named, title, f"score of {target} (logit)", run / "wild_scores.png")
-    draw_rankings(scores, target, named["unseen"], title, run / "wild_curves.png")
+    what = f"{target} against others, {len(places['test'])} test images{', simulated' * metrics['simulated']}"
+    draw_results(scores, named, what, run)
     write_arrays(run / "wild_classifier.npz", classifier | {"recipe": recipe})
     write_arrays(run / "wild_scores.npz", rows | {f"{role}_vectors": own for role, own in vectors.items()})
     metrics["recipe"] = recipe | {"seconds": round(time.time() - started, 1)}

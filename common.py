@@ -18,7 +18,7 @@ from keras import ops
 
 from basics.running import InputError
 from tokens.dataset import Windows
-from tokens.generators import LEVELS, class_index, class_names, load_generators
+from tokens.generators import LEVELS, class_index, class_names, load_generators, stage_of
 
 __all__ = ["LEVELS", "class_index", "class_names", "load_generators"]
 
@@ -188,15 +188,15 @@ def build_saga(
     return model
 
 
-def load_saga(path, script) -> SAGA:
-    """A model of 02 or 03. Raises InputError when the file is not one, naming the script that writes it."""
+def load_saga(path, level) -> SAGA:
+    """The model of a level. Raises InputError when the file is not one, naming the stage that writes it."""
     try:
         model = keras.saving.load_model(path, compile=False)
     except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
         why = " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be read as a model ({why}); run {script} again") from error
+        raise InputError(f"{path}: cannot be read as a model ({why}); run {stage_of(level)} again") from error
     if not isinstance(model, SAGA):
-        raise InputError(f"{path} is not a model of {script}; run {script} again")
+        raise InputError(f"{path} is not a model of {stage_of(level)}; run that again")
     return model
 
 

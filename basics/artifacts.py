@@ -71,6 +71,10 @@ def write_arrays(path, arrays: dict):
 # ---------------------------------------------------------------- reading
 
 
+def missing_file(path, remedy):
+    return InputError(f"{path} is missing; {remedy.removeprefix('delete it and ')}")
+
+
 def read_json(path, keys=()) -> dict:
     """The JSON object of a file, which must have these keys."""
     try:
@@ -94,26 +98,26 @@ def read_csv(path, columns, remedy=AGAIN) -> list[dict]:
                 raise InputError(f"{path}: missing column(s) {', '.join(sorted(missing))}; {remedy}")
             return list(reader)
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; {remedy}") from error
+        raise missing_file(path, remedy) from error
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a CSV file in UTF-8 ({error}); {remedy}") from error
 
 
 def read_arrays(path, keys=None, remedy=AGAIN, aligned=()) -> dict:
-    """Arrays by name of an .npz file, all of them without `keys`; those `aligned` must be of one length. A "recipe"
-    and a "state" come as the dicts that they were. An "embedding" must be finite.
+    """Arrays by name of an .npz file, all of them without `keys`; those `aligned` must be of one length. A "recipe",
+    a "row" and a "state" come as the dicts that they were. An "embedding" must be finite.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in keys or archive.files}
-        for key in {"recipe", "state"} & arrays.keys():
+        for key in {"recipe", "row", "state"} & arrays.keys():
             arrays[key] = json.loads(str(arrays[key]))
         if len({len(arrays[key]) for key in aligned}) > 1:
             raise ValueError("arrays of different lengths")
         if not np.isfinite(arrays.get("embedding", 0)).all():
             raise ValueError("embeddings are not finite")
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; {remedy}") from error
+        raise missing_file(path, remedy) from error
     except (KeyError, OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: damaged ({error}); {remedy}") from error
     return arrays
@@ -126,7 +130,7 @@ def open_zip(path, remedy=AGAIN):
         with zipfile.ZipFile(path) as archive:
             yield archive
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; {remedy}") from error
+        raise missing_file(path, remedy) from error
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError, NotImplementedError) as error:
         raise InputError(f"{path}: damaged zip ({error}); {remedy}") from error
 
@@ -220,7 +224,7 @@ def finished_metrics(path, recipe, overwrite=False, unfinished=()) -> dict | Non
 
 # ---------------------------------------------------------------- the code that made a thing
 
-FOLLOWED = ("common.py", "tokens/", "training/", "basics/statistics.py", "basics/optimize.py")
+FOLLOWED = ("common.py", "tokens/", "training/", "basics/statistics.py")
 NOT_FOLLOWED = ("training/plots.py", "training/service.py")
 
 

@@ -64,17 +64,21 @@ def names_with_counts(text: str) -> dict[str, int | None]:
     return found
 
 
+def part_of_parts(text: str) -> tuple[int, int]:
+    """I/N: (I, N) with 1 <= I <= N."""
+    i, n = (int(number) for number in text.split("/"))
+    if not 1 <= i <= n:
+        raise ValueError(text)
+    return i, n
+
+
 def fold(text: str) -> tuple[int, int]:
     """K/N: (K, N) with 1 <= K <= N and N >= 2."""
-    k, n = (int(part) for part in text.split("/"))
-    if not 1 <= k <= n or n < 2:
+    k, n = part_of_parts(text)
+    if n < 2:
         raise ValueError(text)
     return k, n
 
 
 def count_or_all(text: str) -> int | str:
     return "all" if text == "all" else positive(text)
-
-
-def number_or_auto(text: str) -> float | str:
-    return "auto" if text == "auto" else not_negative(text)

@@ -1,4 +1,8 @@
-"""Intervals of accuracies, the bootstrap of whole groups, and how well a score tells one side from another."""
+"""Intervals of accuracies, the bootstrap of whole groups, how well a score ranks one class above another, and the
+minimum of a loss under a constraint.
+
+    theta, rounds = minimize_constrained(objective, constraint, theta, unit=0.8)      so that constraint(theta) <= 0
+"""
 
 import numpy as np
 
@@ -29,12 +33,11 @@ def draw_groups(groups, random):
 
     The bootstrap of groups (Efron & Tibshirani 1993): clips of one source are alike, so that they come together.
     """
-    _, member = np.unique(groups, return_inverse=True)
-    count = member.max() + 1
-    return np.bincount(random.integers(count, size=count), minlength=count)[member]
+    names, member = np.unique(groups, return_inverse=True)
+    return np.bincount(random.integers(len(names), size=len(names)), minlength=len(names))[member]
 
 
-# ---------------------------------------------------------------- how well a score tells one side from another
+# ---------------------------------------------------------------- how well a score ranks one class above another
 
 RANKING = ("ap", "auc")  # average precision, area under the ROC curve
 
@@ -51,10 +54,10 @@ def ranking(target, other, target_weight=None, other_weight=None):
     weights = [np.ones(len(target)) if target_weight is None else target_weight]
     weights += [np.ones(len(other)) if other_weight is None else other_weight]
     labels, scores = np.repeat([1, 0], [len(target), len(other)]), np.concatenate([target, other])
-    alarm, found, _ = roc_curve(labels, scores, sample_weight=np.concatenate(weights), drop_intermediate=False)
-    hits, alarms = found[1:] * np.sum(weights[0]), alarm[1:] * np.sum(weights[1])
-    average_precision = np.sum(np.diff(found) * hits / (hits + alarms))
-    return np.array([average_precision, np.sum(np.diff(alarm) * (found[1:] + found[:-1]) / 2)])
+    fpr, recall, _ = roc_curve(labels, scores, sample_weight=np.concatenate(weights), drop_intermediate=False)
+    true, false = recall[1:] * np.sum(weights[0]), fpr[1:] * np.sum(weights[1])  # positives
+    average_precision = np.sum(np.diff(recall) * true / (true + false))
+    return np.array([average_precision, np.sum(np.diff(fpr) * (recall[1:] + recall[:-1]) / 2)])
 
 
 def ranking_table(scores, groups, roles, repeats=300, seed=0):
@@ -71,29 +74,26 @@ def ranking_table(scores, groups, roles, repeats=300, seed=0):
 
     (target,) = roles["target"]
     numbers = {name: np.unique(own, return_inverse=True)[1] for name, own in groups.items()}
-    others, methods = [name for name in groups if name != target], list(scores)
+    others, methods, random = [name for name in groups if name != target], list(scores), np.random.default_rng(seed)
 
-    def each(name, weights):  # (methods, 2)
-        own = [weights[target], weights[name]] if weights else []
-        return np.array([ranking(scores[method][target], scores[method][name], *own) for method in methods])
+    def rank_all(weights):  # (generators, methods, 2)
+        pairs = [(own, name) for name in others for own in scores.values()]
+        values = [ranking(own[target], own[name], weights.get(target), weights.get(name)) for own, name in pairs]
+        return np.reshape(values, (len(others), len(scores), 2))
 
-    random, drawn = np.random.default_rng(seed), {name: [] for name in others}
     with config_context(assume_finite=True, skip_parameter_validation=True):
-        points = {name: each(name, None) for name in others}
+        points, drawn = rank_all({}), []
         for _ in range(repeats):
-            weights = {name: draw_groups(own, random) for name, own in numbers.items()}
-            for name in others:
-                drawn[name].append(each(name, weights))
-    table, means = {}, {}
-    for name in others:
+            drawn.append(rank_all({name: draw_groups(own, random) for name, own in numbers.items()}))
+    drawn, table, means = np.array(drawn), {}, {}
+    for i, name in enumerate(others):
         count, positives = len(groups[name]), len(groups[target])
         table[name] = {"images": count, "groups": int(numbers[name].max()) + 1}
         table[name] |= {"prevalence": positives / (positives + count)}
-        table[name] |= with_intervals(points[name], np.array(drawn[name]), methods)
+        table[name] |= with_intervals(points[i], drawn[:, i], methods)
     for role in ("known", "unseen"):
-        if own := [name for name in others if name in roles[role]]:
-            point, draws = (np.mean([side[name] for name in own], axis=0) for side in (points, drawn))
-            means[role] = with_intervals(point, draws, methods)
+        if own := [i for i, name in enumerate(others) if name in roles[role]]:
+            means[role] = with_intervals(points[own].mean(axis=0), drawn[:, own].mean(axis=1), methods)
     return {"by_generator": table, "means": means}
 
 
@@ -110,48 +110,78 @@ def with_intervals(points, drawn, methods):
     return entries
 
 
-def ranking_lines(table, roles, methods):
-    """A ranking_table as lines of text: a row per generator and per mean, the methods from left to right."""
-
-    def row(what, *entries):
-        cells = []
-        for metric in RANKING:
-            ends = [(entry[metric], *entry[f"{metric}_interval"]) for entry in entries]
-            cells.append(" -> ".join(f"{point:.2f} ({low:.2f}-{high:.2f})" for point, low, high in ends))
-        return f"{what}  {cells[0]:34} {cells[1]}"
-
-    lines = [f"against the target, {' -> '.join(methods)}, 95% over groups; chance: AP the prevalence, AUC 0.5"]
-    lines += [f"{'role':7} {'generator':16} {'images':>6} {'prevalence':>10}  {'AP':34} AUC"]
-    for role, means in table["means"].items():
-        for name, own in table["by_generator"].items():
-            if name in roles[role]:
-                what = f"{role:7} {name:16} {own['images']:6} {own['prevalence']:10.2f}"
-                lines.append(row(what, *(own[method] for method in methods)))
-        lines.append(row(f"{role:7} {'mean':34}", *(means[method] for method in methods)))
-        lines.append(row(f"{'':7} {'mean gain':34}", means["gain"]))
-    return lines
-
-
 def at_threshold(scores, target, threshold=0.0):
-    """Where images (N,) of {generator: scores} are called the target above a threshold: the target's recall, each other
-    generator's false alarms, and the mean of recall and of the others' share called right. Chance of that is 0.5.
+    """Where images of {generator: scores (N,)} are predicted as the target above a threshold: the target's recall, the
+    false positive rate of each other generator, and the mean of recall and of the others' mean specificity, whose
+    chance is 0.5.
 
-    AP and AUC cannot see a classifier that never calls the target.
+    AP and AUC cannot see a classifier that never predicts the target.
     """
-    called = {name: float(np.mean(own > threshold)) for name, own in scores.items()}
-    recall, false_alarms = called.pop(target), called
+    positive = {name: float(np.mean(own > threshold)) for name, own in scores.items()}
+    recall, false_alarms = positive.pop(target), positive
     accuracy = (recall + 1 - np.mean(list(false_alarms.values()))) / 2
     return {"recall": recall, "false_alarms": false_alarms, "balanced_accuracy": float(accuracy)}
 
 
-def threshold_lines(table):
-    """{method: at_threshold} as lines of text."""
-    lines = []
-    for method, row in table.items():
-        alarms = ", ".join(f"{name} {share:.2f}" for name, share in row["false_alarms"].items())
-        found = f"finds {row['recall']:.2f} of the target (balanced accuracy {row['balanced_accuracy']:.2f})"
-        lines.append(f"{method}: {found}; called the target: {alarms}")
-    return lines
+# ---------------------------------------------------------------- the minimum of a loss under a constraint
+
+
+def minimize_lbfgs(objective, start):
+    """theta (P,) of the minimum of a smooth function theta -> (value, gradient (P,)), of all where it is convex."""
+    from scipy.optimize import minimize  # here, since a script's --help need not wait for it
+
+    limits = {"maxiter": 1000, "maxfun": 2000, "ftol": 1e-9, "gtol": 1e-5}
+    return minimize(objective, start, jac=True, method="L-BFGS-B", options=limits).x
+
+
+def minimize_constrained(objective, constraint, start, unit, tolerance=1e-3, rounds=40):
+    """Minimise objective(theta) so that constraint(theta) <= tolerance x unit, from a `start` that meets it. Both
+    return (value, gradient (P,)).
+
+    An augmented Lagrangian (Nocedal & Wright 2006, Alg. 17.4): each round minimises, from where the last one ended,
+    objective + (max(0, m + b c)^2 - m^2) / 2b, where c is the constraint, m the multiplier and b the weight, and then
+    sets m to max(0, m + b c). b begins at 1 / unit and grows fourfold where a round has not brought c to a quarter.
+    Returns the best theta that meets the constraint, the start at worst, and a row per round: its number, "round", and
+    what it reached, "objective", "constraint", "multiplier" and "weight".
+    """
+    theta, multiplier, weight, violation, rows = start, 0.0, 1 / unit, np.inf, []
+    best, least = start, objective(start)[0]
+
+    def lagrangian(theta):
+        value, gradient = objective(theta)
+        excess, slope = constraint(theta)
+        push = max(0.0, multiplier + weight * excess)
+        return value + (push**2 - multiplier**2) / (2 * weight), gradient + push * slope
+
+    for number in range(1, rounds + 1):
+        theta = minimize_lbfgs(lagrangian, theta)
+        excess, value = constraint(theta)[0], objective(theta)[0]
+        if excess <= tolerance * unit and value < least:
+            best, least = theta, value
+        slack = max(excess, -multiplier / weight)  # 0 where c = 0, or m = 0 and c < 0
+        multiplier = max(0.0, multiplier + weight * excess)
+        reached = {"objective": value, "constraint": excess, "multiplier": multiplier, "weight": weight}
+        rows.append({"round": number} | reached)
+        if abs(slack) <= tolerance * unit:
+            break
+        weight *= 4 if abs(slack) > violation / 4 else 1
+        violation = abs(slack)
+    return best, rows
+
+
+def stop_early(objective, held_out, start, rate, patience=200, steps=20000):
+    """theta of gradient descent at the step where held_out(theta), a number, is least, and that step.
+
+    `patience` steps without a lower one end it.
+    """
+    theta, best, least, at = start, start, np.inf, 0
+    for step in range(steps + 1):
+        if (loss := held_out(theta)) < least:
+            best, least, at = theta, loss, step
+        if step - at >= patience:
+            break
+        theta = theta - rate * objective(theta)[1]
+    return best, at
 
 
 # ---------------------------------------------------------------- classifiers beside each other on the same clips

@@ -77,7 +77,7 @@ def stage_01(videos, features, flags):
 def through_jpg(csv, folder, per_generator):
     import cv2
 
-    from tokens.dataset import make_windows, write_features
+    from tokens.dataset import write_features
     from tokens.encoders import BlockDCT
     from tokens.generators import load_generators
     from tokens.listing import list_videos
@@ -86,13 +86,14 @@ def through_jpg(csv, folder, per_generator):
     for number, row in enumerate(list_videos(csv, load_generators(), per_generator)[0]):
         frames = Path(folder) / "jpg" / str(number)
         frames.mkdir(parents=True)
-        command = ["ffmpeg", "-v", "error", "-i", row["file"], "-vf", "fps=8", "-q:v", "2", f"{frames}/%05d.jpg"]
+        command = ["ffmpeg", "-v", "error", "-i", row.file, "-vf", "fps=8", "-q:v", "2", f"{frames}/%05d.jpg"]
         subprocess.run(command, check=False, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
         images = [cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB) for file in sorted(frames.glob("*.jpg"))]
         if images:
             tokens = encoder.encode([encoder.prepare(image) for image in images])
-            windows = make_windows(tokens.astype(np.float16), list(np.arange(len(tokens)) / 8), 8)
-            write_features(Path(folder) / f"{number}.npz", *windows)
+            places = np.arange(-(-len(tokens) // 8) * 8).reshape(-1, 8)
+            held = np.minimum(places, len(tokens) - 1)  # the last frame is repeated as padding
+            write_features(Path(folder) / f"{number}.npz", tokens[held], held / 8, places == held)
             clips += 1
     return {"clips": clips, "rate": clips / (time.time() - started), "disk": megabytes(folder)}
 

@@ -3,8 +3,8 @@
 reads   a features folder (datasets.py); trains what is not up to date (stages.py), and runs 04 on it
 writes  results/<entry>.png, of seed 0; results/<entry>.json and .md: numbers, mean +- std over seeds, beside chance
 
-T-Sigs are 04's; where folds are pooled, each map is taken less the mean map that its own fold's model gives to training
-clips, since models of different folds attend differently.
+T-Sigs and their controls are 04's. Where folds are pooled, its maps are measured together, each less the mean map that
+its own fold's model gives to training clips, since models of different folds attend differently.
 """
 
 import shutil
@@ -15,8 +15,9 @@ from basics.artifacts import read_arrays
 from basics.figures import draw_maps, wrap_panels
 from experiments.stages import STAGE_ONE, TWO_FEW, markdown, stage, train_arm
 from experiments.tables import caption, described, mean_std, ten_generators
+from tokens.dataset import read_index
 from tokens.generators import LEVELS, level_name
-from training.signatures import halves, measure, permuted_halves
+from training.signatures import measure, permuted_halves, split_groups_in_halves
 
 # ---------------------------------------------------------------- signatures of an arm
 
@@ -29,23 +30,22 @@ def tsig_runs(args, data, arm, level, seed, only=None):
     runs = train_arm(args, data, arm, level, seed, only)
     if None in runs:
         return []
-    flags = ["--features", data.features, "--level", level, "--seed", seed, "--repeats", REPEATS]
+    flags = ["--features", data.features, "--level", level, "--seed", seed, "--repeats", REPEATS, "--controls"]
     flags += ["--limit", args.limit] if args.limit else []
     if len(data.folds) > 1:  # a fold has few clips of a class; they are measured together with the others'
-        flags += ["--splits", "train,test,unseen", "--strata", "none", "--no-controls"]
-    found = []
-    for run in runs:
-        metrics = stage("04_tsigs", *flags, "--run", run, overwrite=args.overwrite)
-        found.append((run, metrics, read_arrays(run / f"{level}_tsigs.npz")))
-    return found
+        flags += ["--splits", "train,test,unseen"]
+    elif not any(row.stratum for row in read_index(data.features)):
+        flags += ["--strata", "kmeans"]
+    metrics = [stage("04_tsigs", *flags, "--run", run, overwrite=args.overwrite) for run in runs]
+    return [(run, own, read_arrays(run / f"{level}_tsigs.npz")) for run, own in zip(runs, metrics, strict=True)]
 
 
 def arm_of(level):
     return STAGE_ONE if level == "bin" else TWO_FEW
 
 
-def halves_of(maps, names, groups, seed, draw_sides=halves, shift=0):
-    """04's identification and correlations on some clips: maps (V, L, L), names (V,), groups (V,)."""
+def measure_halves(maps, names, groups, seed, draw_sides=split_groups_in_halves, shift=0):
+    """04's table of some clips: maps (V, L, L), whose grand mean is `shift` (L, L), names and groups (V,)."""
     labels, groups = (np.unique(values, return_inverse=True)[1] for values in (names, groups))
     if labels.max() == 0:
         return []
@@ -57,12 +57,14 @@ def signature_tables(runs, seed):
     if len(runs) == 1:
         return runs[0][1]["tables"]
     tested = [(arrays, arrays["split"] == "test") for _, _, arrays in runs]
-    maps = np.concatenate([arrays["maps"][own] - arrays["grand_mean"] for arrays, own in tested])
-    names, groups = (np.concatenate([arrays[key][own] for arrays, own in tested]) for key in ("class", "group"))
-    return {
-        "trained": halves_of(maps, names, groups, seed),
-        "labels permuted": halves_of(maps, names, groups, seed, permuted_halves),
-    }
+    names, groups = (np.concatenate([arrays[key][test] for arrays, test in tested]) for key in ("class", "group"))
+
+    def pooled(key):
+        return np.concatenate([arrays[f"{key}maps"][test] - arrays[f"{key}grand_mean"] for arrays, test in tested])
+
+    keys = {"trained": "", "frames shuffled": "frames_shuffled_", "untrained": "untrained_"}
+    tables = {condition: measure_halves(pooled(key), names, groups, seed) for condition, key in keys.items()}
+    return tables | {"labels permuted": measure_halves(pooled(""), names, groups, seed, permuted_halves)}
 
 
 def measure_signatures(args, data):
@@ -77,21 +79,21 @@ CONDITIONS = ("trained", "frames shuffled", "untrained", "labels permuted")
 
 
 def signature_row(tables, clips, conditions):
-    """How often signatures of so many clips are found, by condition, and their correlations: cells of a table."""
-    found = {
+    """The accuracy of signatures of so many clips by condition, and their correlations: cells of a table."""
+    by_condition = {
         name: [row for table in tables for row in table.get(name, []) if row["clips"] == clips] for name in conditions
     }
-    first = found[conditions[0]]
+    first = by_condition[conditions[0]]
     if not first:
         return None
     classes, chance = (np.mean([row[key] for row in first]) for key in ("classes", "chance"))
     cells = [f"{clips}", f"{classes:.0f}", f"{100 * chance:.0f}"]
-    cells += [mean_std([row["accuracy"] for row in rows]) for rows in found.values()]
+    cells += [mean_std([row["accuracy"] for row in rows]) for rows in by_condition.values()]
     return [*cells, *(f"{np.mean([row[key] for row in first]):.2f}" for key in ("within", "between")), f"{len(tables)}"]
 
 
-def signature_header(*found):
-    return ["n", "classes", "chance", *found, "within", "between", "seeds"]
+def signature_header(*accuracies):
+    return ["n", "classes", "chance", *accuracies, "within", "between", "seeds"]
 
 
 def render_signatures(results):
@@ -99,14 +101,14 @@ def render_signatures(results):
     for level, tables in results["levels"].items():
         cells = [signature_row(tables, clips, CONDITIONS) for clips in SHOWN]
         rows += [[level_name(level), *own] for own in cells if own]
-    header = ["level", *signature_header("found", *CONDITIONS[1:])]
-    what = "T-Sigs of n clips of one half of a class's groups, found among all classes' of the other half"
+    header = ["level", *signature_header("accuracy", *CONDITIONS[1:])]
+    what = "T-Sigs of n clips of one half of a class's groups, matched with all classes' of the other half"
     return [caption(results, what), "", *markdown(header, rows), "", WITHIN]
 
 
 WITHIN = (
-    "Found: nearest to its own class. Within and between: correlation of two signatures of one class, of two classes,"
-    " less the mean map of other clips."
+    "Accuracy: the nearest signature is of the same class. Within and between: correlation of two signatures of one"
+    " class, of two classes, less the mean map of other clips."
 )
 
 
@@ -135,14 +137,14 @@ def mean_maps(runs):
 
 
 def measure_unseen_signatures(args, data):
-    """GEN-L of GenVideo's ten train generators: are signatures found among seen, unseen and all classes?"""
+    """GEN-L of GenVideo's ten train generators: signatures matched among seen, unseen and all classes."""
     kinds = {"seen": [], "unseen": [], "all": []}
     for seed in range(args.seeds):
         for _, _, arrays in tsig_runs(args, data, TWO_FEW, "gen", seed, ten_generators(data)):
             seen = np.isin(arrays["class"], arrays["classes"][arrays["seen"]])
             for kind, chosen in {"seen": seen, "unseen": ~seen, "all": np.full(len(seen), True)}.items():
                 own = (arrays[key][chosen] for key in ("maps", "class", "group"))
-                kinds[kind].append({"trained": halves_of(*own, seed, shift=arrays["grand_mean"])})
+                kinds[kind].append({"trained": measure_halves(*own, seed, shift=arrays["grand_mean"])})
     return described(data, kinds=kinds)
 
 
@@ -151,8 +153,10 @@ def render_unseen_signatures(results):
     for kind, tables in results["kinds"].items():
         cells = [signature_row(tables, clips, ("trained",)) for clips in SHOWN]
         rows += [[kind, *own] for own in cells if own]
-    what = "T-Sigs of generators that the model trained on and of others, found among classes of their own kind or all"
-    return [caption(results, what), "", *markdown(["classes", *signature_header("found")], rows), "", WITHIN]
+    what = (
+        "T-Sigs of generators that the model trained on and of others, matched among classes of their own kind or all"
+    )
+    return [caption(results, what), "", *markdown(["classes", *signature_header("accuracy")], rows), "", WITHIN]
 
 
 def draw_unseen_signatures(args, data, results, path):
@@ -169,7 +173,7 @@ def copy_figure(runs, what, path):
 
 
 def measure_content(args, data):
-    """Are signatures of one content found among those of another?"""
+    """Signatures of one content, matched with those of another."""
     runs = [run for seed in range(args.seeds) for run in tsig_runs(args, data, TWO_FEW, "gen", seed)]
     source = runs[0][1]["strata"]["source"] if runs else None
     kept = [{key: metrics["tables"].get(key, []) for key in ("trained", "across strata")} for _, metrics, _ in runs]
@@ -182,8 +186,8 @@ def render_content(results):
         cells = [signature_row(tables, clips, (condition,)) for clips in SHOWN]
         what = "of another content" if condition == "across strata" else "of any content"
         rows += [[what, *own] for own in cells if own]
-    what = f"T-Sigs at GEN-L found among signatures of another content (strata: {results['strata']}) or of any"
-    return [caption(results, what), "", *markdown(["found among", *signature_header("found")], rows), "", WITHIN]
+    what = f"T-Sigs at GEN-L matched with signatures of another content (strata: {results['strata']}) or of any"
+    return [caption(results, what), "", *markdown(["matched with", *signature_header("accuracy")], rows), "", WITHIN]
 
 
 def draw_content(args, data, results, path):

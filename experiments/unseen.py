@@ -47,7 +47,7 @@ def unseen_generators(args):
             metrics = train(level, features, run, settings | {"seed": seed}, args.overwrite)
             kept = ("level", "videos", "accuracy", "macro_accuracy", "majority", "uniform")
             models.append({"seed": seed} | {key: metrics[key] for key in kept})
-        flags = ["--splits", "train,test,unseen", "--strata", "none", "--no-controls", "--repeats", 1]
+        flags = ["--splits", "train,test,unseen", "--repeats", 1]
         stage("04_tsigs", "--features", features, "--run", run, "--seed", seed, *flags, overwrite=args.overwrite)
         scores.append(scores_of(run, LEFT_OUT))
         landed += [row | {"seed": seed} for level in KIN_LEVELS for row in landing(run, level, known)]
@@ -98,7 +98,7 @@ def scores_of(run, left_out_names):
     place = [number[video] for video in signatures["video"].tolist()]  # clips with a window without padding
     found = {key: arrays[key][place] for key in ("embedding", "probabilities", "generator", "class", "split")}
     found |= {key: signatures[key] for key in ("maps", "group")}
-    head = load_saga(run / "gen.keras", "03_attribute.py").classifier
+    head = load_saga(run / "gen.keras", "gen").classifier
     found["logits"] = head_logits(found["embedding"], *head.get_weights())
 
     def clips(chosen):

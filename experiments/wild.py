@@ -31,8 +31,7 @@ from tokens.dataset import read_index, usable
 from tokens.split import fold_splits
 
 PER_CLIP, TAU = 4, 2.0
-COUNTS = {"target_count": 200, "known_count": 67, "wild_count": 67}
-SETTINGS = {"images_per_clip": PER_CLIP, "tau": TAU, "l2": "auto"} | COUNTS  # the paper's
+SETTINGS = {"images_per_clip": PER_CLIP, "tau": TAU, "target_count": 200, "known_count": 67, "wild_count": 67}
 KNOWN, UNSEEN = ("Real", "Lavie", "VideoCrafter", "ZeroScope"), ("Gen2", "Sora", "Pika", "Show_1")
 TARGETS = {"simulated": ("HotShot", "SVD", "SD"), "real": ("ModelScope", "SEINE", "DynamiCrafter")}
 
@@ -82,16 +81,16 @@ PAPERS = Change()
 
 def trial(args, data, target, seed, kind="frames", compared=(), change=PAPERS):
     """One target and seed: {method: outcome}, pooled over the data's folds, and the facts of training by fold."""
-    found, facts, roles = {}, [], None
+    clips, facts, roles = {}, [], None
     for fold in folds_with(args, data, target, seed, kind):
         run = read_run(run_stage(args, data, target, seed, fold, kind, change), change.test_split_only)
         scores, own, roles = *fit_all(run, compared, change, seed), run.roles
         facts.append(own)
         for name, values in scores.items():
             for generator, chosen in of_each(run.generator).items():
-                add_scores(found.setdefault(name, {}).setdefault(generator, {}), run.path[chosen], values[chosen])
-    outcomes = {name: outcome({key: pooled(clips) for key, clips in own.items()}, roles) for name, own in found.items()}
-    return outcomes, facts
+                add_scores(clips.setdefault(name, {}).setdefault(generator, {}), run.path[chosen], values[chosen])
+    scores = {name: {key: pooled(images) for key, images in own.items()} for name, own in clips.items()}
+    return {name: outcome(own, roles) for name, own in scores.items()}, facts
 
 
 def source_of(args, data, kind, target, fold, seed):
@@ -107,7 +106,7 @@ def folds_with(args, data, target, seed, kind):
     """The folds that test the target: one of few groups is not in all of them."""
     if len(data.folds) == 1:
         return data.folds
-    found = []
+    tested = []
     for fold in data.folds:
         if kind == "frames":
             rows = fold_splits(usable(read_index(data.features), data.features), *parse_fold(fold), seed)
@@ -115,10 +114,10 @@ def folds_with(args, data, target, seed, kind):
         else:
             arrays = read_arrays(source_of(args, data, kind, target, fold, seed), ("generator", "split"))
             pairs = set(zip(arrays["generator"].tolist(), arrays["split"].tolist(), strict=True))
-        found += [fold] * ((target, "test") in pairs)
-    if not found:
+        tested += [fold] * ((target, "test") in pairs)
+    if not tested:
         raise InputError(f"{target}: no fold tests it; it takes clips of two groups")
-    return found
+    return tested
 
 
 def run_stage(args, data, target, seed, fold, kind, change) -> Path:
@@ -137,9 +136,7 @@ def run_stage(args, data, target, seed, fold, kind, change) -> Path:
 
 
 def fit_all(run, compared, change, seed):
-    """Scores (n,) of the test images by method, 05's two and those compared, all with the penalty of the baseline; and
-    the facts of training.
-    """
+    """Scores (n,) of the test images by method, 05's two and those compared; and the facts of training."""
     scores, facts = run.scores, run.training
     if change.refit:
         fitted, facts = change.refit(run, TAU, seed)
@@ -171,10 +168,11 @@ def outcome(scores, roles):
     for role in ("unseen", "known"):
         values = [each[name] for name in roles[role] if name in each]
         result[role] = dict(zip(RANKING, np.mean(values, axis=0).tolist(), strict=True))
-    called, unseen = at_threshold(scores, target), roles["unseen"]
-    shares = [len(scores[target]) / (len(scores[target]) + len(scores[name])) for name in unseen]
-    result |= {"recall": called["recall"], "prevalence": float(np.mean(shares))}
-    result["unseen_called"] = float(np.mean([called["false_alarms"][name] for name in unseen]))
+    predicted, count = at_threshold(scores, target), result["images"]
+    prevalence = [count[target] / (count[target] + count[name]) for name in roles["unseen"]]
+    rates = [predicted["false_alarms"][name] for name in roles["unseen"]]
+    result |= {"recall": predicted["recall"], "prevalence": float(np.mean(prevalence))}
+    result["unseen_false_positives"] = float(np.mean(rates))
     return result | {"by_generator": {name: dict(zip(RANKING, own, strict=True)) for name, own in each.items()}}
 
 
@@ -183,13 +181,13 @@ def outcome(scores, roles):
 POOL = 120  # wild images where sources are compared
 
 
-def noisy(share, total=144):
-    """A share of the wild images is the target's; all others are as many of each other wild generator."""
+def noisy(fraction, total=144):
+    """This fraction of the wild images is the target's; all others are as many of each other wild generator."""
 
     def change(there, target, seed):
         others = by_role(there, target)["wild"]
-        counts = dict.fromkeys(others, round(total * (1 - share) / len(others)))
-        counts |= {target: round(total * share)} if share else {}
+        counts = dict.fromkeys(others, round(total * (1 - fraction) / len(others)))
+        counts |= {target: round(total * fraction)} if fraction else {}
         return Change({"target_count": 67, "wild": [f"{name}={count}" for name, count in counts.items()]})
 
     return change
@@ -212,7 +210,7 @@ CONDITIONS = {  # what: condition: Change, or change(there, target, seed) -> Cha
     "threshold": {f"tau {tau:g}": Change({"tau": tau}) for tau in (1.0, 1.5, 2.0, 3.0, 5.0)},
     "size": {f"{count} of each": Change({"wild_count": count}) for count in (1, 4, 16, 67)}
     | {"all": Change({"wild_count": 10**6})},
-    "noise": {f"{100 * share:.0f}% target": noisy(share) for share in (0.0, 0.1, 0.25, 0.5)},
+    "noise": {f"{100 * fraction:.0f}% target": noisy(fraction) for fraction in (0.0, 0.1, 0.25, 0.5)},
     "coverage": {
         "one source": covering(1),
         "three sources": covering(3),
@@ -282,18 +280,18 @@ def measure_edits(args, data):
 
 def edited_scores(folder, run, edited, target):
     """{edit or attack: {method: {generator: scores (n,)}}} of a run's test images; `edited` are Images by edit."""
-    classifier, chosen, found = read_arrays(folder / "wild_classifier.npz"), of_each(run.generator), {}
+    classifier, chosen, by_edit = read_arrays(folder / "wild_classifier.npz"), of_each(run.generator), {}
     for edit, images in edited.items():
         vectors = (np.float64(images.vectors) - classifier["mean"]) / classifier["scale"]
         own = {name: np.isin(images.path, run.path[clips]) for name, clips in chosen.items()}
         scores = {name: score_by(classifier[key]) for name, key in FITTED.items()}
-        found[edit] = {name: {key: score(vectors[part]) for key, part in own.items()} for name, score in scores.items()}
+        by_edit[edit] = {name: {key: score(vectors[own[key]]) for key in own} for name, score in scores.items()}
     for radius in ATTACKS:
-        attack = found[f"attack, {radius:g} deviations"] = {}
+        attack = by_edit[f"attack, {radius:g} deviations"] = {}
         for name, scores in run.scores.items():
             own = {key: scores[part] for key, part in chosen.items()}
             attack[name] = attacked(own, target, radius * run.training[f"norm, {name}"])
-    return found
+    return by_edit
 
 
 # ---------------------------------------------------------------- tables
@@ -303,8 +301,8 @@ COLUMNS = {
     "unseen AUC": lambda own: own["unseen"]["auc"],
     "known AP": lambda own: own["known"]["ap"],
     "known AUC": lambda own: own["known"]["auc"],
-    "target found": lambda own: own["recall"],
-    "unseen called target": lambda own: own["unseen_called"],
+    "recall": lambda own: own["recall"],
+    "unseen predicted as target": lambda own: own["unseen_false_positives"],
     "chance AP": lambda own: own["prevalence"],
 }
 

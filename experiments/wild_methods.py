@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import expit
 
 from basics.artifacts import read_arrays, read_json
-from basics.optimize import add_l2, minimize_constrained, minimize_lbfgs, stop_early
+from basics.statistics import minimize_constrained, minimize_lbfgs, stop_early
 
 L2 = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # tried on val, as by 05
 FITTED = {"labelled only": "baseline", "constrained": "constrained"}  # names in tables, and in what 05 writes
@@ -98,12 +98,13 @@ def draw_weights(width, units, seed):
     return np.concatenate([first, np.zeros(units), second, [0.0]])
 
 
-def mean_bce(theta, vectors, non_target, head=linear):
-    """05's mean binary cross-entropy, and its gradient, with any head."""
+def mean_bce(theta, vectors, non_target, head=linear, l2=0.0):
+    """05's mean binary cross-entropy with its penalty, and its gradient, with any head."""
     logits, backward = head(theta, vectors)
     loss = np.sum(np.logaddexp(0, logits) - non_target * logits, dtype=float)
     gradient = np.float64(backward(expit(logits) - non_target.astype(logits.dtype)))
-    return loss / len(vectors), gradient / len(vectors)
+    weights = np.append(theta[:-1], 0)
+    return loss / len(vectors) + l2 / 2 * weights @ weights, gradient / len(vectors) + l2 * weights
 
 
 def score_by(theta, head=linear):
@@ -118,7 +119,7 @@ def fine_tune(run, baseline, l2, tau, head=linear):
     loss = mean_bce(baseline, *run.labelled, head)[0]
 
     def objective(theta):
-        return add_l2(theta, *mean_bce(theta, *run.wild, head), l2)
+        return mean_bce(theta, *run.wild, head, l2)
 
     def constraint(theta):
         value, gradient = mean_bce(theta, *run.labelled, head)
@@ -134,7 +135,7 @@ def with_hidden_layer(run, tau, seed, units):
     head, start = hidden_layer(units), draw_weights(run.test.shape[1], units, seed)
 
     def fit(l2):
-        return minimize_lbfgs(lambda theta: add_l2(theta, *mean_bce(theta, *run.labelled, head), l2), start)
+        return minimize_lbfgs(lambda theta: mean_bce(theta, *run.labelled, head, l2), start)
 
     l2 = min(L2, key=lambda l2: mean_bce(fit(l2), *run.val, head)[0])
     return fine_tune(run, fit(l2), l2, tau, head)
@@ -157,8 +158,8 @@ def penalised(run, l2, weight):
     """mean BCE of wild + weight x mean BCE of labelled: a Lagrangian whose multiplier nobody adapts."""
 
     def objective(theta):
-        parts = mean_bce(theta, *run.wild), mean_bce(theta, *run.labelled)
-        return add_l2(theta, *(own + weight * other for own, other in zip(*parts, strict=True)), l2)
+        (wild, slope), (labelled, other) = mean_bce(theta, *run.wild, l2=l2), mean_bce(theta, *run.labelled)
+        return wild + weight * labelled, slope + weight * other
 
     return score_by(minimize_lbfgs(objective, np.zeros(run.test.shape[1] + 1)))
 
@@ -183,7 +184,7 @@ def wild_as_negatives(run, l2):
 
 
 def self_training(run, l2, confidence=0.9):
-    """scikit-learn's pseudo-labels: what it is sure of among the wild is labelled, again and again (Yarowsky 1995)."""
+    """scikit-learn's pseudo-labels: wild images predicted with confidence are labelled, repeatedly (Yarowsky 1995)."""
     from sklearn.semi_supervised import SelfTrainingClassifier
 
     vectors, is_target = with_wild(run, -1)
@@ -192,14 +193,14 @@ def self_training(run, l2, confidence=0.9):
 
 
 def positive_unlabelled(run, l2):
-    """Target against known and wild together, unlabelled (Elkan & Noto 2008): the share of the target that is called
-    so, on val or else on the labelled themselves, gives the threshold.
+    """Target against known and wild together, unlabelled (Elkan & Noto 2008): the mean probability of the target's own
+    images, on val or else on the labelled themselves, gives the threshold.
     """
     vectors, is_target = with_wild(run, 0)
     fitted = regression(l2, len(vectors)).fit(vectors, is_target)
     held, held_non_target = run.val if np.any(run.val[1] == 0) else run.labelled
-    share = fitted.predict_proba(held[held_non_target == 0])[:, 1].mean()  # c: P(labelled | target)
-    half = np.log(share / 2 / (1 - share / 2))  # P(target | x) = P(labelled | x) / c > 1/2
+    labelled = fitted.predict_proba(held[held_non_target == 0])[:, 1].mean()  # c: P(labelled | target)
+    half = np.log(labelled / 2 / (1 - labelled / 2))  # P(target | x) = P(labelled | x) / c > 1/2
     return lambda vectors: fitted.decision_function(vectors) - half
 
 

@@ -21,7 +21,7 @@ from basics.artifacts import file_digest, read_arrays
 from basics.running import InputError
 from report.run import WINDOWS_OF_CLIPS, window_outputs
 from tokens.dataset import Windows, features_file, read_valid
-from tokens.encoders import encode_frames
+from tokens.encoders import encode_clips
 from tokens.listing import is_shown, suffix_of
 from tokens.videos import STILL_SUFFIXES, VIDEO_SUFFIXES, Video
 from tokens.writing import TooShortError, equalize
@@ -87,8 +87,11 @@ def read_lines():
 # ---------------------------------------------------------------- reading: on threads, one call per file
 
 
-def read_file(path, run, encoder, max_windows, images):
-    """Yield the messages of a file: "info", then per window "window" and "frames". Raises with the reason it cannot."""
+def read_file(path, file, run, encoder, max_windows, images):
+    """Set the info of a File, and yield each of its windows with the prepared frames, None at the end.
+
+    Raises with the reason why it cannot be read.
+    """
     if os.path.isdir(path):
         raise InputError("a folder without videos or images")
     frames, fps, size = (run.features[key] for key in ("frames", "fps", "equalize"))
@@ -100,7 +103,7 @@ def read_file(path, run, encoder, max_windows, images):
         shown = {numbers[i] for i in spread_evenly(len(numbers), STRIP)} if images else ()
         info = {"container": video.container, "codec": video.codec, "size": video.size, "fps": round(video.fps, 3)}
         info |= {"seconds": round(video.length, 3), "sha256": file_digest(path), "c2pa": c2pa_state(path)}
-        yield "info", info | {"windows": windows, "samples": len(numbers)}
+        file.info = info | {"windows": windows, "samples": len(numbers)}
         samples = video.sample(fps, numbers)
         for window in chosen:
             seen = []
@@ -110,9 +113,9 @@ def read_file(path, run, encoder, max_windows, images):
             else:
                 prepared = [encoder.prepare(frame) for _, frame in part]
             if not prepared:
-                return
-            yield "window", {"seen": seen, "frames": len(prepared)}
-            yield "frames", prepared
+                break
+            yield {"seen": seen, "frames": len(prepared)}, prepared
+    yield None, []
 
 
 def spread_evenly(count, most):
@@ -175,11 +178,8 @@ class File:
     """What is known so far of a file."""
 
     info: dict = field(default_factory=dict)
-    windows: list = field(default_factory=list)  # {"seen": what `watched` notes, "frames": how many are encoded}
-    tokens: list = field(default_factory=list)  # (T, D) of the frames so far of a window that is not full
-    filled: int = 0  # windows whose tokens are there
-    outputs: list = field(default_factory=list)  # {level: window_outputs} of each of them
-    ended: bool = False
+    windows: list = field(default_factory=list)  # encoded: {"seen": what `watched` notes, "frames": how many}
+    outputs: list = field(default_factory=list)  # {level: window_outputs} of those that went through the models
     error: Exception | None = None
 
 
@@ -196,29 +196,25 @@ def look(paths, run, encoder, max_windows=None, images=False, encoder_batch=64, 
     """Yield (number, File) of all paths once their windows went through all levels, in order of completion;
     `encoder_batch` frames go through the encoder at a time.
     """
-    files, waiting, frames = {}, [], run.features["frames"]
-
-    def done():
-        for number in [number for number, file in files.items() if file.ended and len(file.outputs) == file.filled]:
-            yield number, files.pop(number)
+    files, ended, waiting, frames = {i: File() for i in range(len(paths))}, [], [], run.features["frames"]
 
     def read(number):
-        return read_file(paths[number], run, encoder, max_windows, images)
+        return read_file(paths[number], files[number], run, encoder, max_windows, images)
 
-    for number, kind, content in encode_frames(read, len(paths), encoder, encoder_batch, threads):
-        file = files.setdefault(number, File())
-        if kind == "info":
-            file.info = content
-        elif kind == "window":
-            file.windows.append(content)
-        elif kind == "tokens":
-            file.tokens.append(content)
-            if len(file.tokens) == file.windows[file.filled]["frames"]:
-                padding = file.tokens[-1:] * (frames - len(file.tokens))
-                waiting.append((file, np.stack(file.tokens + padding)))
-                file.tokens, file.filled = [], file.filled + 1
+    def done():
+        for number in [number for number in ended if len(files[number].outputs) == len(files[number].windows)]:
+            ended.remove(number)
+            yield number, files.pop(number)
+
+    for number, part, tokens in encode_clips(range(len(paths)), read, encoder, encoder_batch, threads):
+        file = files[number]
+        if len(tokens):
+            file.windows.append(part)
+            padding = np.repeat(tokens[-1:], frames - len(tokens), axis=0)
+            waiting.append((file, np.concatenate([tokens, padding])))
         else:
-            file.ended, file.error = True, content
+            file.error = part
+            ended.append(number)
         if len(waiting) == run.batch():
             classify(waiting, run)
         yield from done()

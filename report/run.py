@@ -24,7 +24,7 @@ from basics.running import InputError
 from common import build_saga, load_saga
 from report.scores import SCORES, Clips
 from report.text import template
-from tokens.generators import LEVELS, level_name, stage_of
+from tokens.generators import LEVELS, level_name
 from tokens.pretrained import build_encoder, one_line
 from training.evaluation import batch_outputs
 
@@ -83,7 +83,7 @@ def load_run(run, dtype=None, calibrated=True) -> Run:
 
 
 def load_level(folder, level, dtype):
-    model = load_saga(folder / f"{level}.keras", stage_of(level))
+    model = load_saga(folder / f"{level}.keras", level)
     if dtype in (None, model.dtype_policy.name):
         return model
     other = build_saga(**model.config, dtype=dtype)

@@ -97,7 +97,13 @@ def read(name, *flags):
 
 
 def read_all(folder, videos):
-    """The readings of the five stages on a folder of videos, each on what the one before it left in `folder`."""
+    """The readings of the five stages on a folder of videos, each on what the one before it left in `folder`; of 05 on
+    features of all generators of the table, so that its roles are the default ones.
+    """
+    from small import write_folder  # here, since it imports the project, whose root a script has to add first
+
+    from tokens.generators import load_generators
+
     features, run = Path(folder) / "features", Path(folder) / "run"
     place = ["--features", features, "--run", run]
     return [
@@ -105,11 +111,8 @@ def read_all(folder, videos):
         read("02_pretrain_binary", *place, "--epochs", 1, "--batch-size", 8),
         read("03_attribute", *place, "--epochs", 1, "--batch-size", 8),
         read("04_tsigs", *place, "--repeats", 2),
-        read("05_wild_constrained", "--features", features, "--run", run, *ROLES),
+        read("05_wild_constrained", "--features", write_folder(Path(folder) / "all", load_generators()), "--run", run),
     ]
-
-
-ROLES = ["--target", "SVD", "--known", "Real", "--wild", "Pika", "--unseen", "ModelScope"]
 
 
 def describe(reading):

@@ -91,8 +91,8 @@ def models():
         patch.setattr(
             runs,
             "load_saga",
-            lambda path, script: (
-                loaded.get(digest := file_digest(path)) or loaded.setdefault(digest, load_saga(path, script))
+            lambda path, level: (
+                loaded.get(digest := file_digest(path)) or loaded.setdefault(digest, load_saga(path, level))
             ),
         )
         yield
@@ -492,7 +492,7 @@ def test_calibrating_wants_the_features_of_the_run(bare, features, tmp_path):
 
 def test_levels_on_different_features_are_refused(bare, tmp_path):
     mixed = shutil.copytree(bare, tmp_path / "mixed")
-    model = runs.load_saga(bare / "sd.keras", "03")
+    model = runs.load_saga(bare / "sd.keras", "sd")
     config = model.config | {"features": model.config["features"] | {"pool": 1}}
     runs.build_saga(**config).save(mixed / "sd.keras")
     with pytest.raises(InputError, match="different features"):

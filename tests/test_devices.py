@@ -13,8 +13,8 @@ from stages import module
 
 from basics.artifacts import read_arrays
 from basics.running import ROOT, InputError
-from common import OUTPUTS, SAGA, build_saga, keras
-from training import devices
+from common import OUTPUTS, SAGA, WindowBatches, build_saga, keras
+from training import devices, evaluation
 from training.remat import RematSAGA
 
 LOSSES = {
@@ -201,6 +201,96 @@ def test_stage_on_several_devices_ends_as_on_one(tmp_path, backend, where):
     runs = (tmp_path / "two", tmp_path / "one")
     ours, expected = (read_arrays(run / "gen_embeddings.npz", ["embedding"]) for run in runs)
     np.testing.assert_allclose(ours["embedding"], expected["embedding"], atol=1e-3)
+
+
+# ---------------------------------------------------------------- --tpu, as far as a processor goes
+
+TPU = """
+import sys
+sys.path[:0] = ["tests", "."]
+import test_devices
+test_devices.stages_on_a_tpu(*sys.argv[1:])
+"""
+
+
+def stages_on_a_tpu(features, run):
+    """02 and 03 with --tpu: logical devices stand for what TensorFlow's resolver finds, virtual ones for JAX's.
+
+    Prints the shapes of all batches that are trained on and predicted, one set for each stage.
+    """
+    if devices.BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        split_cpu(["two CPUs"])
+        names = [device.name for device in tf.config.list_logical_devices("CPU")]
+        devices.tpu_strategy = lambda tf: tf.distribute.MirroredStrategy(names)
+    else:
+        import jax
+
+        jax.default_backend = lambda: "tpu"
+    place = ["--features", features, "--run", run, "--tpu", "--epochs", "2", "--batch-size", "16"]
+    shapes, read, predict = set(), WindowBatches.__getitem__, evaluation.predict_on_batch
+
+    def read_batch(self, step):
+        tokens, labels = read(self, step)
+        shapes.add((*tokens.shape, *labels["logits"].shape))
+        return tokens, labels
+
+    def predict_batch(model, tokens):
+        shapes.add((*tokens.shape, len(tokens)))
+        return predict(model, tokens)
+
+    WindowBatches.__getitem__, evaluation.predict_on_batch = read_batch, predict_batch
+    for name, more in (
+        ("02_pretrain_binary", []),
+        ("03_attribute", ["--loss", "semi"]),
+        ("03_attribute", ["--overwrite"]),
+    ):
+        shapes.clear()
+        module(name).main([*place, "--temporal-blocks", "2", *more])
+        print("shapes", sorted(shapes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "count"), [("tensorflow", 2), ("jax", 8)])
+def test_stages_train_with_tpu_in_batches_of_one_shape(tmp_path, backend, count):
+    write_folder(tmp_path / "features", ["Real", "SVD", "Pika"], windows=lambda i: 1 + i % 2)
+    environment = (
+        os.environ | {"KERAS_BACKEND": backend, "CUDA_VISIBLE_DEVICES": ""} | (EIGHT if backend == "jax" else {})
+    )
+    command = [sys.executable, "-c", TPU, str(tmp_path / "features"), str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(f"an epoch on {count} devices") == 3
+    shapes = [line for line in done.stdout.splitlines() if line.startswith("shapes")]
+    assert shapes == ["shapes [(16, 8, 2, 12, 16)]"] * 3  # XLA compiles once for a shape
+    assert {"bin.keras", "gen.keras", "gen.json"} <= {path.name for path in (tmp_path / "run").iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.graph
+@pytest.mark.skipif(devices.BACKEND != "tensorflow", reason="JAX compiles every step with XLA anyway")
+@pytest.mark.parametrize("loss", ["hnm", "semi"])
+def test_mining_compiled_by_xla_trains_the_same_weights(loss):
+    found = []
+    for jit_compile in (True, False):
+        keras.utils.set_random_seed(0)
+        model = build_saga(4, **SIZES)
+        losses, weights = stage_two_losses("--loss", loss)
+        model.compile(keras.optimizers.SGD(0.02), losses, loss_weights=weights, jit_compile=jit_compile)
+        model.fit(Batches(), shuffle=False, verbose=0)
+        found.append(np.concatenate([weight.ravel() for weight in model.get_weights()]))
+    np.testing.assert_allclose(*found, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_without_a_tpu_there_is_one_short_line(tmp_path):
+    write_folder(tmp_path / "features", ["Real", "SVD"], clips=8)
+    command = [sys.executable, "02_pretrain_binary.py", "--tpu", "--features", str(tmp_path / "features")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("02_pretrain_binary.py: ")]
+    assert done.returncode == 1 and "--tpu: TensorFlow finds no TPU here" in line and len(line) < 250
+    assert "Traceback" not in done.stderr and done.stdout == ""
 
 
 # ---------------------------------------------------------------- what is refused

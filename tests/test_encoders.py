@@ -1,13 +1,18 @@
-"""The dct encoder against a loop over blocks, and encoding of many videos at once."""
+"""The dct encoder against a loop over blocks, encoders by name, and encoding of many clips at once."""
+
+import threading
+import time
+from contextlib import closing
 
 import cv2
 import numpy as np
 import pytest
 import scipy.fft
-from small import number_of, write_clip
+from small import write_clip
+from stages import stage
 
 from basics.running import InputError
-from tokens.encoders import GRID, SCALE, SHIFT, encode_videos
+from tokens.encoders import ENCODERS, GRID, SCALE, SHIFT, encode_clips
 from tokens.pretrained import build_encoder
 
 # ---------------------------------------------------------------- the dct encoder
@@ -79,56 +84,107 @@ def test_pooling_averages_neighbouring_tokens():
         build_encoder("nothing")
 
 
-# ---------------------------------------------------------------- many videos
+# ---------------------------------------------------------------- an encoder of one's own
 
 
-class NumberEncoder:
-    """Tokens are the frame's number; remembers the batches it was given."""
+class Mean:
+    """The mean colour of a frame: T = 1, D = 3."""
 
-    name, tokens, dim = "number", 1, 1
+    name, tokens, dim, recipe = "mean", 1, 3, {}
+
+    def prepare(self, frame):
+        return frame.mean(axis=(0, 1))[None] / 255
+
+    def encode(self, prepared):
+        return np.stack(prepared)
+
+
+def test_an_own_encoder_is_chosen_by_the_name_that_it_is_added_under(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENCODERS, "mean", Mean)
+    for i in range(2):
+        frames = [np.full((32, 32, 3), 200 * i, np.uint8)] * 12
+        write_clip(tmp_path / "videos" / ("Real", "SVD")[i] / "a.mp4", fps=8, frames=frames)
+    place = ["--encoder", "mean", "--videos", tmp_path / "videos", "--features", tmp_path / "f"]
+    assert stage("01_extract_features", *place)["windows"] == 4
+    for i, name in enumerate(("Real", "SVD")):
+        with np.load(tmp_path / "f" / name / "a.mp4.npz") as arrays:
+            np.testing.assert_allclose(arrays["tokens"], np.full((2, 8, 1, 3), 200 * i / 255), atol=0.02)
+    for flags, named in (
+        (["--pool", "2"], "--pool"),
+        (["--layer", "x", "--encoder-dtype", "float16"], "--encoder-dtype, "),
+    ):
+        with pytest.raises(InputError, match=f"{named}.*not for the encoder mean"):
+            stage("01_extract_features", *place, *flags)
+
+
+# ---------------------------------------------------------------- many clips
+
+
+class Double:
+    """Tokens are twice the prepared number; remembers the batches it was given."""
 
     def __init__(self):
         self.batches = []
 
-    def prepare(self, frame):
-        return number_of(frame)
-
     def encode(self, batch):
         self.batches.append(len(batch))
-        return np.array(batch, np.float32).reshape(-1, 1, 1)
+        return 2 * np.array(batch, np.float32).reshape(-1, 1, 1)
 
 
-def test_batches_across_videos_return_to_their_own_video(tmp_path):
-    files = [write_clip(tmp_path / f"{i}.mp4", count, 8) for i, count in enumerate((3, 70, 1, 8, 17))]
-    (tmp_path / "bad.mp4").write_bytes(b"no video")
-    encoder = NumberEncoder()
-    results = dict(encode_videos([*files, tmp_path / "bad.mp4"], encoder, batch_size=10, threads=2))
-    assert isinstance(results[5], Exception) and set(encoder.batches[:-1]) == {10}
-    for i, count in enumerate((3, 70, 1, 8, 17)):
-        video = results[i]
-        places = np.arange(-(-count // 8) * 8).reshape(-1, 8)
-        np.testing.assert_array_equal(video.tokens[..., 0, 0], np.minimum(places, count - 1))  # last frame repeated
-        np.testing.assert_array_equal(video.valid, places < count)
-        np.testing.assert_array_equal(video.times, np.minimum(places, count - 1) / 8)
+def numbers(clip):
+    """A clip is how many frames it has: its parts are of 3 frames, each called by its first, with "end" at the end."""
+    for start in range(0, clip, 3):
+        yield start, list(range(start, min(start + 3, clip)))
+    yield "end", []
 
 
-def test_a_video_that_fails_half_way_leaves_the_others_whole(tmp_path):
-    class Failing(NumberEncoder):
-        def prepare(self, frame):
-            if number_of(frame) == 45:
+def test_batches_across_clips_return_to_their_own_clip_in_order():
+    encoder, found = Double(), {}
+    for clip, part, tokens in encode_clips([3, 70, 1, 0, 17], numbers, encoder, batch=10, threads=3):
+        found.setdefault(clip, []).append((part, [int(token) for token in np.ravel(tokens)]))
+    assert set(encoder.batches[:-1]) == {10} and sum(encoder.batches) == 91
+    for clip in (3, 70, 1, 0, 17):
+        expected = [(start, [2 * i for i in range(start, min(start + 3, clip))]) for start in range(0, clip, 3)]
+        assert found[clip] == [*expected, ("end", [])]
+
+
+def test_a_clip_that_fails_half_way_leaves_the_others_whole():
+    def read(clip):
+        for part, frames in numbers(clip):
+            if (clip, part) == (70, 45):
                 raise ValueError("frame 45")
-            return super().prepare(frame)
+            yield part, frames
 
-    files = [write_clip(tmp_path / f"{i}.mp4", count, 8) for i, count in enumerate((20, 70, 20))]
-    results = dict(encode_videos(files, Failing(), batch_size=10, threads=1))
-    assert str(results[1]) == "frame 45"
-    for i in (0, 2):
-        assert results[i].tokens.ravel()[:20].tolist() == list(range(20))
+    found = {}
+    for clip, part, tokens in encode_clips([20, 70, 21], read, Double(), batch=10, threads=2):
+        found.setdefault(clip, []).append((part, len(tokens)))
+    assert [sum(count for _, count in found[clip]) for clip in (20, 70, 21)] == [20, 45, 21]
+    assert found[20][-1] == found[21][-1] == ("end", 0) and str(found[70][-1][0]) == "frame 45"
 
 
-def test_long_videos_are_gathered_on_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr("tokens.encoders.LARGE", 10)
-    path = write_clip(tmp_path / "long.mp4", 20, 8)
-    [(_, video)] = encode_videos([path], NumberEncoder(), spill=tmp_path)
-    assert isinstance(video.tokens, np.memmap) and video.tokens.ravel()[:20].tolist() == list(range(20))
-    assert list(tmp_path.iterdir()) == [path]
+def test_no_more_frames_are_decoded_than_the_encoder_can_take():
+    made = []
+
+    def endless(clip):
+        while True:
+            made.append(clip)
+            yield None, [0]
+
+    before = threading.active_count()
+    with closing(encode_clips(range(100), endless, Double(), batch=4, threads=3)) as clips:
+        for _ in range(5):
+            next(clips)
+            time.sleep(0.1)
+            assert len(made) <= 8 + 2 * 3 + 3  # taken, in the queue, in a thread's hands
+    assert threading.active_count() == before
+
+
+def test_an_encoder_that_fails_ends_the_threads():
+    class Failing(Double):
+        def encode(self, batch):
+            raise RuntimeError("no memory")
+
+    before = threading.active_count()
+    with pytest.raises(RuntimeError, match="no memory"):
+        list(encode_clips([70] * 20, numbers, Failing(), batch=4, threads=3))
+    assert threading.active_count() == before

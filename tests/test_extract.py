@@ -1,11 +1,14 @@
 """01: features of every video under the right name, label and split, whatever else is in the folder."""
 
 import csv
+import errno
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import av
 import cv2
@@ -15,9 +18,9 @@ from conftest import SHARED
 from small import numbered, write_clip
 from stages import module, stage
 
-from basics.artifacts import read_json, write_atomically, write_csv
+from basics.artifacts import read_arrays, read_json, write_atomically, write_csv
 from basics.running import ROOT, InputError, run_script
-from tokens.dataset import read_index, write_index
+from tokens.dataset import read_index
 
 CORPUS = SHARED / "corpus"
 
@@ -64,7 +67,7 @@ def test_features_index_and_recipe_are_as_promised(long_clips, tmp_path, capsys)
             assert arrays["valid"].sum() == math.ceil(float(row.length) * 8 - 1e-3)
         assert (row.size, row.codec, row.error) == ("64x32", "h264", "")
         assert float(row.fps) == pytest.approx(24, abs=0.1) and row.path.endswith(row.container)
-    assert "unseen: New one" in (printed := capsys.readouterr().out) and "12 videos, about 15 windows" in printed
+    assert "unseen: New one" in (printed := capsys.readouterr().out) and "to encode: 12 videos" in printed
     recipe = read_json(tmp_path / "recipe.json")
     assert [recipe[key] for key in ("encoder", "frames", "tokens", "dim", "simulated")] == ["dct", 8, 4, 144, False]
 
@@ -90,14 +93,23 @@ def test_features_made_in_another_way_are_refused_or_overwritten(clips, tmp_path
     assert len(read_index(tmp_path)) == 3
 
 
+def test_clips_of_another_recipe_are_made_again(clips, tmp_path):
+    place = ["--videos", clips, "--features", tmp_path]
+    extract(*place, "--pool", 2)
+    extract(*place, "--overwrite", "--limit", 1)
+    again = extract(*place)
+    assert (again["videos"], again["skipped"]) == (6, 3)
+    assert {read_arrays(file)["tokens"].shape for file in tmp_path.rglob("*.npz")} == {(1, 8, 16, 144)}
+
+
 def test_a_recorded_split_is_kept_when_videos_are_added(clips, tmp_path):
-    extract("--videos", clips, "--features", tmp_path, "--limit", 2)
-    rows = read_index(tmp_path)
-    recorded = {row.path: ("val", "test", "train")[i % 3] for i, row in enumerate(rows)}
-    write_index(tmp_path / "index-1-of-1.csv", [row._replace(split=recorded[row.path]) for row in rows])
-    extract("--videos", clips, "--features", tmp_path)
-    found = {row.path: row.split for row in read_index(tmp_path)}
-    assert len(recorded) == 6 and len(found) == 9 and recorded.items() <= found.items()
+    videos = [(file, file.parent.name) for file in sorted(clips.glob("*/*"))]
+    extract("--videos", write_table(tmp_path / "set.csv", videos[:4], split="test"), "--features", tmp_path / "f")
+    recorded = {row.path for row in read_index(tmp_path / "f")}
+    assert extract("--videos", write_table(tmp_path / "set.csv", videos), "--features", tmp_path / "f")["videos"] == 5
+    rows = read_index(tmp_path / "f")
+    assert {row.split for row in rows if row.path in recorded} == {"test"}
+    assert {row.split for row in rows if row.path not in recorded} > {"train"}
 
 
 def test_a_csv_gives_extracted_videos_another_split(clips, tmp_path):
@@ -130,14 +142,90 @@ def test_two_processes_of_one_number_write_files_of_their_own(tmp_path, monkeypa
     assert (tmp_path / "a").read_text() == "outer"
 
 
+# ---------------------------------------------------------------- the index is what the files say
+
+
+def paths(features):
+    return [row.path for row in read_index(features)]
+
+
+def movable(clips, folder):
+    """A copy of the nine clips that may be changed, and where its features go."""
+    shutil.copytree(clips, folder / "videos")
+    return folder / "videos", ["--videos", folder / "videos", "--features", folder / "f", "--pool", 4]
+
+
+def test_an_index_is_made_again_from_the_clips(clips, tmp_path):
+    place = ["--videos", clips, "--features", tmp_path, "--pool", 4]
+    extract(*place)
+    index = tmp_path / "index-1-of-1.csv"
+    before = index.read_bytes()
+    index.unlink()
+    assert extract(*place)["videos"] == 0 and index.read_bytes() == before
+
+
+def test_a_deleted_video_leaves_the_index(clips, tmp_path):
+    videos, place = movable(clips, tmp_path)
+    extract(*place)
+    (videos / "SVD" / "0.mp4").unlink()
+    assert extract(*place)["videos"] == 0
+    assert "SVD/0.mp4" not in paths(tmp_path / "f") and len(paths(tmp_path / "f")) == 8
+
+
+def test_a_clip_without_its_features_file_stops_training_in_a_line(features, tmp_path):
+    folder = Path(shutil.copytree(features, tmp_path / "f"))
+    (folder / "SVD" / "9.mp4.npz").unlink()
+    with pytest.raises(InputError, match=r"f/SVD/9\.mp4\.npz is missing; run 01 again"):
+        stage("02_pretrain_binary", "--features", folder, "--run", tmp_path / "run", "--epochs", 1)
+
+
+def test_a_small_run_leaves_the_index_of_its_own_videos(clips, tmp_path):
+    place = ["--videos", clips, "--features", tmp_path, "--pool", 4]
+    extract(*place)
+    assert extract(*place, "--limit", 1)["skipped"] == 3
+    assert len(paths(tmp_path)) == 3 and len(tree(tmp_path)) == 9
+    assert extract(*place)["videos"] == 0 and len(paths(tmp_path)) == 9
+
+
 def test_videos_of_a_renamed_generator_leave_the_old_name(clips, tmp_path):
-    files = sorted((clips / "SVD").iterdir())
-    table = write_table(tmp_path / "set.csv", [(file, "SVD") for file in files])
-    extract("--videos", table, "--features", tmp_path / "f")
-    write_table(table, [(files[0], "Pika"), *((file, "SVD") for file in files[1:])])
-    assert extract("--videos", table, "--features", tmp_path / "f")["videos"] == 1
-    assert sorted(row.generator for row in read_index(tmp_path / "f")) == ["Pika", "SVD", "SVD"]
-    assert len(list((tmp_path / "f").rglob("*.npz"))) == 3
+    videos, place = movable(clips, tmp_path)
+    extract(*place)
+    (videos / "SVD").rename(videos / "Sora")
+    assert extract(*place)["videos"] == 3
+    assert sorted({row.generator for row in read_index(tmp_path / "f")}) == ["Pika", "Real", "Sora"]
+    (videos / "Sora").rename(videos / "SVD")
+    assert extract(*place)["videos"] == 0 and "SVD/0.mp4" in paths(tmp_path / "f")
+
+
+def test_a_damaged_features_file_is_made_again(clips, tmp_path):
+    place = ["--videos", clips, "--features", tmp_path, "--pool", 4]
+    extract(*place)
+    whole = tree(tmp_path)
+    (tmp_path / "SVD" / "0.mp4.npz").write_bytes(whole["SVD/0.mp4.npz"][:1000])
+    assert extract(*place)["videos"] == 1 and tree(tmp_path) == whole
+
+
+def test_a_video_that_broke_has_an_error_until_it_is_mended(clips, tmp_path):
+    videos, place = movable(clips, tmp_path)
+    extract(*place)
+    whole = (videos / "SVD" / "0.mp4").read_bytes()
+    (videos / "SVD" / "0.mp4").write_bytes(b"")
+    with pytest.raises(InputError, match="1 of 9"):
+        extract(*place, "--overwrite")
+    assert {row.path: row.error for row in read_index(tmp_path / "f")}["SVD/0.mp4"] == "empty file"
+    with pytest.raises(InputError, match="1 of 9"):  # what an older run made of it does not come back
+        extract(*place)
+    (videos / "SVD" / "0.mp4").write_bytes(whole)
+    assert extract(*place)["videos"] == 1 and not any(row.error for row in read_index(tmp_path / "f"))
+
+
+def test_tokens_of_a_long_clip_are_gathered_on_disk(clips, tmp_path, monkeypatch):
+    extract("--videos", clips, "--features", tmp_path / "memory", "--frames", 5)
+    monkeypatch.setattr("tokens.dataset.LARGE", 10)
+    memmap, made = np.memmap, []
+    monkeypatch.setattr(np, "memmap", lambda *given, **more: made.append(given) or memmap(*given, **more))
+    extract("--videos", clips, "--features", tmp_path / "disk", "--frames", 5)
+    assert len(made) == 9 and tree(tmp_path / "disk") == tree(tmp_path / "memory")
 
 
 def test_a_zoo_is_known_as_simulated(zoo, tmp_path):
@@ -161,7 +249,8 @@ def test_equalized_clips_tell_nothing_by_their_metadata(tmp_path):
         tuple(getattr(row, key) for key in ("fps", "size", "length", "container", "windows")) for row in rows.values()
     }
     assert described == {("8.000", "128x128", "1.000", "mp4", 1)}
-    assert extract("--videos", root, "--features", tmp_path / "f", "--equalize")["skipped"] == 4
+    again = extract("--videos", root, "--features", tmp_path / "f", "--equalize")
+    assert (again["skipped"], again["short"]) == (3, 1)
 
 
 @pytest.mark.skipif(not CORPUS.exists(), reason="the shared corpus is not here")
@@ -184,7 +273,18 @@ def test_shards_add_up_to_the_whole(clips, tmp_path):
     assert tree(tmp_path / "parts") == tree(tmp_path / "whole")
     assert read_index(tmp_path / "parts") == read_index(tmp_path / "whole")
     assert len(list((tmp_path / "parts").glob("index-*-of-4.csv"))) == 4
-    assert extract("--videos", clips, "--features", tmp_path / "parts", "--shard", "1/2")["videos"] == 0
+
+
+def test_a_run_of_other_parts_starts_a_new_index(clips, tmp_path):
+    place = ["--videos", clips, "--features", tmp_path, "--pool", 4]
+    for shard in ("1/2", "2/2"):
+        extract(*place, "--shard", shard)
+    whole = read_index(tmp_path)
+    assert extract(*place, "--shard", "1/3")["videos"] == 0
+    with pytest.raises(InputError, match=r"index-1-of-3\.csv: not all parts of an index; run 01 for each --shard"):
+        read_index(tmp_path)
+    assert extract(*place)["videos"] == 0
+    assert [file.name for file in tmp_path.glob("index-*")] == ["index-1-of-1.csv"] and read_index(tmp_path) == whole
 
 
 DIES = """
@@ -192,13 +292,12 @@ import os, signal, sys
 sys.path.insert(0, "tests")
 from stages import module
 extract_features = module("01_extract_features")
-save, saved = extract_features.save, []
+write, written = extract_features.write_features, []
 def note(*arguments):
-    if len(saved) == 2:
+    if len(written) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    saved.append(save(*arguments))
-    return saved[-1]
-extract_features.save = note
+    written.append(write(*arguments))
+extract_features.write_features = note
 extract_features.main(sys.argv[1:])
 """
 
@@ -218,20 +317,20 @@ def test_a_killed_shard_is_completed_by_the_same_command(clips, tmp_path):
 
 def test_an_interruption_leaves_an_index_and_the_same_command_goes_on(clips, tmp_path, monkeypatch):
     script = module("01_extract_features")
-    save, saved = script.save, []
+    write, written = script.write_features, []
 
-    def interrupted(row, *rest):
-        if len(saved) == 4:
+    def interrupted(file, *rest):
+        if len(written) == 4:
             raise KeyboardInterrupt
-        saved.append(row.path)
-        return save(row, *rest)
+        write(file, *rest)
+        written.append(str(file.relative_to(tmp_path)).removesuffix(".npz"))
 
-    monkeypatch.setattr(script, "save", interrupted)
+    monkeypatch.setattr(script, "write_features", interrupted)
     monkeypatch.setattr("sys.argv", ["01", "--videos", str(clips), "--features", str(tmp_path)])
     with pytest.raises(SystemExit, match="the same command goes on"):
         run_script(script.main)
-    assert [row.path for row in read_index(tmp_path)] == sorted(saved)
-    monkeypatch.setattr(script, "save", save)
+    assert paths(tmp_path) == sorted(written)
+    monkeypatch.setattr(script, "write_features", write)
     assert extract("--videos", clips, "--features", tmp_path)["videos"] == 5
 
 
@@ -279,12 +378,18 @@ def test_unreadable_files_are_listed_and_do_not_stop_the_rest(tmp_path, capsys, 
     assert {row.path: row.error for row in read_index(features)}["Sora/cut.mp4"] == ""
 
 
-def test_no_space_stops_before_anything_is_written(clips, tmp_path, monkeypatch):
-    usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(module("01_extract_features").shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(InputError, match="1e\\+03 B are free|1000 B are free"):
+def test_a_full_disk_stops_in_a_line_and_keeps_what_is_whole(clips, tmp_path, monkeypatch):
+    savez, saved = np.savez, []
+
+    def full(file, **arrays):
+        if len(saved) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        saved.append(savez(file, **arrays))
+
+    monkeypatch.setattr("basics.artifacts.np.savez", full)
+    with pytest.raises(InputError, match=r"\.npz cannot be written \(No space left on device\)"):
         extract("--videos", clips, "--features", tmp_path)
-    assert not tree(tmp_path)
+    assert len(tree(tmp_path)) == len(paths(tmp_path)) == 3
 
 
 @pytest.mark.parametrize(

@@ -284,10 +284,10 @@ def test_what_is_no_encoder_is_refused(presets, tmp_path):
         with pytest.raises(InputError, match=f"unknown encoder '{name}'; choose one of dct, mobilenet, siglip"):
             build_encoder(name)
     for name in ("dct", "siglip", str(presets["clip"])):
-        with pytest.raises(InputError, match=f"--encoder-weights is for mobilenet; {name} takes"):
+        with pytest.raises(InputError, match=f"--encoder-weights: not for the encoder {name}"):
             build_encoder(name, weights="some.h5")
-    for option in ({"layer": "pooled"}, {"dtype": "bfloat16"}):
-        with pytest.raises(InputError, match="not for dct"):
+    for option, flag in (({"layer": "pooled"}, "--layer"), ({"dtype": "bfloat16"}, "--encoder-dtype")):
+        with pytest.raises(InputError, match=f"{flag}: not for the encoder dct"):
             build_encoder("dct", **option)
 
 

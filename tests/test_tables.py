@@ -135,7 +135,9 @@ def pretend_tsigs(args):
     maps = np.stack([centres[name] + random.normal(size=(8, 8)) / 100 for name in names])
     kept["stratum"] = np.where(np.arange(len(names)) % 2, "odd", "even")
     kept |= dict(classes=np.array(classes), seen=np.array([name in seen for name in classes]), maps=maps)
-    np.savez(Path(args.run) / f"{args.level}_tsigs.npz", grand_mean=maps.mean(axis=0), **kept)
+    for key in ("", "frames_shuffled_", "untrained_") if args.controls else ("",):
+        kept |= {f"{key}maps": maps, f"{key}grand_mean": maps.mean(axis=0)}
+    np.savez(Path(args.run) / f"{args.level}_tsigs.npz", **kept)
     for what in ("unseen", "strata"):
         (Path(args.run) / f"{args.level}_tsigs_{what}.png").touch()
     row = dict(clips=1, classes=20.0, chance=0.05, accuracy=0.5, within=0.4, between=0.1)
@@ -519,13 +521,15 @@ def fold_runs(shift):
         arrays = {"maps": maps, "class": names, "group": groups, "split": np.full(16, "test")}
         train = {"maps": 0 * maps, "class": np.roll(names, 4), "group": groups, "split": np.full(16, "train")}
         arrays = {key: np.concatenate([values, train[key]]) for key, values in arrays.items()}
-        runs.append((None, None, arrays | {"grand_mean": mean if shift else 0 * mean}))
+        controls = {key: np.roll(arrays["maps"], fold, axis=0) for key in ("frames_shuffled_maps", "untrained_maps")}
+        means = dict.fromkeys(("grand_mean", "frames_shuffled_grand_mean", "untrained_grand_mean"), shift * mean)
+        runs.append((None, None, arrays | controls | means))
     return runs
 
 
 def test_signatures_are_found_although_folds_attend_differently():
-    found = tsigs.signature_tables(fold_runs(shift=True), seed=0)
-    assert found["trained"][0]["accuracy"] > 0.9 > 0.5 > found["labels permuted"][0]["accuracy"]
+    tables = tsigs.signature_tables(fold_runs(shift=True), seed=0)
+    assert tables["trained"][0]["accuracy"] > 0.9 > 0.5 > tables["labels permuted"][0]["accuracy"]
     assert tsigs.signature_tables(fold_runs(shift=False), seed=0)["trained"][0]["accuracy"] < 0.8
 
 

@@ -10,9 +10,12 @@ import pytest
 from small import RECIPE, untrained_run
 from stages import module, stage
 
-from basics.artifacts import write_json
+from basics.artifacts import read_arrays, write_json
 from basics.figures import plt
 from basics.running import InputError
+from basics.statistics import draw_groups
+from common import build_saga
+from experiments import tsigs as experiment
 from tokens.dataset import Row, Windows, features_file, read_index, write_features, write_index
 from training import signatures
 
@@ -66,8 +69,8 @@ def strata(features, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(features, run, strata):
-    """The metrics and arrays of the stage."""
-    metrics = call(features, run, "--strata", str(strata))
+    """The metrics and arrays of the stage, with strata and controls."""
+    metrics = call(features, run, "--strata", str(strata), "--controls")
     with np.load(run / "gen_tsigs.npz", allow_pickle=False) as arrays:
         return metrics, {key: arrays[key] for key in arrays}
 
@@ -79,7 +82,7 @@ def call(features, run, *more):
 # ---------------------------------------------------------------- maps
 
 
-def test_maps_are_means_over_heads_and_whole_windows(features, run, done):
+def test_maps_are_means_over_heads_and_full_windows(features, run, done):
     metrics, arrays = done
     model = keras.saving.load_model(run / "gen.keras", compile=False)
     per_class = {}
@@ -115,8 +118,8 @@ def test_maps_do_not_depend_on_batches_and_follow_the_order_of_frames(tmp_path):
         write_features(features_file(tmp_path, f"a/{i}"), tokens, np.zeros((len(tokens), 4)), np.ones((len(tokens), 4)))
         rows.append(Row(f"a/{i}", "a", f"a/{i}", features=tmp_path, windows=len(tokens)))
     windows, model, orders = Windows(rows), Recorder(), np.array([[1, 0, 2, 3], [3, 2, 1, 0], [0, 1, 2, 3]])
-    whole = np.array([0, 1, 3, 4, 5])  # not the middle window of the second clip
-    maps, sums = tsigs.attention_maps(model, windows, whole, np.array([0, -1, 1]), 2, orders)
+    full_windows = np.array([0, 1, 3, 4, 5])  # not the middle window of the second clip
+    maps, sums = tsigs.attention_maps(model, windows, full_windows, np.array([0, -1, 1]), 2, orders=orders)
     assert model.shape == (2, 4, 1, 1)  # the last batch is filled up
     means = [clips[0][0], (clips[1][0] + clips[1][2]) / 2, (clips[2][0] + clips[2][1]) / 2]
     for i in range(3):
@@ -125,12 +128,13 @@ def test_maps_do_not_depend_on_batches_and_follow_the_order_of_frames(tmp_path):
     np.testing.assert_allclose(sums[:, 0], maps[[0, 2]], atol=1e-6)  # label -1 is in no class
 
 
-def test_clips_without_a_whole_window_are_counted(done):
+def test_clips_without_a_full_window_are_counted(done):
     metrics, arrays = done
     for name, entry in metrics["per_class"].items():
-        asked = 24 if name == "WildScrape" else 14
-        short = len(range(0, asked, 3))  # the only window of every third clip is padded
-        assert (entry["seen"], entry["clips"], entry["short"]) == (asked == 14, asked - short, short)
+        selected = 24 if name == "WildScrape" else 14
+        padded = len(range(0, selected, 3))  # the only window of every third clip is padded
+        assert (entry["clips"], entry["clips_without_full_window"]) == (selected - padded, padded)
+        assert entry["seen"] == (selected == 14)
         assert entry["groups"] == len(set(arrays["group"][arrays["class"] == name]))
     assert "Real/0.mp4" not in arrays["video"] and arrays["seen"].tolist() == [True, True, True, False]
 
@@ -154,7 +158,7 @@ def random_groups(seed=0):
 def test_halves_share_no_group_and_keep_all_clips():
     labels, groups, random = random_groups()
     for _ in range(20):
-        (sides,) = signatures.halves(labels, groups, random)
+        (sides,) = signatures.split_groups_in_halves(labels, groups, random)
         for label, (first, second) in enumerate(sides):
             assert not set(groups[first]) & set(groups[second])
             assert sorted([*first, *second]) == [i for i in range(60) if labels[i] == label]
@@ -195,12 +199,14 @@ def test_bootstrap_draws_whole_groups():
     groups = np.array([7, 7, 7, 3, 3, 9, 5, 5])
     random, seen = np.random.default_rng(0), set()
     for _ in range(50):
-        drawn = signatures.resample(np.array([0, 1, 2, 3, 4, 5]), groups, random).tolist()
+        clips = np.arange(6)
+        drawn = np.repeat(clips, draw_groups(groups[clips], random)).tolist()
         times = {group: {drawn.count(i) for i in range(6) if groups[i] == group} for group in (7, 3, 9)}
         assert all(len(own) == 1 for own in times.values()) and not {6, 7} & set(drawn)
         assert sum(own.pop() for own in times.values()) == 3
         seen.add(tuple(sorted(drawn)))
     assert len(seen) > 5
+    assert not len(draw_groups(groups[:0], random))
 
 
 # ---------------------------------------------------------------- what is measured
@@ -215,7 +221,7 @@ def planted(strength, classes=4, clips=60, noise=0.3, common=1.0, seed=0):
     return maps.astype("float32"), common * shared, labels, np.arange(len(labels)) // 2
 
 
-def by_count(maps, grand_mean, labels, groups, sides=signatures.halves, repeats=60):
+def by_count(maps, grand_mean, labels, groups, sides=signatures.split_groups_in_halves, repeats=60):
     return {row["clips"]: row for row in signatures.measure(maps, grand_mean, labels, groups, sides, repeats, 0)}
 
 
@@ -307,35 +313,117 @@ def test_artifacts_have_all_keys_and_figures_show_something(run, done):
         assert min(image.shape[:2]) > 100 and image[..., :3].std() > 0.05
 
 
-def test_videos_that_strata_lack_or_invent_are_counted(done):
+def test_videos_that_strata_lack_or_invent_are_counted(features, strata, done, capsys):
     metrics, arrays = done
-    assert metrics["strata"]["unknown_videos"] == 2
+    rows = read_index(features)
+    names, source = signatures.name_strata(rows, rows, strata)
+    assert source == metrics["strata"]["source"] == "strata.csv" and "2 videos" in capsys.readouterr().out
+    assert set(names) == {"odd", "even", "none"}
     assert set(arrays["stratum"][arrays["class"] == "SVD"]) == {"none"}
     assert metrics["strata"]["clips"]["none"] == 9 and set(metrics["strata"]["clips"]) == {"odd", "even", "none"}
     assert all(row["classes"] <= 3 for row in metrics["tables"]["across strata"])
 
 
+def test_code_of_measuring_is_in_the_recipe_and_that_of_drawing_is_not(done):
+    code = done[0]["recipe"]["code"]
+    assert {"04_tsigs.py:attention_maps", "training/signatures.py:compare", "common.py:SAGA"} <= code.keys()
+    assert not [name for name in code if "draw_" in name or "print_" in name]
+
+
 def test_second_run_is_up_to_date_and_other_settings_raise(features, run, strata, done, tmp_path, capsys):
     before = (run / "gen_tsigs.npz").stat().st_mtime_ns
-    assert call(features, run, "--strata", str(shutil.copy(strata, tmp_path))) == done[0]
+    given = ["--controls", "--strata"]
+    assert call(features, run, *given, str(shutil.copy(strata, tmp_path))) == done[0]
     assert "up to date" in capsys.readouterr().out and (run / "gen_tsigs.npz").stat().st_mtime_ns == before
     with pytest.raises(InputError, match="other settings.*strata_sha256"):
-        call(features, run)
+        call(features, run, *given, "kmeans")
+    with pytest.raises(InputError, match="other settings.*controls"):
+        call(features, run, "--strata", str(strata))
     with pytest.raises(InputError, match="other settings.*seed"):
-        call(features, run, "--strata", str(strata), "--seed", "3")
+        call(features, run, *given, str(strata), "--seed", "3")
+
+
+def test_plain_run_leaves_out_controls_and_is_the_same_otherwise(features, run, done, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("gen_tsigs*"))
+    (copy / "gen_tsigs_strata.png").touch()  # of an earlier run
+    metrics, arrays = call(features, copy), read_arrays(copy / "gen_tsigs.npz")
+    assert metrics["tables"] == {"trained": done[0]["tables"]["trained"]}
+    assert metrics["strata"] == {"source": None, "clips": {"none": metrics["videos"]}}
+    assert (copy / "gen_tsigs_unseen.png").exists() and not (copy / "gen_tsigs_strata.png").exists()
+    for key, values in arrays.items():
+        if key not in ("recipe", "stratum"):
+            np.testing.assert_array_equal(values, done[1][key])
+    more = {f"{name}_{what}" for name in ("frames_shuffled", "untrained") for what in ("maps", "grand_mean")}
+    assert done[1].keys() - arrays.keys() == more
+
+
+def test_artifact_has_the_maps_of_controls(features, run, done):
+    metrics, arrays = done
+    model = keras.saving.load_model(run / "gen.keras", compile=False)
+    place = arrays["video"].tolist().index("Pika/1.mp4")
+    with np.load(features_file(features, "Pika/1.mp4")) as clip:
+        tokens = np.float32(clip["tokens"])  # (2, L, T, D), no padding
+    count = metrics["videos"] + metrics["grand_mean_clips"]
+    orders = np.random.default_rng(0).permuted(np.tile(np.arange(8), (count, 1)), axis=1)  # one is that of the clip
+    attention = np.asarray(model.predict_on_batch(np.concatenate([tokens[:, order] for order in orders]))["attention"])
+    maps = attention.reshape(count, 2, 12, 8, 8).mean(axis=(1, 2))
+    assert np.abs(maps - arrays["frames_shuffled_maps"][place]).max(axis=(1, 2)).min() < 1e-6
+    keras.utils.set_random_seed(0)
+    fresh = build_saga(**model.config)
+    attention = np.asarray(fresh.predict_on_batch(tokens)["attention"])
+    np.testing.assert_allclose(arrays["untrained_maps"][place], attention.mean(axis=(0, 1)), atol=1e-6)
+    labels = np.array([arrays["classes"].tolist().index(name) for name in arrays["class"]])
+    groups = np.unique(arrays["group"], return_inverse=True)[1]
+    for name in ("frames_shuffled", "untrained"):
+        maps, grand_mean = arrays[f"{name}_maps"], arrays[f"{name}_grand_mean"]
+        np.testing.assert_allclose(maps.sum(axis=-1), 1, atol=1e-5)
+        table = signatures.measure(maps, grand_mean, labels, groups, signatures.split_groups_in_halves, 5, 0)
+        assert table == metrics["tables"][name.replace("_", " ")]
 
 
 def test_stand_in_for_content_is_named_as_one(features, run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("gen_tsigs*"))
-    metrics = call(features, copy, "--no-controls", "--splits", "train,val,test", "--limit", "6")
+    metrics = call(features, copy, "--controls", "--strata", "kmeans", "--splits", "train,val,test", "--limit", "6")
     assert metrics["strata"]["source"] == "k-means of the mean token, a stand-in for content"
     assert set(metrics["strata"]["clips"]) == {"cluster 1", "cluster 2", "cluster 3"}
-    assert set(metrics["tables"]) == {"trained", "across strata"} and set(metrics["splits"]) == {"train", "val", "test"}
+    assert "across strata" in metrics["tables"] and set(metrics["splits"]) == {"train", "val", "test"}
     assert (copy / "gen_tsigs_strata.png").exists() and not (copy / "gen_tsigs_unseen.png").exists()
     assert metrics["used"] < metrics["videos"]  # train clips of the grand mean are drawn but not matched
-    without = call(features, copy, "--no-controls", "--strata", "none", "--overwrite")
-    assert set(without["tables"]) == {"trained"} and (copy / "gen_tsigs_unseen.png").exists()
-    assert not (copy / "gen_tsigs_strata.png").exists()  # that of the run before
+
+
+def test_strata_of_the_index_are_drawn_without_a_flag(features, run, tmp_path):
+    copy = shutil.copytree(features, tmp_path / "copy")
+    free = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("gen_tsigs*"))
+    rows = [row._replace(stratum="cats" if i % 2 else "dogs") for i, row in enumerate(read_index(copy))]
+    write_index(copy / "index-1-of-1.csv", rows)
+    metrics = call(copy, free)
+    assert metrics["strata"]["source"] == "the index" and set(metrics["strata"]["clips"]) == {"cats", "dogs"}
+    assert set(metrics["tables"]) == {"trained"} and (free / "gen_tsigs_strata.png").exists()
+
+
+# ---------------------------------------------------------------- experiments
+
+
+def test_experiments_measure_pooled_folds_on_the_artifacts(features, run, tmp_path, monkeypatch):
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("gen_tsigs*"))
+    metrics = call(features, copy, "--splits", "train,test,unseen", "--controls")
+    runs = [(copy, metrics, read_arrays(copy / "gen_tsigs.npz"))]
+    monkeypatch.setattr(experiment, "REPEATS", 5)
+    monkeypatch.setattr(experiment, "stage", None)  # no model runs again
+    assert experiment.signature_tables(runs, seed=0) == metrics["tables"]
+    (_, _, arrays), test = runs[0], runs[0][2]["split"] == "test"
+    half = np.isin(arrays["group"], np.unique(arrays["group"])[::2])
+    folds = [(None, None, {**arrays, "split": np.where(own & test, "test", "train")}) for own in (half, ~half)]
+    pooled = experiment.signature_tables(folds, seed=0)
+    assert list(pooled) == ["trained", "frames shuffled", "untrained", "labels permuted"]
+    order = np.concatenate([np.flatnonzero(half & test), np.flatnonzero(~half & test)])
+    labels, groups = (np.unique(arrays[key][order], return_inverse=True)[1] for key in ("class", "group"))
+    for name, key in {"trained": "", "frames shuffled": "frames_shuffled_", "untrained": "untrained_"}.items():
+        maps = arrays[f"{key}maps"][order] - arrays[f"{key}grand_mean"]
+        table = signatures.measure(
+            maps, np.zeros((8, 8)), labels, groups, signatures.split_groups_in_halves, repeats=5, seed=0
+        )
+        assert pooled[name] == table and table
 
 
 # ---------------------------------------------------------------- bad input
@@ -351,7 +439,7 @@ def test_wrong_arguments_end_with_status_2():
 
 def fails(features, run, *more):
     with pytest.raises(InputError) as raised:  # noqa: PT011
-        call(features, run, "--no-controls", *more)
+        call(features, run, *more)
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
@@ -384,7 +472,7 @@ def test_features_that_do_not_fit_the_run_raise(features, run, strata, tmp_path)
     write_json(copy / "recipe.json", RECIPE | {"git": "another"})
     rows = read_index(copy)
     write_index(copy / "index-1-of-1.csv", [row for row in rows if row.path not in ("SVD/1.mp4", "SVD/2.mp4")])
-    assert "lacks 2 videos" in (message := fails(copy, free)) and "SVD/1.mp4; run 03" in message
+    assert "lacks SVD/1.mp4 of" in fails(copy, free)
     write_index(copy / "index-1-of-1.csv", rows)
     features_file(copy, "SVD/1.mp4").write_bytes(b"junk")
     assert "SVD/1.mp4.npz: damaged" in fails(copy, free)

@@ -17,13 +17,11 @@ from stages import stage as run_stage
 
 from basics import statistics
 from basics.artifacts import make_recipe, read_arrays, write_arrays, write_json
-from basics.figures import plt
-from basics.optimize import add_l2, minimize_lbfgs, stop_early
 from basics.running import ROOT, InputError
+from basics.statistics import minimize_lbfgs, stop_early
 from tokens.dataset import Row, features_file, write_features, write_index
-from tokens.generators import load_generators
-from tokens.images import Images, on_disk, read_images
-from tokens.split import assign_roles, resolve_roles
+from tokens.generators import TABLE
+from tokens.images import Images, assign_roles, on_disk, read_images, resolve_roles, standardize
 
 stage = module("05_wild_constrained")
 RECIPE = {"encoder": "invented", "frames": 8, "tokens": 2, "dim": 6, "simulated": True}
@@ -63,12 +61,14 @@ def test_gradient_of_the_penalised_loss_is_its_slope():
     labelled, _ = problem()
 
     def loss(theta):
-        return add_l2(theta, *stage.mean_bce(theta, labelled), 0.3)
+        return stage.mean_bce(theta, labelled, 0.3)
 
     theta, step = np.random.default_rng(1).normal(size=6), 1e-6
     slopes = [(loss(theta + step * axis)[0] - loss(theta - step * axis)[0]) / (2 * step) for axis in np.eye(6)]
     np.testing.assert_allclose(loss(theta)[1], slopes, atol=1e-8)
-    assert add_l2(np.array([0.0, 0.0, 5.0]), 0.0, 0.0, 1.0)[0] == 0  # the bias is not penalised
+    batch, theta = [(np.zeros((1, 2)), np.ones(1))], np.array([0.0, 2.0, 5.0])
+    penalty = stage.mean_bce(theta, batch, 1.0)[0] - stage.mean_bce(theta, batch)[0]
+    assert penalty == pytest.approx(2)  # of the weights; the bias has none
 
 
 def test_losses_of_certain_logits_are_finite():
@@ -84,7 +84,7 @@ def test_constrained_optimum_is_that_of_slsqp(seed, tau, l2):
     labelled, pool = problem(seed)
     baseline = stage.fit_baseline(labelled, l2, np.zeros(6))
     allowed = tau * naive_bce(baseline, labelled[0])
-    found, history = stage.fine_tune(baseline, labelled, pool, l2, tau)
+    found, rounds = stage.fine_tune(baseline, allowed, labelled, pool, l2)
 
     def bce(theta, batch):
         vectors, non_target = batch
@@ -100,15 +100,16 @@ def test_constrained_optimum_is_that_of_slsqp(seed, tau, l2):
     assert objective(found) == pytest.approx(oracle.fun, rel=0.01)
     assert naive_bce(found, labelled[0]) <= allowed + 1e-3
     assert objective(found) < objective(baseline)
-    assert history[-1]["labelled_loss"] == pytest.approx(naive_bce(found, labelled[0]), abs=1e-3)
+    assert rounds[-1]["constraint"] == pytest.approx(naive_bce(found, labelled[0]) - allowed)
+    assert rounds[-1]["objective"] == pytest.approx(objective(found))
 
 
 def test_constraint_that_never_binds_has_no_multiplier():
     labelled, pool = problem()
     baseline = stage.fit_baseline(labelled, 0.1, np.zeros(6))
-    free = minimize_lbfgs(lambda theta: add_l2(theta, *stage.mean_bce(theta, pool), 0.1), baseline)
-    found, history = stage.fine_tune(baseline, labelled, pool, 0.1, tau=1000.0)
-    assert history[-1]["multiplier"] == 0
+    free = minimize_lbfgs(lambda theta: stage.mean_bce(theta, pool, 0.1), baseline)
+    found, rounds = stage.fine_tune(baseline, 1000.0, labelled, pool, 0.1)
+    assert rounds[-1]["multiplier"] == 0
     np.testing.assert_allclose(found, free, atol=1e-3)
 
 
@@ -124,8 +125,8 @@ def test_baseline_is_scikit_learns_logistic_regression():
 def test_wild_loss_alone_collapses_to_always_non_target_and_the_constraint_prevents_it():
     labelled, pool = problem(labelled=300, unlabelled=300, apart=3.0)
     baseline = stage.fit_baseline(labelled, 0.001, np.zeros(6))
-    alone = minimize_lbfgs(lambda theta: add_l2(theta, *stage.mean_bce(theta, pool), 0.001), baseline)
-    constrained, _ = stage.fine_tune(baseline, labelled, pool, 0.001, 1.1)
+    alone = minimize_lbfgs(lambda theta: stage.mean_bce(theta, pool, 0.001), baseline)
+    constrained, _ = stage.fine_tune(baseline, 1.1 * naive_bce(baseline, labelled[0]), labelled, pool, 0.001)
     target = labelled[0][0][labelled[0][1] == 0]
     recall = [np.mean(stage.logits_of(theta, target) < 0) for theta in (baseline, alone, constrained)]
     assert recall[1] == 0
@@ -235,7 +236,7 @@ def invented(generators=("T", "Real", "K", "W", "U"), clips=40, frames=2, width=
 
 def resolved(images, target="T", known=("Real", "K"), wild=("W",), unseen=("U",), table=None):
     named = {"target": [target], "known": list(known), "wild": list(wild), "unseen": list(unseen)}
-    return resolve_roles(images, named, table or load_generators())
+    return resolve_roles(images, named, table or TABLE)
 
 
 def assigned(images, counts=COUNTS, seed=0, **roles):
@@ -248,7 +249,7 @@ def assigned(images, counts=COUNTS, seed=0, **roles):
 def test_aliases_of_the_given_table_are_known(tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("name,aliases,task,sd_version,team\nReal,,Real,Real,Real\nT,Tee,T2V,Unknown,Nobody\n")
-    roles = resolved(invented(frames=1), target="tee", table=load_generators(table))
+    roles = resolved(invented(frames=1), target="tee", table=table)
     assert roles["target"] == ["T"] and roles["known"] == ["Real", "K"]
 
 
@@ -356,15 +357,13 @@ def test_target_of_one_group_has_a_fifth_of_its_clips_in_val():
 # ---------------------------------------------------------------- 05 on small features
 
 
+draw_results = stage.draw_results
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """A short bootstrap, and figures that are not drawn: they would take most of the time."""
-
-    def save_figure(figure, path):
-        path.touch()
-        plt.close(figure)
-
-    monkeypatch.setattr("basics.figures.save_figure", save_figure)
+    """A short bootstrap, and no figures: they would take most of the time."""
+    monkeypatch.setattr(stage, "draw_results", lambda *given: None)
     monkeypatch.setattr(stage, "ranking_table", partial(statistics.ranking_table, repeats=10))
 
 
@@ -422,7 +421,7 @@ def test_frames_are_read_evenly_spread_and_without_padding(small):
 def test_stage_five_runs_without_keras_and_draws(trained):
     place, out = trained
     assert out.splitlines()[-1] == "False"
-    assert "unseen  U" in out and "finds" in out
+    assert "unseen  U" in out and "recall" in out
     pictures = [place / name for name in ("wild_scores.png", "wild_curves.png")]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
 
@@ -471,6 +470,25 @@ def test_same_command_is_up_to_date_also_after_overwrite(small, tmp_path, capsys
         run(small, tmp_path, *more, "--tau", "3")
 
 
+def test_edited_method_is_other_code(small, tmp_path):
+    run(small, tmp_path, "--l2", "0.01")
+    saved = json.loads((tmp_path / "wild.json").read_text())
+    code = saved["recipe"]["code"]
+    solver, roles = "basics/statistics.py:minimize_constrained", "tokens/images.py:choose_images"
+    assert {"05_wild_constrained.py:mean_bce", solver, roles} < code.keys()
+    write_json(tmp_path / "wild.json", saved | {"recipe": saved["recipe"] | {"code": code | {solver: "edited"}}})
+    with pytest.raises(InputError, match="other code .basics/statistics.py:minimize_constrained.*--overwrite"):
+        run(small, tmp_path, "--l2", "0.01")
+
+
+def test_figures_without_known_test_images_are_drawn(tmp_path):
+    random = np.random.default_rng(0)
+    scores = {method: {name: random.normal(size=5) for name in "TOP"} for method in stage.METHODS}
+    draw_results(scores, {"target": ["T"], "known": ["K"], "unseen": ["O", "P"]}, "T against others", tmp_path)
+    for name in ("wild_scores.png", "wild_curves.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
 def test_edited_generator_table_is_another_setting(small, tmp_path):
     table = tmp_path / "table.csv"
     table.write_bytes((ROOT / "generators.csv").read_bytes())
@@ -489,7 +507,7 @@ def test_counts_of_wild_generators_are_taken_by_name(small, tmp_path):
 
 def test_applied_scores_are_the_classifiers(trained, small):
     place, _ = trained
-    run_stage("05_wild_constrained", "--run", place, "--apply", small, "--batch-size", 7)
+    run_stage("05_wild_constrained", "--run", place, "--apply", small, "--wild-batch", 7)
     with open(place / "wild_applied.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     arrays, images = read_arrays(place / "wild_classifier.npz"), read_images(small)
@@ -521,7 +539,7 @@ def test_unreadable_vectors_raise(tmp_path):
     with pytest.raises(InputError, match=r"K/9.mp4.npz: 4 wide, the recipe says 6"):
         read_images(tmp_path)
     write_features(damaged, tokens * np.nan, times, valid)
-    with pytest.raises(InputError, match="K/9.mp4 is not finite"):
+    with pytest.raises(InputError, match=r"K/9.mp4.npz: a vector is not finite"):
         read_images(tmp_path)
     write_features(damaged, tokens, times, valid * False)
     with pytest.raises(InputError, match=r"K/9.mp4.npz: every frame is padding"):
@@ -566,8 +584,8 @@ def test_wrong_flag_exits_with_two(flags):
     assert error.value.code == 2
 
 
-def test_batch_size_bounds_the_wild_images_in_memory(small, tmp_path):
-    few, many = (run(small, tmp_path / size, "--l2", "0.01", "--batch-size", size) for size in ("3", "1000"))
+def test_wild_batch_bounds_the_wild_images_in_memory(small, tmp_path):
+    few, many = (run(small, tmp_path / size, "--l2", "0.01", "--wild-batch", size) for size in ("3", "1000"))
     for key in ("labelled_loss", "wild_loss"):
         assert few["training"]["constrained"][key] == pytest.approx(many["training"]["constrained"][key], abs=2e-3)
     images, read = invented(), []
@@ -578,7 +596,7 @@ def test_batch_size_bounds_the_wild_images_in_memory(small, tmp_path):
             return np.asarray(self)[places]
 
     places = {"labelled": np.arange(4), "wild": np.arange(100, 111)}
-    vectors, _, _ = stage.standardize(images.vectors.view(Counted), places, 3)
+    vectors, _, _ = standardize(images.vectors.view(Counted), places, 3)
     assert read == [4, 4, 3, 3, 3, 2]
     assert isinstance(vectors["wild"], np.memmap) and vectors["wild"].shape == (11, 6)
 

@@ -6,8 +6,10 @@ tokens = map_tokens(features_file("features/zoo", "SVD/a.mp4"))   (S, L, T, D), 
 """
 
 import hashlib
+import json
 import math
 import struct
+import tempfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +44,7 @@ class Row(NamedTuple):
 
 
 INDEX_FIELDS = Row._fields[:13]
+LARGE = 1 << 28  # bytes of a clip's tokens that are held in memory
 EXTRACT_AGAIN = "delete it and run 01 again"
 
 # ---------------------------------------------------------------- the index
@@ -52,55 +55,28 @@ def write_index(path, rows: list[Row]):
     write_csv(path, INDEX_FIELDS, [row._asdict() for row in sorted(rows, key=lambda row: row.path)])
 
 
-def index_files(features) -> list[Path]:
-    """The parts of a features folder's index, the oldest first."""
-    return sorted(Path(features).glob("index-*-of-*.csv"), key=lambda file: file.stat().st_mtime)
-
-
 def read_index(features) -> list[Row]:
-    """All shards' index rows of a features folder, one per video, sorted by path.
+    """All parts' index rows of a features folder, one per video (of two, the newer), sorted by path.
 
-    A row without an error wins over one with it, then the newer file. Raises InputError naming the folder when there
-    is no index, or the file when a column is missing.
+    Raises InputError naming the folder when there is no index or one of other parts than 1 to n of n, the file when a
+    column is missing.
     """
-    files = index_files(features)
+    files = sorted(Path(features).glob("index-*-of-*.csv"), key=lambda file: file.stat().st_mtime)
     if not files:
         raise InputError(f"{features}: no index-*.csv; run 01_extract_features.py --features {features} first")
+    found = {file.name for file in files}
+    if found != {f"index-{part}-of-{len(files)}.csv" for part in range(1, len(files) + 1)}:
+        raise InputError(
+            f"{features}: {', '.join(sorted(found))}: not all parts of an index; run 01 for each --shard I/N"
+        )
     rows = {}
-    for path in files:
-        for row in read_rows(path):
-            if not row.error or rows.get(row.path, row).error:
-                rows[row.path] = row
+    for file in files:
+        for number, row in enumerate(read_csv(file, INDEX_FIELDS, "run 01 again"), 2):
+            if not row["windows"].isdecimal():
+                raise InputError(f"{file}, row {number}: windows is {row['windows']!r}; run 01 again")
+            values = {key: row[key] for key in INDEX_FIELDS} | {"windows": int(row["windows"])}
+            rows[row["path"]] = Row(**values)
     return [rows[path] for path in sorted(rows)]
-
-
-def read_rows(path) -> list[Row]:
-    """The rows of one part of an index, "windows" as a number."""
-    rows = read_csv(path, INDEX_FIELDS, "run 01 again")
-    for number, row in enumerate(rows, 2):
-        if not row["windows"].isdecimal():
-            raise InputError(f"{path}, row {number}: windows is {row['windows']!r}; {EXTRACT_AGAIN}")
-    return [Row(**{key: row[key] for key in INDEX_FIELDS} | {"windows": int(row["windows"])}) for row in rows]
-
-
-def add_to_index(path, rows):
-    """Add rows to this shard's part of the index."""
-    there = read_rows(path) if path.exists() else []
-    write_index(path, {row.path: row for row in [*there, *rows]}.values())
-
-
-def forget_renamed(rows, old, folder):
-    """Drop what the folder holds of videos that now have another path, because their generator was renamed."""
-    paths, sources = {row.path for row in rows}, {row.source for row in rows}
-    gone = {path for path, row in old.items() if row.source in sources and path not in paths}
-    if not gone:
-        return
-    print(f"{len(gone)} videos have another generator now; what was kept under the old one is dropped")
-    for index in index_files(folder):
-        write_index(index, [row for row in read_rows(index) if row.path not in gone])
-    for path in gone:
-        features_file(folder, path).unlink(missing_ok=True)
-        del old[path]
 
 
 def index_digest(rows) -> str:
@@ -116,9 +92,18 @@ def features_recipe(folder) -> dict:
     return read_json(Path(folder) / "recipe.json", ("frames", "tokens", "dim"))
 
 
+SAME_TOKENS = ("simulated", "preset")  # all else in a recipe of features decides about the tokens
+
+
 def other_tokens(one: dict, other: dict) -> list[str]:
     """In what two recipes of features make tokens that cannot be compared: encoder, layer, sizes, equalizing, ..."""
-    return differing(one, other, besides=("simulated", "preset"))
+    return differing(one, other, besides=SAME_TOKENS)
+
+
+def tokens_digest(recipe: dict) -> str:
+    """One name for all in a recipe of features that decides about the tokens; each features file keeps it."""
+    kept = {key: recipe[key] for key in recipe.keys() - {"versions", "git", *SAME_TOKENS}}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def usable(rows, features):
@@ -146,25 +131,32 @@ def features_file(features, path: str) -> Path:
     return Path(features) / f"{path}.npz"
 
 
-def write_features(path, tokens, times, valid):
-    """Save tokens (S, L, T, D) float16, times (S, L) in seconds, valid (S, L) bool, uncompressed and whole."""
+def write_features(path, tokens, times, valid, row: Row | None = None, recipe=""):
+    """Save tokens (S, L, T, D) float16, times (S, L) in seconds, valid (S, L) bool, uncompressed and whole.
+
+    01 adds the clip's own index row and the tokens_digest of the recipe that made it.
+    """
     arrays = {"tokens": np.asarray(tokens, np.float16), "times": np.asarray(times), "valid": np.asarray(valid, bool)}
+    if row:
+        arrays["row"] = {key: getattr(row, key) for key in INDEX_FIELDS} | {"recipe": recipe}
     write_arrays(path, arrays)
 
 
-def make_windows(tokens, times, frames: int):
-    """Cut a video's tokens (N, T, D) and times (N,) into windows of `frames` (L); the last frame repeats as padding.
+def read_row(path) -> tuple[Row, str]:
+    """The index row in a features file, and the digest of the recipe that made it."""
+    row = read_arrays(path, ("row",), EXTRACT_AGAIN)["row"]
+    if row.keys() != {*INDEX_FIELDS, "recipe"}:
+        raise InputError(f"{path}: its row has other columns; {EXTRACT_AGAIN}")
+    recipe = row.pop("recipe")
+    return Row(**row), recipe
 
-    Returns tokens (S, L, T, D), times (S, L) and valid (S, L), which is False on padding. Tokens that already have
-    room for the padding are filled in place, so that an hour of video is not copied.
-    """
-    count = len(times)
-    number = np.arange(math.ceil(count / frames) * frames).reshape(-1, frames)  # (S, L)
-    held = np.minimum(number, count - 1)
-    if len(tokens) < number.size:
-        tokens = np.asarray(tokens)[held.ravel()]
-    tokens[count : number.size] = tokens[count - 1]
-    return tokens[: number.size].reshape(*number.shape, *tokens.shape[1:]), np.asarray(times)[held], number < count
+
+def room_for_tokens(shape, folder) -> np.ndarray:
+    """Room for tokens of a shape, float16: in memory, or above LARGE bytes in a file in `folder` that ends with it."""
+    if 2 * math.prod(shape) <= LARGE:
+        return np.empty(shape, np.float16)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, np.float16, "w+", shape=shape)
 
 
 def map_tokens(path) -> np.ndarray:
@@ -217,7 +209,7 @@ class Windows:
     are held in memory when they fit in `memory` bytes and otherwise read one by one from the files.
     """
 
-    def __init__(self, rows: list[dict], memory: int = 2 << 30):
+    def __init__(self, rows: list[Row], memory: int = 2 << 30):
         self.rows = rows
         self.video = np.repeat(np.arange(len(rows)), [row.windows for row in rows])
         self.offset = window_numbers(self.video)

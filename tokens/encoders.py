@@ -1,12 +1,12 @@
-"""The frozen encoders, and videos through them: decoded ahead on threads, encoded in batches across videos.
+"""The frozen encoders, and clips through them: decoded ahead on threads, encoded in batches across clips.
 
-    encoder = BlockDCT()
-    for number, video in encode_videos(["a.mp4", "b.gif"], encoder): video.tokens     (S, L, T, D)
+    encoder = ENCODERS["dct"]()
+    def read(file): yield "all", [encoder.prepare(frame) for _, frame in sample_frames(file)]
+    for file, part, tokens in encode_clips(["a.mp4", "b.gif"], read, encoder): ...     tokens (N, T, D)
 
 An encoder is any object with `name`, `tokens` (T), `dim` (D), `recipe` (a dict: what else its tokens depend on),
 `prepare(frame)`, which makes an array of an RGB uint8 frame (H, W, 3) on the threads that decode, and `encode(list of
-prepared frames)` -> (N, T, D), in the main thread. The block DCT is here, the pretrained ones
-and the choice by name are in pretrained.py.
+prepared frames)` -> (N, T, D), in the main thread. The block DCT is here; pretrained.py adds its own to ENCODERS.
 """
 
 import functools
@@ -14,19 +14,14 @@ import itertools
 import math
 import os
 import queue
-import tempfile
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from collections import deque
 
 import cv2
 import numpy as np
 import scipy.fft
 
 from basics.running import InputError
-from tokens.dataset import make_windows
-from tokens.videos import Video
-from tokens.writing import equalize
 
 # ---------------------------------------------------------------- block-DCT statistics
 
@@ -60,12 +55,15 @@ class BlockDCT:
         return (block_statistics(frame) - SHIFT) / SCALE  # (T, D)
 
     def encode(self, prepared):
-        return pool_tokens(np.stack(prepared), self.pool)  # (N, T, D)
+        tokens = np.stack(prepared)  # (N, T, D)
+        return tokens if self.pool == 1 else pool_tokens(tokens, self.pool)
 
 
 def block_statistics(frame):
     """Raw statistics (T, D) of an RGB frame (H, W, 3)."""
-    frame = pad_to_smallest(frame)
+    if min(frame.shape[:2]) < SMALLEST:
+        below, right = (max(0, SMALLEST - size) for size in frame.shape[:2])
+        frame = cv2.copyMakeBorder(frame, 0, below, 0, right, cv2.BORDER_REPLICATE)
     height, width = (size // BLOCK * BLOCK for size in frame.shape[:2])
     step = max(1, STRIP_PIXELS // width // (2 * BLOCK)) * 2 * BLOCK  # whole blocks of luma and of halved chroma
     means = [[], [], []]  # luma, Cb, Cr: (block rows, 4, 129) of each strip
@@ -114,11 +112,6 @@ def region_matrix(blocks: int):
     return (member / member.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def pad_to_smallest(frame):
-    below, right = (max(0, SMALLEST - size) for size in frame.shape[:2])
-    return cv2.copyMakeBorder(frame, 0, below, 0, right, cv2.BORDER_REPLICATE) if below or right else frame
-
-
 def band_matrix():
     """(64, 6): averages coefficients (u, v) of u + v = 1-2, 3-4, 5-6, 7-8, 9-10 and 11-14."""
     diagonal = np.add.outer(np.arange(BLOCK), np.arange(BLOCK)).ravel()
@@ -159,162 +152,74 @@ def pooled_tokens(grid: int, pool: int) -> int:
 
 def pool_tokens(tokens, pool: int):
     """Average tokens (N, T, D) of a square grid over pool x pool neighbours."""
-    if pool == 1:
-        return tokens
     count, side, dim = len(tokens), math.isqrt(tokens.shape[1]), tokens.shape[2]
     grid = tokens.reshape(count, side // pool, pool, side // pool, pool, dim)
     return grid.mean(axis=(2, 4)).reshape(count, -1, dim)
 
 
+# ---------------------------------------------------------------- the encoders by name
+
+# What makes the encoder of a name, from those of the options pool, layer, weights and dtype that it has.
+ENCODERS = {"dct": BlockDCT}
 DTYPES = ("float32", "bfloat16", "mixed_bfloat16", "float16", "mixed_float16")
 
 
-# ---------------------------------------------------------------- videos through an encoder
-
-CHUNK = 32  # frames that a thread hands over at a time
-LARGE = 1 << 28  # bytes of tokens above which a video's are gathered on disk, not in memory
+# ---------------------------------------------------------------- clips through an encoder
 
 
-class Encoded(NamedTuple):
-    tokens: np.ndarray  # (S, L, T, D) float16
-    times: np.ndarray  # (S, L) seconds
-    valid: np.ndarray  # (S, L): False where the last frame is repeated as padding
-    info: dict[str, str]  # fps, size, length, container, codec
-    damaged: bool  # the end could not be decoded
+def encode_clips(clips, read, encoder, batch=64, threads=None):
+    """Yield (clip, part, tokens (n, T, D)) for the (part, n prepared frames) that `read(clip)` yields on a thread.
 
-
-class Gathered:
-    """A video's tokens as they come back from the encoder: in memory, or in a file that is already deleted."""
-
-    def __init__(self, info, count, frames, encoder, spill):
-        shape = (-(-count // frames) * frames, encoder.tokens, encoder.dim)  # padding included
-        self.info, self.count, self.frames, self.filled, self.times = info, count, frames, 0, []
-        if 2 * math.prod(shape) <= LARGE:
-            self.tokens = np.empty(shape, np.float16)
-        else:
-            with tempfile.TemporaryFile(dir=spill) as file:
-                self.tokens = np.memmap(file, np.float16, "w+", shape=shape)
-
-    def add(self, tokens):
-        self.tokens[self.filled] = tokens
-        self.filled += 1
-
-    def encoded(self):
-        windows = make_windows(self.tokens, self.times, self.frames)
-        return Encoded(*windows, self.info, damaged=len(self.times) < self.count)
-
-
-def encode_videos(files, encoder, fps=8, frames=8, size=None, batch_size=64, threads=None, spill=None):
-    """Yield (number of the file, Encoded or the exception that it raised), in order of completion.
-
-    With `size` every clip is first equalized. Tokens of long videos are gathered in the folder `spill`.
+    The parts of a clip come in order, those of several clips mixed; a part is whatever the caller wants to find again,
+    and may have no frames. The encoder gets `batch` frames at a time, of several clips. Where `read` raises, the
+    exception is the clip's last part, without tokens, and the other clips go on.
     """
-    gathered = {}
-
-    def read(number):
-        return prepare_video(files[number], encoder, fps, frames, size)
-
-    for number, kind, content in encode_frames(read, len(files), encoder, batch_size, threads):
-        if kind == "info":
-            gathered[number] = Gathered(*content, frames, encoder, spill)
-        elif kind == "times":
-            gathered[number].times += content
-        elif kind == "tokens":
-            gathered[number].add(content)
-        elif kind == "end":
-            yield number, gathered.pop(number).encoded()
-        else:
-            gathered.pop(number, None)
-            yield number, content
+    waiting, frames, tokens = deque(), [], []  # (clip, part, n); their prepared frames; the frames' tokens (T, D)
+    for item in itertools.chain(decode_ahead(clips, read, threads or os.cpu_count()), [None]):
+        if item is not None:
+            clip, part, prepared = item
+            waiting.append((clip, part, len(prepared)))
+            frames += prepared
+        while len(frames) >= batch or (frames and item is None):  # the last batch may be smaller
+            tokens.extend(encoder.encode(frames[:batch]))
+            del frames[:batch]
+        while waiting and len(tokens) >= waiting[0][2]:
+            clip, part, count = waiting.popleft()
+            yield clip, part, np.stack(tokens[:count]) if count else []
+            del tokens[:count]
 
 
-def encode_frames(read, count, encoder, batch_size=64, threads=None):
-    """Yield the messages (number, kind, content) of read(0) to read(count - 1), which run on threads; instead of
-    "frames", prepared ones, come "tokens" (T, D), one frame at a time in order, encoded in batches across files.
+def decode_ahead(clips, read, threads):
+    """Yield (clip, part, prepared frames) as `threads` come by them, each at work on a clip of its own.
 
-    Of each number the last message is "end", once all its tokens came, or "error" with an exception.
+    The queue is bounded: the threads wait for the encoder, however long a clip is.
     """
-    waiting, ended = [], []  # (number, prepared frame); numbers whose last frames wait
+    clips = list(clips)
+    running = min(threads, len(clips))
+    upcoming, found, stop = iter(clips), queue.Queue(2 * running), threading.Event()
 
-    def encode(size):
-        batch, waiting[:] = waiting[:size], waiting[size:]
-        tokens = encoder.encode([frame for _, frame in batch])  # (N, T, D)
-        for (number, _), one in zip(batch, tokens, strict=True):
-            yield number, "tokens", one
-
-    for number, kind, content in read_ahead(read, count, threads or os.cpu_count()):
-        if kind == "frames":
-            waiting += [(number, frame) for frame in content]
-        elif kind == "end":
-            ended.append(number)
-        else:
-            if kind == "error":
-                waiting[:] = [item for item in waiting if item[0] != number]
-            yield number, kind, content
-        while len(waiting) >= batch_size:
-            yield from encode(batch_size)
-        for done in [number for number in ended if all(number != other for other, _ in waiting)]:
-            ended.remove(done)
-            yield done, "end", None
-    if waiting:
-        yield from encode(len(waiting))
-    yield from ((number, "end", None) for number in ended)
-
-
-def prepare_video(file, encoder, fps, frames, size):
-    """Yield a video's messages: "info" with the number of samples, "times" and "frames" in chunks."""
-    if size:
-        with Video(file) as video:
-            file = equalize(video.sample(fps), size, fps, frames)
-    with Video(file) as video:
-        yield "info", (video.facts(), len(video.numbers(fps)))
-        samples = video.sample(fps)
-        while chunk := list(itertools.islice(samples, CHUNK)):
-            yield "times", [seconds for seconds, _ in chunk]
-            yield "frames", [encoder.prepare(frame) for _, frame in chunk]
-
-
-class StoppedError(Exception):
-    """The main thread has ended, and so does one that reads."""
-
-
-def read_ahead(read, count, threads):
-    """Yield (number, *message) of the messages that read(0) to read(count - 1) yield on threads, then (number, "end").
-
-    The queue is bounded: the threads wait for the encoder, however long a video is. An exception becomes the message
-    "error": whatever is wrong with one file, the others go on.
-    """
-    messages, stop = queue.Queue(2 * threads), threading.Event()
-
-    def put(*message):
-        while not stop.is_set():
-            try:
-                return messages.put(message, timeout=0.5)
-            except queue.Full:
-                continue
-        raise StoppedError
-
-    def work(number):
+    def work():
         try:
-            for message in read(number):
-                put(number, *message)
-            put(number, "end", None)
-        except StoppedError:
-            return
-        except Exception as error:
-            put(number, "error", error)
+            for clip in upcoming:  # each thread takes the next one
+                try:
+                    for part, prepared in read(clip):
+                        found.put((clip, part, prepared))
+                        if stop.is_set():
+                            return
+                except Exception as error:
+                    found.put((clip, error, []))
+        finally:
+            found.put(None)  # this thread has ended
 
-    pool, upcoming = ThreadPoolExecutor(threads), iter(range(count))
+    for _ in range(running):
+        threading.Thread(target=work, daemon=True).start()
     try:
-        for number in itertools.islice(upcoming, 2 * threads):
-            pool.submit(work, number)
-        for _ in range(count):
-            kind = None
-            while kind not in ("end", "error"):
-                yield (message := messages.get())
-                kind = message[1]
-            if (number := next(upcoming, None)) is not None:
-                pool.submit(work, number)
+        while running:
+            if (item := found.get()) is None:
+                running -= 1
+            else:
+                yield item
     finally:
         stop.set()
-        pool.shutdown(cancel_futures=True)
+        while running:  # nobody takes what the threads still put
+            running -= found.get() is None

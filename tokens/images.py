@@ -1,18 +1,26 @@
-"""Frames of clips, and stills, as vectors: the mean over a frame's tokens, or the embedding that a run gave a clip.
+"""Frames of clips, and stills, as vectors: the mean over a frame's tokens, or the embedding that a run gave a clip; and
+the roles of images around one target generator.
 
     images = read_images("features/zoo", per_clip=4)        a folder of 01, or <level>_embeddings.npz of 02 or 03
     images.vectors, images.generator                        (N, D), (N,)
+    roles = assign_roles(images, resolve_roles(images, named), counts, seed=0)
+
+    vectors, mean, scale = standardize(images.vectors, roles, batch=16384)
+    score_images("features/new", "runs/wild", batch=16384)  by the classifier of a run of 05
 
 N images, D wide. What cannot be read raises InputError.
 """
 
+import hashlib
 import tempfile
+from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from basics.artifacts import file_digest, read_arrays
+from basics.artifacts import file_digest, read_arrays, write_csv
 from basics.running import InputError
 from tokens.dataset import (
     EXTRACT_AGAIN,
@@ -27,6 +35,7 @@ from tokens.dataset import (
     subsample,
     usable,
 )
+from tokens.generators import TABLE, load_generators, resolve_generator
 from tokens.split import assign_splits, fold_splits
 
 
@@ -50,18 +59,11 @@ def read_images(source, per_clip=1, fold=None, limit=None, seed=0) -> Images:
     or 03, one per clip. `fold` (k, n): split test is fold k of n and nobody is val; `limit`: clips per generator and
     split.
     """
-    if str(source).endswith(".npz"):
-        if fold:
-            raise InputError(f"{source}: the run has its own split; train it by --fold, and leave that out here")
-        images = read_embeddings(source, limit, seed)
-    else:
-        images = read_frames(source, per_clip, fold, limit, seed)
-    for start in range(0, len(images.path), 1 << 16):
-        wrong = ~np.isfinite(images.vectors[start : start + (1 << 16)]).all(axis=1)
-        if wrong.any():
-            path = images.path[start + wrong.argmax()]
-            raise InputError(f"{source}: the vector of {path} is not finite; run the stage that wrote it again")
-    return images
+    if not str(source).endswith(".npz"):
+        return read_frames(source, per_clip, fold, limit, seed)
+    if fold:
+        raise InputError(f"{source}: the run has its own split; train it by --fold, and leave that out here")
+    return read_embeddings(source, limit, seed)
 
 
 def on_disk(parts, width) -> np.ndarray:
@@ -73,15 +75,6 @@ def on_disk(parts, width) -> np.ndarray:
             file.write(np.float32(part).tobytes())
         file.flush()
         return np.memmap(file, np.float32, "r", shape=(file.tell() // (4 * width), width))
-
-
-def refuse_other_vectors(source, theirs, ours):
-    """Raise InputError where images of a recipe are not comparable with those of another."""
-    differ = other_tokens(theirs["features"], ours["features"])
-    differ += ["run"] * (theirs.get("run") != ours.get("run"))
-    if differ:
-        keys = ", ".join(differ)
-        raise InputError(f"{source} holds other vectors than the classifier was trained on ({keys}); make them alike")
 
 
 # ---------------------------------------------------------------- frames
@@ -103,6 +96,8 @@ def read_frames(folder, per_clip, fold, limit, seed):
             if vectors.shape[1] != recipe["dim"]:
                 width = f"{vectors.shape[1]} wide, the recipe says {recipe['dim']}"
                 raise InputError(f"{features_file(folder, row.path)}: {width}; {EXTRACT_AGAIN}")
+            if not np.isfinite(vectors).all():
+                raise InputError(f"{features_file(folder, row.path)}: a vector is not finite; {EXTRACT_AGAIN}")
             places.extend([place] * len(vectors))
             yield vectors
 
@@ -152,3 +147,155 @@ def read_embeddings(path, limit, seed):
     columns = zip(video.tolist(), generator.tolist(), split.tolist(), strict=True)
     rows = [Row(path, own, path, split=part, label=i) for i, (path, own, part) in enumerate(columns)]
     return images.rows([row.label for row in subsample(rows, ("generator", "split"), limit, seed)])
+
+
+# ---------------------------------------------------------------- roles around one target generator
+
+
+class Roles(NamedTuple):
+    """Places (M,) among some images. Those that train share no group with those that test."""
+
+    labelled: np.ndarray  # of target and known
+    val: np.ndarray  # of target and known
+    wild: np.ndarray  # whatever the wild generators are, the target among them or not
+    test: dict[str, np.ndarray]  # by generator: target, known, unseen
+
+
+def resolve_roles(images, named, table=TABLE) -> dict[str, list[str]]:
+    """The generators by role as the images name them.
+
+    `named` are {"target": [name], "known": names, "wild": names, "unseen": names}; what the images do not name so may
+    be an alias in the generator table, a file. A wild generator may have another role as well, for other images.
+    Raises InputError where a name is of no image or has two roles.
+    """
+    present, roles = set(images.generator.tolist()), {}
+    for role, names in named.items():
+        if not present.issuperset(names):
+            generators = load_generators(table)
+            names = [name if name in present else resolve_generator(name, generators) or name for name in names]
+        missing = [name for name in names if name not in present]
+        if missing or not names:
+            wrong = f"no image of {', '.join(missing)}" if missing else "no generator named"
+            raise InputError(f"{role}: {wrong}; there are: {', '.join(sorted(present))}")
+        if len(set(names)) < len(names):
+            raise InputError(f"{role}: {', '.join(name for name, n in Counter(names).items() if n > 1)} named twice")
+        roles[role] = names
+    count = Counter([*roles["target"], *roles["known"], *roles["unseen"]])
+    if twice := sorted(name for name in count if count[name] > 1):
+        raise InputError(f"{', '.join(twice)}: in two roles of target, known and unseen; leave one out")
+    trained_on = images.recipe.get("run", {}).get("trained_on", ())
+    if seen := [name for name in roles["unseen"] if name in trained_on]:
+        print(f"the run of these embeddings was trained on {', '.join(seen)}, so unseen here is not unseen by it")
+    return roles
+
+
+def assign_roles(images, roles, counts, seed) -> Roles:
+    """Give the images of `roles` (resolve_roles) their places: of each generator of a role at most as many as `counts`
+    says, {"target", "known", "wild": a number per generator of that role}.
+
+    Labelled and wild images are of split train; what is left over of a group has no role. Val images are all of split
+    val, or where target or known have none there a fifth of their groups of split train (of one group, of its clips).
+    Target and known are tested on split test, unseen generators on all their images, or on split test where others of
+    theirs are wild. Raises InputError where a role is empty, or an image is in two roles.
+    """
+    target, known, unseen = roles["target"], roles["known"], roles["unseen"]
+    train = np.flatnonzero(images.split == "train").tolist()
+    drawn_by_group = [hashlib.sha256(f"{seed} {group}".encode()).digest() for group in images.group[train]]
+    order = np.array([place for _, place in sorted(zip(drawn_by_group, train, strict=True))], int)
+    val = np.flatnonzero((images.split == "val") & np.isin(images.generator, target + known))
+    if len(set(images.generator[val] == target[0])) < 2:
+        val = np.concatenate([first_groups(images, order, name) for name in target + known])
+    used, drawn = set(val.tolist()), {"target": [], "known": [], "wild": []}
+    for role, places in drawn.items():
+        for name, count in zip(roles[role], counts[role], strict=True):
+            places += (chosen := choose_images(images, order, name, count, used))
+            if role != "wild" and not chosen:
+                raise InputError(f"{name}: no image of split train to label; add videos and run 01 again")
+    labelled, wild = np.sort(drawn["target"] + drawn["known"]), np.sort(drawn["wild"])
+    if not len(wild):
+        raise InputError(f"wild: no image of {', '.join(roles['wild'])} is left; name other generators")
+    trained = np.isin(images.group, np.unique(images.group[np.concatenate([labelled, wild])]))
+    test = {}
+    for name in target + known + unseen:
+        everywhere = name in unseen and name not in roles["wild"]
+        free = ~trained & (everywhere | (images.split == "test"))
+        test[name] = np.flatnonzero((images.generator == name) & free)
+        if not len(test[name]) and name not in known:
+            raise InputError(f"{name}: no image to test on; add videos and run 01 again, or leave it out")
+    if untested := [name for name in known if not len(test[name])]:
+        print(f"no test image, so not evaluated: {', '.join(untested)}")
+    assigned = Roles(labelled, np.sort(val), wild, {name: places for name, places in test.items() if len(places)})
+    refuse_same_images(images, assigned)
+    return assigned
+
+
+def first_groups(images, order, generator, fraction=0.2):
+    """The images of the first groups of a generator in the given order; of the first clips where it has one group."""
+    own = order[images.generator[order] == generator]
+    units = images.group[own] if len(set(images.group[own])) > 1 else images.path[own]
+    names = list(dict.fromkeys(units.tolist()))
+    count = max(round(fraction * len(names)), 1) if len(names) > 1 else 0
+    return own[np.isin(units, names[:count])]
+
+
+def choose_images(images, order, name, count, used):
+    """Up to `count` images of a generator in the given order; their whole groups are added to `used`."""
+    chosen = [place for place in order[images.generator[order] == name].tolist() if place not in used][:count]
+    used.update(np.flatnonzero(np.isin(images.group, images.group[chosen]) & (images.generator == name)).tolist())
+    return chosen
+
+
+def refuse_same_images(images, roles):
+    """Raise InputError where two images of different roles have the same vector."""
+    parts = roles._asdict() | {"test": np.concatenate(list(roles.test.values()))}
+    places, part = np.concatenate(list(parts.values())), np.repeat(list(parts), [len(own) for own in parts.values()])
+    digests = np.array([hash(images.vectors[place].tobytes()) for place in places])
+    order = np.argsort(digests, kind="stable")  # images that are the same lie side by side, by role
+    same = (np.diff(digests[order]) == 0) & (part[order[1:]] != part[order[:-1]])
+    if same.any():
+        first, second = (f"{images.path[places[i]]} ({part[i]})" for i in order[same.argmax() :][:2])
+        raise InputError(f"{first} and {second} are the same image in two roles; remove one of them")
+
+
+# ---------------------------------------------------------------- a classifier's images
+
+
+def standardize(vectors, places, batch):
+    """Vectors (n, D) by role, minus the labelled ones' mean and divided by their scale; and that mean and scale (D,).
+
+    `places` of the vectors (N, D), by role. A dimension that does not vary among the labelled keeps its scale. Wild
+    vectors may be many: they are float32 and on disk, `batch` of them at a time in memory.
+    """
+    labelled = np.float64(vectors[places["labelled"]])
+    mean, deviation = labelled.mean(axis=0), labelled.std(axis=0)
+    scale = np.where(deviation > 1e-6, deviation, 1.0)
+    standard = {role: (np.float64(vectors[own]) - mean) / scale for role, own in places.items() if role != "wild"}
+    parts = np.split(places["wild"], range(batch, len(places["wild"]), batch))
+    wild = on_disk(((vectors[part] - np.float32(mean)) / np.float32(scale) for part in parts), len(mean))
+    return standard | {"wild": wild}, mean, scale
+
+
+def score_images(source, run, batch) -> int:
+    """Write run/wild_applied.csv: path, generator, and the scores of a run's two classifiers, of all images of other
+    features. Returns how many. Raises InputError where their vectors are not like those it was trained on.
+    """
+    run, methods = Path(run), ("baseline", "constrained")
+    keys = (*methods, "mean", "scale", "recipe")
+    classifier = read_arrays(run / "wild_classifier.npz", keys, "train it first, without --apply (--overwrite: anew)")
+    ours = classifier["recipe"]
+    images = read_images(source, ours["arguments"]["images_per_clip"])
+    differ = other_tokens(images.recipe["features"], ours["features"])
+    if differ := differ + ["run"] * (images.recipe.get("run") != ours.get("run")):
+        keys = ", ".join(differ)
+        raise InputError(f"{source} holds other vectors than the classifier was trained on ({keys}); make them alike")
+    columns, rows = ("path", "generator", *methods), []
+    for start in range(0, len(images.path), batch):
+        part = images.rows(slice(start, start + batch))
+        vectors = (np.float64(part.vectors) - classifier["mean"]) / classifier["scale"]
+        logits = [vectors @ classifier[method][:-1] + classifier[method][-1] for method in methods]  # of non-target
+        values = zip(part.path, part.generator, *(np.round(-own, 6) for own in logits), strict=True)
+        rows += [dict(zip(columns, row, strict=True)) for row in values]
+    write_csv(run / "wild_applied.csv", columns, rows)
+    target = ours["arguments"]["target"]
+    print(f"{len(rows)} images scored in {run / 'wild_applied.csv'}; above 0: predicted as {target}")
+    return len(rows)

@@ -3,6 +3,7 @@
 rows, ignored = list_videos("folder or CSV", load_generators())
 """
 
+import functools
 import itertools
 import os
 from collections import Counter
@@ -15,16 +16,17 @@ from tokens.generators import resolve_generator
 from tokens.videos import STILL_SUFFIXES, VIDEO_SUFFIXES
 
 
-def list_folder(root, table):
+def list_folder(root, resolve):
     """Rows of the videos below a folder and a Counter of what is ignored."""
-    rows, ignored, names = [], Counter(), {}
+    rows, ignored = [], Counter()
     for source in walk(root, ignored):
         parts, suffix = source.split("/"), suffix_of(source)
         if suffix not in VIDEO_SUFFIXES | STILL_SUFFIXES:
             ignored[f"*.{suffix}" if suffix else "without extension"] += 1
-        elif found := label(parts, table, names):
+        elif found := label(parts, resolve):
             generator, tail = found
-            rows.append(new_row("/".join((generator, *tail)), generator, source, os.path.join(root, source)))
+            path = "/".join((generator, *tail))
+            rows.append(Row(path, generator, group=path, source=source, file=os.path.join(root, source)))
         else:
             ignored["not in a generator's folder (put it in one, or name its generator in a CSV)"] += 1
     with_videos = {row.generator for row in rows if suffix_of(row.source) in VIDEO_SUFFIXES}
@@ -51,7 +53,7 @@ def walk(root, ignored):
             file = os.path.join(folder, name)
             if os.path.exists(file) and not os.path.isfile(file):
                 ignored["not a regular file"] += 1
-            elif not is_text(file):
+            elif file != file.encode("utf-8", "ignore").decode():
                 ignored["with a name that is not UTF-8"] += 1
             else:
                 yield Path(os.path.relpath(file, root)).as_posix()
@@ -61,14 +63,7 @@ def is_shown(name):
     return not name.startswith(".") and name != "__MACOSX"
 
 
-def is_text(name):
-    try:
-        return bool(name.encode())
-    except UnicodeEncodeError:
-        return False
-
-
-def label(parts, table, names):
+def label(parts, resolve):
     """(generator, the rest of the index path) of a file's path below the folder of videos; None without a generator."""
     folders = [part.casefold() for part in parts[:-1]]
     if "0_real" in folders:
@@ -80,26 +75,19 @@ def label(parts, table, names):
     elif "fake" in folders:
         named = below = folders.index("fake") + 1
     else:
-        known = (i for i, part in enumerate(parts[:-1]) if canonical(part, table, names))
+        known = (i for i, part in enumerate(parts[:-1]) if resolve(part))
         named = below = next(known, 0)
     if named >= len(folders) or folders[named] == "1_fake":
         return None
-    generator = "Real" if folders[below] == "0_real" else canonical(parts[named], table, names) or parts[named]
+    generator = "Real" if folders[below] == "0_real" else resolve(parts[named]) or parts[named]
     # Two spellings of one generator stay apart, and so do DVF's sets.
     spelling = () if parts[named] == generator else (parts[named],)
     return generator, (*spelling, *parts[below + 1 :])
 
 
-def canonical(name, table, names):
-    """resolve_generator, remembered in `names`: millions of files lie in few folders."""
-    if name not in names:
-        names[name] = resolve_generator(name, table)
-    return names[name]
-
-
-def list_csv(path, table):
+def list_csv(path, resolve):
     """Rows of the videos that a CSV names."""
-    rows, names = [], {}
+    rows = []
     lines = read_csv(path, ("path", "generator"), "expected path,generator[,group,stratum,split]")
     for number, line in enumerate(lines, 2):
         place = f"{path}, line {number}"
@@ -108,17 +96,14 @@ def list_csv(path, table):
         if (split := line.get("split") or "") not in ("", "train", "val", "test"):
             raise InputError(f"{place}: split {split!r} is not train, val, test or empty")
         given, generator = Path(line["path"]), line["generator"].strip()
-        generator = canonical(generator, table, names) or generator
+        generator = resolve(generator) or generator
         tail = [part for part in given.parts if part not in (given.anchor, "..")]
         name = "/".join((generator.replace("/", "_").lstrip(".") or "_", *tail))
         file = os.path.abspath(Path(path).parent / given)
-        row = new_row(name, generator, file if ".." in given.parts else given.as_posix(), file)
-        rows.append(row._replace(group=line.get("group") or row.path, stratum=line.get("stratum") or "", split=split))
+        source = file if ".." in given.parts else given.as_posix()
+        group, stratum = line.get("group") or name, line.get("stratum") or ""
+        rows.append(Row(name, generator, group, stratum, split, source=source, file=file))
     return rows, Counter()
-
-
-def new_row(path, generator, source, file):
-    return Row(path, generator, group=path, source=source, file=file)
 
 
 def list_videos(videos, table, limit=None):
@@ -131,7 +116,10 @@ def list_videos(videos, table, limit=None):
         raise InputError(f"{videos}: no such folder or CSV; `python simulate_videos.py` makes data/zoo")
     if not videos.is_dir() and videos.suffix.lower() != ".csv":
         raise InputError(f"{videos}: neither a folder nor a .csv file; give the folder that the video is in")
-    rows, ignored = list_folder(videos, table) if videos.is_dir() else list_csv(videos, table)
+    resolve = functools.cache(
+        functools.partial(resolve_generator, generators=table)
+    )  # millions of files lie in few folders
+    rows, ignored = list_folder(videos, resolve) if videos.is_dir() else list_csv(videos, resolve)
     if not rows:
         raise InputError(f"{videos}: no videos found; {describe(ignored) or 'it is empty'}")
     rows.sort(key=lambda row: (row.path, row.file))

@@ -12,7 +12,9 @@ where it is used, since 01 with `dct` does without.
 """
 
 import contextlib
+import functools
 import hashlib
+import inspect
 import os
 import re
 from pathlib import Path
@@ -22,7 +24,7 @@ import numpy as np
 
 import basics.backend  # noqa: F401, before Keras
 from basics.running import InputError
-from tokens.encoders import BlockDCT, pool_tokens, pooled_tokens
+from tokens.encoders import ENCODERS, pool_tokens, pooled_tokens
 from tokens.preparation import KERNELS, Preparation
 
 # ---------------------------------------------------------------- a model as an encoder
@@ -38,7 +40,8 @@ class Pretrained:
 
     def encode(self, prepared):
         tokens = self.model.predict_on_batch(np.stack(prepared))
-        return pool_tokens(np.asarray(tokens).astype(np.float32), self.pool)
+        tokens = np.asarray(tokens).astype(np.float32)
+        return tokens if self.pool == 1 else pool_tokens(tokens, self.pool)
 
 
 def weights_digest(model) -> str:
@@ -82,6 +85,11 @@ def load_preset(name: str, layer=None, dtype="float32", pool=1) -> Pretrained:
     import keras_hub
 
     preset = PRESETS.get(name, name)
+    if not is_preset(preset):
+        raise InputError(
+            f"unknown encoder {name!r}; choose one of {', '.join(ENCODERS)}, or a KerasHub preset of SigLIP, DINOv2 or"
+            " CLIP: its name, hf:// or kaggle:// handle, or a folder"
+        )
     with plain_errors(preset):
         converter = keras_hub.layers.ImageConverter.from_preset(preset)
         family = family_of(converter)
@@ -304,29 +312,21 @@ def saved_blocks(path) -> int:
 
 # ---------------------------------------------------------------- choosing an encoder
 
-ENCODERS = ("dct", "mobilenet", *PRESETS)
+ENCODERS |= {"mobilenet": load_mobilenet} | {name: functools.partial(load_preset, name) for name in PRESETS}
+FLAGS = {"pool": "--pool", "layer": "--layer", "weights": "--encoder-weights", "dtype": "--encoder-dtype"}
 
 
 def build_encoder(name: str, pool: int = 1, layer=None, weights=None, dtype=None):
-    """The encoder called `name`, or of a KerasHub preset of SigLIP, DINOv2 or CLIP: its name, handle or folder.
+    """The encoder called `name` in ENCODERS, or of a KerasHub preset of SigLIP, DINOv2 or CLIP: its name, handle or
+    folder.
 
     `pool` averages its token grid pool x pool; `layer` chooses among the outputs of clip and mobilenet; `weights` is a
-    file for mobilenet; `dtype` (float32) is that of a pretrained model. Raises InputError saying what to pass instead.
+    file for mobilenet; `dtype` (float32) is that of a pretrained model. Raises InputError naming the flag of an option
+    that the encoder does not have.
     """
-    if weights and name != "mobilenet":
-        raise InputError(f"--encoder-weights is for mobilenet; {name} takes a preset folder as --encoder")
-    if name == "dct":
-        if layer or dtype:
-            raise InputError("--layer and --encoder-dtype are for pretrained encoders, not for dct")
-        return BlockDCT(pool)
-    import keras_hub  # noqa: F401  (here, since 01 with `dct` does without)
-
-    dtype = dtype or "float32"
-    if name == "mobilenet":
-        return load_mobilenet(layer, weights, dtype, pool)
-    if name not in ENCODERS and not is_preset(name):
-        raise InputError(
-            f"unknown encoder {name!r}; choose one of {', '.join(ENCODERS)}, or a KerasHub preset of SigLIP, DINOv2 or"
-            " CLIP: its name, hf:// or kaggle:// handle, or a folder"
-        )
-    return load_preset(name, layer, dtype, pool)
+    make = ENCODERS.get(name) or functools.partial(load_preset, name)
+    given = {"pool": pool, "layer": layer, "weights": weights, "dtype": dtype}
+    given = {option: value for option, value in given.items() if value not in (None, 1)}
+    if unknown := sorted(given.keys() - inspect.signature(make).parameters.keys()):
+        raise InputError(f"{', '.join(FLAGS[option] for option in unknown)}: not for the encoder {name}; leave it out")
+    return make(**given)

@@ -1,14 +1,10 @@
-"""Groups, folds, and which videos a stage trains on, validates on and tests: by level, split, generators, labels; and
-the roles of images around one target generator.
-"""
+"""Groups, folds, and which videos a stage trains on, validates on and tests: by level, split, generators, labels."""
 
 import hashlib
 import itertools
 import warnings
 from collections import Counter
 from typing import NamedTuple
-
-import numpy as np
 
 from basics.running import InputError
 from tokens.dataset import features_recipe, other_tokens, read_index, subsample, usable
@@ -210,116 +206,3 @@ def keep_trained_classes(classes, roles, excluded):
     if untested := [name for i, name in enumerate(classes) if i not in tested]:
         print(f"no test video, so not evaluated: {', '.join(untested)}")
     return Split(classes, **roles, excluded=excluded)
-
-
-# ---------------------------------------------------------------- roles around one target generator
-
-
-class Roles(NamedTuple):
-    """Places (M,) among some images. Those that train share no group with those that test."""
-
-    labelled: np.ndarray  # of target and known
-    val: np.ndarray  # of target and known
-    wild: np.ndarray  # whatever the wild generators are, the target among them or not
-    test: dict[str, np.ndarray]  # by generator: target, known, unseen
-
-
-def resolve_roles(images, named, table) -> dict[str, list[str]]:
-    """The generators by role as the images (tokens.images.Images) name them.
-
-    `named` are {"target": [name], "known": names, "wild": names, "unseen": names}, aliases of the generator table too.
-    A wild generator may have another role as well, for other images. Raises InputError where a name is none or has two
-    roles.
-    """
-    there = set(images.generator.tolist())
-    roles = {role: [resolve_generator(name, table) or name for name in own] for role, own in named.items()}
-    for role, own in roles.items():
-        if missing := [name for name in own if name not in there]:
-            raise InputError(f"{role}: no image of {', '.join(missing)}; there are: {', '.join(sorted(there))}")
-        if not own:
-            raise InputError(f"{role}: no generator named; there are: {', '.join(sorted(there))}")
-        if twice := {name for name in own if own.count(name) > 1}:
-            raise InputError(f"{role}: {', '.join(sorted(twice))} named twice")
-    taken = [*roles["target"], *roles["known"], *roles["unseen"]]
-    if twice := sorted({name for name in taken if taken.count(name) > 1}):
-        raise InputError(f"{', '.join(twice)}: in two roles of target, known and unseen; leave one out")
-    trained = images.recipe.get("run", {}).get("trained_on", ())
-    if met := [name for name in roles["unseen"] if name in trained]:
-        print(f"the run of these embeddings was trained on {', '.join(met)}, so unseen here is not unseen by it")
-    return roles
-
-
-def assign_roles(images, roles, counts, seed) -> Roles:
-    """Give the images of `roles` (resolve_roles) their places: of each generator of a role at most as many as `counts`
-    says, {"target", "known", "wild": a number per generator of that role}.
-
-    Labelled and wild images are of split train; what is left over of a group has no role. Val images are all of split
-    val, or where target or known have none there a fifth of their groups of split train (of one group, of its clips).
-    Target and known are tested on split test, unseen generators on all their images, or on split test where others of
-    theirs are wild.
-    """
-    target, known = roles["target"], roles["known"]
-    order = sorted(range(len(images.path)), key=lambda i: group_hash(f"{seed} {images.group[i]}"))
-    order = np.array(order)[images.split[order] == "train"]
-    val = np.flatnonzero((images.split == "val") & np.isin(images.generator, target + known))
-    if len(set(images.generator[val] == target[0])) < 2:
-        val = np.concatenate([first_groups(images, order, name) for name in target + known])
-    used, drawn = set(val.tolist()), {}
-    for role in ("target", "known", "wild"):
-        wanted = zip(roles[role], counts[role], strict=True)
-        drawn[role] = np.concatenate([draw_images(images, order, name, count, used) for name, count in wanted])
-    labelled, wild = np.concatenate([drawn["target"], drawn["known"]]), drawn["wild"]
-    trained = np.isin(images.group, np.unique(images.group[np.concatenate([labelled, wild])]))
-    free, test = ~trained & (images.split == "test"), {}
-    for name in [*target, *known, *roles["unseen"]]:
-        whole = name in roles["unseen"] and name not in roles["wild"]
-        test[name] = np.flatnonzero((images.generator == name) & (~trained if whole else free))
-    if untested := [name for name in known if not len(test[name])]:
-        print(f"no test image, so not evaluated: {', '.join(untested)}")
-    found = Roles(np.sort(labelled), np.sort(val), np.sort(wild), test)
-    check_roles(images, found, roles)
-    return found._replace(test={name: places for name, places in test.items() if len(places)})
-
-
-def first_groups(images, order, generator, share=0.2):
-    """The images of the first groups of a generator in the given order; of the first clips where it has one group."""
-    own = order[images.generator[order] == generator]
-    units = images.group[own] if len(set(images.group[own])) > 1 else images.path[own]
-    names = list(dict.fromkeys(units.tolist()))
-    count = max(round(share * len(names)), 1) if len(names) > 1 else 0
-    return own[np.isin(units, names[:count])]
-
-
-def draw_images(images, order, name, count, used):
-    """Up to `count` images of a generator in the given order; their whole groups are added to `used`."""
-    chosen = []
-    for place in order[images.generator[order] == name]:
-        if len(chosen) == count:
-            break
-        if place not in used:
-            chosen.append(place)
-    used.update(np.flatnonzero(np.isin(images.group, images.group[chosen]) & (images.generator == name)))
-    return np.array(chosen, int)
-
-
-def check_roles(images, found, roles):
-    """Raise InputError where a role is empty, or an image is in two roles."""
-    (target,), generators = roles["target"], set(images.generator[found.labelled].tolist())
-    for name in [target, *roles["known"]]:
-        if name not in generators:
-            raise InputError(f"{name}: no image of split train to label; add videos and run 01 again")
-    if not len(found.wild):
-        raise InputError(f"wild: no image of {', '.join(roles['wild'])} is left; name other generators")
-    for name in [target, *roles["unseen"]]:
-        if not len(found.test[name]):
-            raise InputError(f"{name}: no image to test on; add videos and run 01 again, or leave it out")
-    parts = {"labelled": found.labelled, "val": found.val, "wild": found.wild}
-    parts["test"] = np.concatenate(list(found.test.values()))
-    places, part = np.concatenate(list(parts.values())), np.repeat(list(parts), [len(own) for own in parts.values()])
-    digests = (hashlib.blake2b(images.vectors[place], digest_size=8).digest() for place in places)
-    digests = np.fromiter((int.from_bytes(digest) for digest in digests), np.uint64, len(places))
-    order = np.argsort(digests, kind="stable")  # images that are the same lie side by side, by role
-    same = (np.diff(digests[order]) == 0) & (part[order[1:]] != part[order[:-1]])
-    if same.any():
-        first, second = (f"{images.path[places[i]]} ({part[i]})" for i in order[same.argmax() :][:2])
-        raise InputError(f"{first} and {second} are the same image in two roles; remove one of them")

@@ -166,18 +166,6 @@ def open_container(source):
     return av.open(os.path.abspath(source), metadata_errors="replace", options=options)
 
 
-def header_seconds(path) -> float:
-    """A video's length as its header claims, at most what its size allows; 0 for stills and unreadable files."""
-    try:
-        if not Path(path).is_file():
-            return 0.0
-        with open_container(path) as container:
-            claimed = (container.duration or 0) / av.time_base
-        return min(max(claimed, 0.0), Path(path).stat().st_size / 250)  # no video has less than 2 kbit/s
-    except (OSError, ValueError):
-        return 0.0
-
-
 def read_stills(path, kind):
     """Frames, their start times and the length in seconds of a still or an animated webp."""
     check_still(path)

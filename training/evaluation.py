@@ -21,22 +21,20 @@ ROLES = ("train", "val", "test", "unseen")
 # ---------------------------------------------------------------- predictions
 
 
-def batch_outputs(model, windows, batch_size=64, numbers=None, change=None, compiled=True):
-    """Yield (numbers (b,), outputs {name: (b, ...)}) of windows (N, L, T, D), of all or of those with `numbers`.
+def batch_outputs(model, windows, batch_size=64, compiled=True):
+    """Yield (numbers (b,), outputs {name: (b, ...)}) of windows (N, L, T, D).
 
     All batches have one shape, so that the model is compiled once: the last one is filled up with its last window.
-    `change(tokens, numbers)` alters what the model sees. Without `compiled`, fewer windows than a batch are neither
-    filled up nor compiled for.
+    Without `compiled`, fewer windows than a batch are neither filled up nor compiled for.
     """
-    numbers = np.arange(len(windows)) if numbers is None else numbers
-    filled = compiled or len(numbers) >= batch_size
-    starts = range(0, len(numbers), batch_size)
-    ends = [start + batch_size if filled else len(numbers) for start in starts]
-    places = [numbers[np.minimum(np.arange(*pair), len(numbers) - 1)] for pair in zip(starts, ends, strict=True)]
+    count = len(windows)
+    filled = compiled or count >= batch_size
+    starts = range(0, count, batch_size)
+    ends = [start + batch_size if filled else count for start in starts]
+    places = [np.minimum(np.arange(*pair), count - 1) for pair in zip(starts, ends, strict=True)]
     for start, place, tokens in zip(starts, places, read_batches(windows, places), strict=True):
-        tokens = change(tokens, place) if change else tokens
         outputs = predict_on_batch(model, tokens) if filled else model(np.asarray(tokens, "float32"))
-        real = min(batch_size, len(numbers) - start)
+        real = min(batch_size, count - start)
         yield place[:real], {name: keras.ops.convert_to_numpy(values)[:real] for name, values in outputs.items()}
 
 
