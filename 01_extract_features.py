@@ -11,9 +11,8 @@ writes  <features>/<Generator>/<path>.npz   tokens (S, L, T, D) float16, times (
     python 01_extract_features.py --videos data/zoo --features features/zoo
     python 01_extract_features.py --encoder siglip --encoder-dtype bfloat16 --videos data/zoo --features features/siglip
 
-The simulated zoo takes about 20 seconds and 110 MB on two cores with `dct`. A second run does only what is missing, and
-makes the index again from the clips that are there: a video that was deleted leaves it. Many machines: `--shard I/N` on
-each, one machine a part; a run with another N, such as one without --shard, starts a new index.
+The simulated zoo takes about 20 seconds and 110 MB on two cores with `dct`. A second run encodes only what is missing,
+and a video that was deleted leaves the index. Many machines: `--shard I/N` on each, one machine a part.
 """
 
 import argparse
@@ -33,7 +32,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from basics.artifacts import git_commit, read_json, versions, write_json
+from basics.artifacts import code_of, git_commit, read_json, refuse_other, versions, write_json
 from basics.running import InputError, part_of_parts, positive, run_script
 from tokens.dataset import (
     features_file,
@@ -45,7 +44,7 @@ from tokens.dataset import (
     write_index,
 )
 from tokens.encoders import DTYPES, ENCODERS, encode_clips
-from tokens.generators import TABLE, load_generators
+from tokens.generators import TABLE, load_generators, table_lines
 from tokens.listing import describe, list_videos
 from tokens.pretrained import build_encoder
 from tokens.split import set_splits
@@ -153,7 +152,7 @@ def recipe_of(args, encoder, rows):
     zoos = {Path(folder).parent / "recipe.json" for folder in {os.path.dirname(row.file) for row in rows}}
     recipe["simulated"] = any(zoo.is_file() and bool(read_json(zoo).get("simulated")) for zoo in zoos)
     made_with = versions("keras", "keras-hub") | {"opencv": cv2.__version__, "av": av.__version__}
-    return recipe | {"versions": made_with, "git": git_commit()}
+    return recipe | {"versions": made_with, "git": git_commit(), "code": code_of(main, type(encoder))}
 
 
 def open_features(folder, recipe, overwrite):
@@ -168,9 +167,11 @@ def open_features(folder, recipe, overwrite):
         values = {key: f" {old[key]} there, {recipe[key]} now" for key in old.keys() & recipe.keys()}
         differences = ", ".join(key + values.get(key, "") for key in keys)
         raise InputError(f"{folder} holds other features ({differences}); choose another --features, or --overwrite")
+    if old and not overwrite:
+        refuse_other(folder, old, recipe, "choose another --features, or --overwrite")
     for index in Path(folder).glob("index-*-of-*.csv") if keys else ():
         index.unlink(missing_ok=True)  # its rows describe the other features
-    if keys or not old:
+    if overwrite or not old:
         write_json(path, recipe)  # makes the folder
 
 
@@ -193,11 +194,10 @@ def print_videos(rows, ignored, table, videos):
         groups.setdefault(row.generator, set()).add(row.group)
     shares = ", ".join(f"{splits[split]} {split}" for split in ("train", "val", "test"))
     print(f"{videos}: {len(rows)} videos of {len(groups)} generators ({shares})")
-    unseen = sorted(name for name in groups if name not in table)
-    single = sorted(name for name in groups if name in table and len(groups[name]) == 1)
-    if unseen:
-        print(f"outside the generator table, kept as unseen: {', '.join(unseen)}")
-    if single:
+    if unseen := sorted(name for name in groups if name not in table):
+        print(f"not in the generator table, so unseen but for BIN-L: {', '.join(unseen)}; to train on them add")
+        print(f"  {table_lines(unseen)}")
+    if single := sorted(name for name in groups if name in table and len(groups[name]) == 1):
         print(f"a single group, so train only and not evaluated: {', '.join(single)}")
     if any(ignored.values()):
         print(f"ignored: {describe(ignored)}")

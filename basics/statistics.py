@@ -28,7 +28,7 @@ def macro_interval(correct, count, z=1.96):
     return [float(max(middle - half, 0)), float(min(middle + half, 1))]
 
 
-def draw_groups(groups, random):
+def resample_groups(groups, random):
     """How often each of V clips counts, (V,), when as many whole groups (V,) are drawn with replacement.
 
     The bootstrap of groups (Efron & Tibshirani 1993): clips of one source are alike, so that they come together.
@@ -84,7 +84,7 @@ def ranking_table(scores, groups, roles, repeats=300, seed=0):
     with config_context(assume_finite=True, skip_parameter_validation=True):
         points, drawn = rank_all({}), []
         for _ in range(repeats):
-            drawn.append(rank_all({name: draw_groups(own, random) for name, own in numbers.items()}))
+            drawn.append(rank_all({name: resample_groups(own, random) for name, own in numbers.items()}))
     drawn, table, means = np.array(drawn), {}, {}
     for i, name in enumerate(others):
         count, positives = len(groups[name]), len(groups[target])
@@ -187,7 +187,7 @@ def stop_early(objective, held_out, start, rate, patience=200, steps=20000):
 # ---------------------------------------------------------------- classifiers beside each other on the same clips
 
 
-def draw_accuracies(correct, classes, groups, repeats=2000, seed=0):
+def bootstrap_accuracies(correct, classes, groups, repeats=2000, seed=0):
     """Bootstrap draws (repeats, R, 2) of micro and macro accuracy of R runs: correct (R, V) bool; class and group (V,).
 
     Whole groups are drawn, the same ones for all runs. A class that a draw has no clip of is left out of its mean.
@@ -197,7 +197,7 @@ def draw_accuracies(correct, classes, groups, repeats=2000, seed=0):
     of_class = np.eye(len(names))[number]  # (V, K)
     random, draws = np.random.default_rng(seed), np.empty((repeats, len(correct), 2))
     for draw in draws:
-        weights = draw_groups(groups, random)
+        weights = resample_groups(groups, random)
         clips, hits = weights @ of_class, (correct * weights) @ of_class  # (K,), (R, K)
         draw[:, 0] = hits.sum(axis=1) / clips.sum()
         draw[:, 1] = (hits[:, clips > 0] / clips[clips > 0]).mean(axis=1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from basics.running import InputError
-from basics.statistics import draw_accuracies, holm, mcnemar
+from basics.statistics import bootstrap_accuracies, holm, mcnemar
 from experiments.stages import clips_of, markdown
 from tokens.generators import LEVELS, level_name
 
@@ -47,7 +47,7 @@ def compare_level(runs, level):
         called.append([answers[video] for video in truth])
     classes, groups = np.array(list(truth.values())).T
     correct = np.array(called) == classes  # (R, V)
-    draws = draw_accuracies(correct, classes, groups)
+    draws = bootstrap_accuracies(correct, classes, groups)
     names, counts = np.unique(classes, return_counts=True)
     by_class = np.stack([correct[:, classes == name].mean(axis=1) for name in names], axis=1)  # (R, K)
     entries = []

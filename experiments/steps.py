@@ -66,4 +66,4 @@ def describe(path) -> list[str]:
 def count_weights(path):
     from common import load_saga  # here, since Keras comes with it
 
-    return load_saga(path, "02_pretrain_binary.py").count_params()
+    return load_saga(path, "bin").count_params()

@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 
 from basics.artifacts import differing, make_recipe, read_arrays, write_arrays, write_json
 from basics.running import InputError
-from basics.statistics import draw_groups, wilson_interval
+from basics.statistics import resample_groups, wilson_interval
 from report.look import look_at_clips, nearest
 from report.run import CALIBRATION, CLIPS, TRAINING_CLIPS, fingerprint, load_run, whole_clips
 from report.scores import SCORES, as_clips, auroc, fit_scores, group_bootstrap
@@ -62,7 +62,7 @@ def temperature_interval(probabilities, labels, groups, repeats=100, seed=0):
 def resampled(groups, repeats, seed):
     """How often each clip counts, (repeats, V), when its whole group is drawn with replacement."""
     random, member = np.random.default_rng(seed), np.unique(groups, return_inverse=True)[1]
-    return np.array([draw_groups(member, random) for _ in range(repeats)])
+    return np.array([resample_groups(member, random) for _ in range(repeats)])
 
 
 def negative_log_likelihood(probabilities, labels):

@@ -20,7 +20,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.preprocessing import normalize
 
 from basics.running import InputError
-from basics.statistics import draw_groups, wilson_interval
+from basics.statistics import resample_groups, wilson_interval
 
 # ---------------------------------------------------------------- scores of the classifier
 
@@ -175,7 +175,7 @@ def group_bootstrap(seen, unseen, seen_group, unseen_group, tpr=0.95, repeats=10
         return {"auroc": None, "fpr_at_tpr": None}
     random, drawn = np.random.default_rng(seed), np.empty((repeats, 2))
     for i in range(repeats):
-        sample = [np.repeat(scores, draw_groups(group, random)) for scores, group in sides]
+        sample = [np.repeat(scores, resample_groups(group, random)) for scores, group in sides]
         drawn[i] = auroc(*sample), fpr_at_tpr(*sample, tpr)
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0).tolist()
     return {"auroc": [low[0], high[0]], "fpr_at_tpr": [low[1], high[1]]}

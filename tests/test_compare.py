@@ -11,7 +11,7 @@ import pytest
 import reproduce
 from basics.artifacts import write_arrays, write_json
 from basics.running import InputError
-from basics.statistics import draw_accuracies, holm, mcnemar
+from basics.statistics import bootstrap_accuracies, holm, mcnemar
 
 # ---------------------------------------------------------------- statistics
 
@@ -66,7 +66,7 @@ def test_bootstrap_is_that_of_a_simulation():
     groups = np.repeat(np.arange(40), random.integers(1, 6, size=40))
     classes = np.where(groups % 4 == 0, "a", np.where(groups % 4 == 1, "b", "c"))
     correct = random.random(len(groups)) < np.where(groups % 3 == 0, 0.9, 0.3)
-    draws = draw_accuracies(correct[None], classes, groups, repeats=4000)
+    draws = bootstrap_accuracies(correct[None], classes, groups, repeats=4000)
     assert draws.shape == (4000, 1, 2)
     found = np.percentile(draws[:, 0], [2.5, 97.5], axis=0)
     np.testing.assert_allclose(found, simulated(correct, classes, groups), atol=0.015)
@@ -76,7 +76,7 @@ def test_clips_of_one_group_widen_the_interval():
     """Ten groups of ten like clips are as sure as ten clips and not as a hundred."""
     correct, classes = np.repeat(np.arange(10) % 2 == 0, 10)[None], np.full(100, "a")
     width = [
-        np.ptp(np.percentile(draw_accuracies(correct, classes, groups)[:, 0, 0], [2.5, 97.5]))
+        np.ptp(np.percentile(bootstrap_accuracies(correct, classes, groups)[:, 0, 0], [2.5, 97.5]))
         for groups in (np.repeat(np.arange(10), 10), np.arange(100))
     ]
     assert width[0] > 2.5 * width[1]
@@ -85,7 +85,7 @@ def test_clips_of_one_group_widen_the_interval():
 def test_runs_meet_the_same_draws():
     random = np.random.default_rng(0)
     correct = np.repeat(random.random((1, 60)) < 0.5, 2, axis=0)
-    draws = draw_accuracies(correct, np.repeat(list("abc"), 20), np.arange(60) // 2)
+    draws = bootstrap_accuracies(correct, np.repeat(list("abc"), 20), np.arange(60) // 2)
     np.testing.assert_array_equal(draws[:, 0], draws[:, 1])
 
 

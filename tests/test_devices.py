@@ -222,8 +222,8 @@ def stages_on_a_tpu(features, run):
         import tensorflow as tf
 
         split_cpu(["two CPUs"])
-        names = [device.name for device in tf.config.list_logical_devices("CPU")]
-        devices.tpu_strategy = lambda tf: tf.distribute.MirroredStrategy(names)
+        names = tuple(device.name for device in tf.config.list_logical_devices("CPU"))
+        devices.tpu_strategy = lambda: devices.mirrored_strategy(names)
     else:
         import jax
 

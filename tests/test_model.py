@@ -119,7 +119,7 @@ def test_saved_model_loads_in_a_fresh_process(small_model, tmp_path):
 
 def test_summary_lists_the_layers_of_a_built_and_of_a_loaded_model(small_model, tmp_path, capsys):
     small_model.save(tmp_path / "model.keras")
-    for model in (small_model, load_saga(tmp_path / "model.keras", "03")):
+    for model in (small_model, load_saga(tmp_path / "model.keras", "gen")):
         model.summary()
         text = capsys.readouterr().out
         assert all(name in text for name in ("spatial", "positions", "temporal_4", "classifier"))

@@ -13,7 +13,7 @@ from stages import module, stage
 from basics.artifacts import read_arrays, write_json
 from basics.figures import plt
 from basics.running import InputError
-from basics.statistics import draw_groups
+from basics.statistics import resample_groups
 from common import build_saga
 from experiments import tsigs as experiment
 from tokens.dataset import Row, Windows, features_file, read_index, write_features, write_index
@@ -200,13 +200,13 @@ def test_bootstrap_draws_whole_groups():
     random, seen = np.random.default_rng(0), set()
     for _ in range(50):
         clips = np.arange(6)
-        drawn = np.repeat(clips, draw_groups(groups[clips], random)).tolist()
+        drawn = np.repeat(clips, resample_groups(groups[clips], random)).tolist()
         times = {group: {drawn.count(i) for i in range(6) if groups[i] == group} for group in (7, 3, 9)}
         assert all(len(own) == 1 for own in times.values()) and not {6, 7} & set(drawn)
         assert sum(own.pop() for own in times.values()) == 3
         seen.add(tuple(sorted(drawn)))
     assert len(seen) > 5
-    assert not len(draw_groups(groups[:0], random))
+    assert not len(resample_groups(groups[:0], random))
 
 
 # ---------------------------------------------------------------- what is measured

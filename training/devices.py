@@ -63,12 +63,22 @@ def use_tensorflow_devices(tpu):
             f" 3's fit; unset TF_CONFIG and {HOSTS[0]}, ... to train on this host alone"
         )
     if tpu:
-        tf.distribute.experimental_set_strategy(tpu_strategy(tf))
+        tf.distribute.experimental_set_strategy(tpu_strategy())
     elif len(devices := tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")) > 1:
-        tf.distribute.experimental_set_strategy(tf.distribute.MirroredStrategy([device.name for device in devices]))
+        tf.distribute.experimental_set_strategy(mirrored_strategy(tuple(device.name for device in devices)))
 
 
-def tpu_strategy(tf):
+@functools.cache  # a second one in a process would count its collective operations anew, and they would collide
+def mirrored_strategy(names):
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy(names)
+
+
+@functools.cache
+def tpu_strategy():
+    import tensorflow as tf
+
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(os.environ.get("TPU_NAME", "local"))
         tf.config.experimental_connect_to_cluster(resolver)

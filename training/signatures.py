@@ -16,7 +16,7 @@ from sklearn.cluster import KMeans
 
 from basics.artifacts import read_csv
 from basics.figures import draw_maps, wrap_panels
-from basics.statistics import draw_groups
+from basics.statistics import resample_groups
 from common import build_saga, keras
 from tokens.dataset import mean_tokens
 
@@ -65,7 +65,8 @@ def compare_counts(maps, grand_mean, groups, sides, random):
     """
     drawn = [[random.permutation(clips) for clips in pair] for pair in sides]
     again = [
-        [random.permutation(np.repeat(clips, draw_groups(groups[clips], random))) for clips in pair] for pair in sides
+        [random.permutation(np.repeat(clips, resample_groups(groups[clips], random))) for clips in pair]
+        for pair in sides
     ]
     measures = {}
     for count in COUNTS:
