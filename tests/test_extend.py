@@ -60,6 +60,6 @@ def test_changes_apply_and_run(project):
     loss, size, encoder, generator = printed
     assert "runs/contrastive" in loss
     assert "runs/zoo" in size and "runs/small" in size
-    assert "features/thumbnail: 32 videos" in encoder
+    assert "features/thumbnail: 40 videos" in encoder
     assert "features/zoo: 8 videos" in generator and "32 were there" in generator  # the new encoder left them alone
     assert "Wan" in read_json(project / "runs" / "wan" / "gen.json")["classes"]
