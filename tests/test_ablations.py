@@ -44,12 +44,12 @@ def test_differences_pair_the_same_seeds():
         ([], 3, "collapsed (3)"),
     ],
 )
-def test_verdict_is_as_sure_as_the_seeds(differences, collapsed, wanted):
+def test_verdict_follows_the_interval_over_seeds(differences, collapsed, wanted):
     assert ablations.verdict({"macro": differences, "collapsed": collapsed}) == wanted
 
 
 @pytest.mark.parametrize("level", ["bin", "task", "sd", "team", "gen"])
-def test_lineage_sums_are_those_by_loops(level):
+def test_sums_to_a_level_equal_loops(level):
     random = np.random.default_rng(0)
     classes = [GENERATORS[i] for i in random.permutation(len(GENERATORS))[:12]]
     probabilities = random.dirichlet(np.ones(12), size=5)
@@ -69,7 +69,7 @@ def test_coverage_is_in_the_order_of_confidence():
     assert back_off.coverage_curve(sure, right) == pytest.approx([1, 1, 2 / 3, 3 / 4])
 
 
-def test_policy_answers_at_the_finest_level_that_is_sure():
+def test_policy_answers_at_the_finest_level_with_enough_confidence():
     truth = np.array(["x"] * 4)
     test = {level: (np.zeros(4), np.zeros(4, bool), truth) for level in back_off.FINEST_FIRST}
     test["gen"] = (np.array([0.9, 0.8, 0.1, 0.1]), np.array([True, False, True, True]), truth)
@@ -129,7 +129,7 @@ def videos(tmp_path):
 
 
 @pytest.mark.parametrize("name", list(probes.PROBES))
-def test_a_probe_tells_what_lies_apart(videos, name):
+def test_a_probe_separates_distant_classes(videos, name):
     labels = [row.label for row in videos.test]
     probabilities = probes.PROBES[name](videos, 0)
     assert probabilities.sum(axis=1) == pytest.approx(1)

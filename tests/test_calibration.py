@@ -31,7 +31,7 @@ def drawn(random, count, classes=4, temperature=1.0, scale=2.0):
 # ---------------------------------------------------------------- temperature
 
 
-def test_temper_is_the_softmax_of_scaled_logits():
+def test_apply_temperature_is_the_softmax_of_scaled_logits():
     logits = np.random.default_rng(0).normal(size=(5, 3))
     assert np.allclose(apply_temperature(softmax(logits), 2.5), softmax(logits / 2.5))
     assert np.allclose(apply_temperature(softmax(logits), 1), softmax(logits))
@@ -40,7 +40,7 @@ def test_temper_is_the_softmax_of_scaled_logits():
 
 
 @pytest.mark.parametrize("true", [0.4, 1.0, 2.5])
-def test_temperature_of_simulated_truth_is_found(true):
+def test_fitted_temperature_is_that_of_simulated_labels(true):
     logits, labels = drawn(np.random.default_rng(1), 20000, temperature=true)
     assert fit_temperature(softmax(logits), labels) == pytest.approx(true, rel=0.05)
 
@@ -60,7 +60,7 @@ def test_temperature_is_the_best_of_a_grid():
     assert loss(fit_temperature(probabilities, labels)) <= min(map(loss, grid)) + 1e-6
 
 
-def test_few_clips_that_are_all_right_leave_doubt():
+def test_temperature_of_few_clips_all_correct_is_bounded_by_the_prior():
     sure = np.full((20, 3), 0.1) + np.array([0.7, 0, 0])
     assert 0.2 < fit_temperature(sure, np.zeros(20, int)) < 1
     low, high = temperature_interval(sure, np.zeros(20, int), np.arange(20))
@@ -102,7 +102,7 @@ def test_interval_draws_whole_groups():
     assert reliability(softmax(logits), labels, np.zeros(40))["nll"]["interval"] is None
 
 
-def test_error_of_calibrated_probabilities_is_what_luck_gives():
+def test_calibration_error_of_true_probabilities_is_the_expected_one():
     errors, expected = [], []
     for seed in range(40):
         logits, labels = drawn(np.random.default_rng(seed), 150)
@@ -118,7 +118,7 @@ def test_error_of_calibrated_probabilities_is_what_luck_gives():
 # ---------------------------------------------------------------- levels, unknown generators, neighbours
 
 
-def test_shares_of_generators_sum_to_those_of_teams_and_what_is_left():
+def test_generator_probabilities_sum_to_those_of_teams_and_of_none():
     taxonomy = {
         "Real": {"team": "Real"},
         "A": {"team": "X"},
@@ -131,7 +131,7 @@ def test_shares_of_generators_sum_to_those_of_teams_and_what_is_left():
     assert left == pytest.approx([0.15])
 
 
-def test_trust_goes_to_the_level_that_is_right_more_often():
+def test_trust_goes_to_the_answer_that_is_correct_more_often():
     truth = np.array(["a"] * 30)
     right, wrong = truth, np.array(["b"] * 30)
     assert agreement(right, wrong, truth) == dict(clips=30, differ=30, own_right=30, generator_right=0, trust="own")
@@ -176,7 +176,7 @@ def test_nearest_training_clips_equal_a_search_by_hand():
     assert len(nearest(own, clips, 50)) == 10
 
 
-def test_spread_is_even():
+def test_evenly_spread_numbers_are_middles_of_equal_parts():
     assert spread_evenly(10, 3).tolist() == [1, 5, 8]
     assert spread_evenly(3, 10).tolist() == [0, 1, 2]
     assert spread_evenly(7, None).tolist() == list(range(7))

@@ -52,7 +52,7 @@ def arguments(*more):
     return args, datasets.choose_data(args)[0]
 
 
-def test_enrolling_finds_everybody_in_clusters_and_nobody_in_noise(asked, tmp_path):
+def test_enrolling_names_clips_in_clusters_and_is_at_chance_in_noise(asked, tmp_path):
     args, data = arguments()
     results = json.loads(json.dumps(unseen.measure_enrol(args, data)))
     assert {only for *_, only in asked} == {"SVD"}

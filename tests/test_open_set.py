@@ -34,7 +34,7 @@ def test_a_row_has_means_over_seeds(monkeypatch):
     assert (entry["auroc"], entry["fpr_at_tpr"]) == (pytest.approx(0.5), pytest.approx(0.5))
 
 
-def test_kin_is_looked_for_where_there_is_some(tmp_path):
+def test_landing_is_measured_where_a_class_is_shared(tmp_path):
     """DynamiCrafter lands on SD 2.1, ModelScope half of the time, Latte's clips never do and are their chance."""
     write_json(tmp_path / "sd.json", {"classes": ["Real", "SD 2.1", "SD 1.4"]})
     called = {"DynamiCrafter": [1, 1], "ModelScope": [1, 2], "Latte": [0, 2, 2, 2], "HotShot": [1, 1, 0, 0]}

@@ -71,7 +71,7 @@ def test_penalty_of_the_multiplier_is_the_constrained_optimum():
     np.testing.assert_allclose(theta_of(penalised), constrained, atol=0.02)
 
 
-def test_self_training_without_a_sure_image_is_the_baseline():
+def test_self_training_without_a_confident_image_is_the_baseline():
     given = made()
     unsure = wild_methods.self_training(given, 0.05, confidence=0.99999)
     np.testing.assert_allclose(theta_of(unsure), stage.fit_baseline([given.labelled], 0.05, np.zeros(6)), atol=1e-3)
@@ -140,7 +140,7 @@ def shared(change, target="HotShot", seed=0, clips=60):
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.25, 0.5])
-def test_fraction_of_the_target_among_the_wild_is_as_said(fraction):
+def test_fraction_of_the_target_among_the_wild_is_as_given(fraction):
     images, roles = shared(wild.noisy(fraction, total=60))
     drawn = np.mean(images.generator[roles.wild] == "HotShot")
     assert drawn == pytest.approx(fraction, abs=0.02) and 55 <= len(roles.wild) <= 65
