@@ -22,7 +22,7 @@ from experiments.tables import (
     described,
     mean_std,
     overall_cells,
-    parameters,
+    parameters_of,
     scored,
 )
 from tokens.generators import LEVELS, level_name
@@ -100,7 +100,7 @@ def run_facts(run):
         "hard_pairs": float((distances >= nearest)[pairs].mean()),
         "cross_entropy": float(last.get("logits_loss", last["loss"])),
         "mined_loss": float(last["embedding_loss"]) if "embedding_loss" in last else None,
-        "parameters": parameters(run),
+        "parameters": parameters_of(run),
         "seconds": recipe["seconds"],
     }
 
@@ -151,12 +151,12 @@ def measure_conditions(args, data):
         plain = conditions.get("CE alone", {}).get(str(CE))
         for condition, settings in conditions.items():
             if str(TWO_FEW) in settings:
-                found = compared(settings.get(str(CE), plain), settings[str(TWO_FEW)])
+                found = hnm_minus_ce(settings.get(str(CE), plain), settings[str(TWO_FEW)])
                 rows.append({"what": what, "condition": condition} | found)
     return described(data, rows=rows)
 
 
-def compared(plain, mined):
+def hnm_minus_ce(plain, mined):
     """Differences in [-1, 1] over the seeds that both have, and means over runs of what mining changes."""
     theirs = {seed["seed"]: seed for seed in plain["seeds"]}
     pairs = [(seed, theirs[seed["seed"]]) for seed in mined["seeds"] if seed["seed"] in theirs]
@@ -174,7 +174,7 @@ def render_conditions(results):
     for row in results["rows"]:
         seeds = len(row["macro"])
         ahead = f"{sum(value > 0 for value in row['macro'])} of {seeds}"
-        cells = [mean_std(row["ce_macro"]), signed(row["macro"]), signed(row["micro"]), ahead, verdict(row)]
+        cells = [mean_std(row["ce_macro"]), signed(row["macro"]), signed(row["micro"]), ahead, ablation_verdict(row)]
         for key in ("hard_pairs", "variance_fraction"):
             cells.append(" / ".join(plain_mean(row[f"{name}_{key}"]) for name in ("ce", "hnm")))
         rows.append([row["what"], row["condition"], *cells, plain_mean(row["hnm_mined_loss"])])
@@ -199,7 +199,7 @@ def interval(values):
     return np.mean(values) - half, np.mean(values) + half
 
 
-def verdict(row):
+def ablation_verdict(row):
     if row["collapsed"]:
         return f"collapsed ({row['collapsed']})"
     low, high = interval(row["macro"]) or (-1, 1)
@@ -220,7 +220,7 @@ def plain_mean(values):
 
 # ---------------------------------------------------------------- Fig. S-1: accuracy against labels
 
-COUNTS = (5, 50, 150, 500)  # of labels per class, beside few and all
+LABEL_COUNTS = (5, 50, 150, 500)  # of labels per class, beside few and all
 
 
 def measure_labels(args, data):
@@ -228,7 +228,7 @@ def measure_labels(args, data):
     curves = {}
     for level in LEVELS:
         there = np.bincount([row.label for row in fold_videos(args, data, level, "all", 0, data.folds[0]).train])
-        counts = sorted({data.few, *COUNTS})
+        counts = sorted({data.few, *LABEL_COUNTS})
         counts = [count for count in counts if np.sum(there > count) >= 2]
         curves[level] = []
         for count in (*counts, "all"):

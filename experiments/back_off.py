@@ -44,7 +44,7 @@ def seed_answers(runs):
     """{"own" or "summed": {level: judged}} over the test videos of GEN-L, folds pooled."""
     own = {}
     for level in FINEST_FIRST:
-        own[level] = pooled(own_model(*pair, level) for pair in zip(runs["gen"], runs[level], strict=True))
+        own[level] = pool_folds(own_model(*pair, level) for pair in zip(runs["gen"], runs[level], strict=True))
     return {"own": own, "summed": summed(runs, "test")}
 
 
@@ -56,7 +56,7 @@ def summed(runs, split):
         for level in FINEST_FIRST:
             sums = sum_to_level(clips["probabilities"], classes, level)
             found[level].append(judged(*sums, clips["generator"], level))
-    return {level: pooled(parts) for level, parts in found.items()}
+    return {level: pool_folds(parts) for level, parts in found.items()}
 
 
 def own_model(gen_run, run, level):
@@ -68,7 +68,7 @@ def own_model(gen_run, run, level):
     return confidence, correct, np.where(there < 0, "", truth)
 
 
-def pooled(parts):
+def pool_folds(parts):
     return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 

@@ -22,7 +22,7 @@ def compare(args) -> list[dict]:
     """The comparison of reproduce.py's args.runs at args.level, or at every level that all of them have, printed."""
     found = [compare_level(args.runs, level) for level in common_levels(args.runs, args.level)]
     for result in found:
-        print("\n".join(render(result)))
+        print("\n".join(render_comparison(result)))
     return found
 
 
@@ -98,7 +98,7 @@ def listed(videos):
 # ---------------------------------------------------------------- tables
 
 
-def share(value, interval, sign=""):
+def percent_text(value, interval, sign=""):
     low, high = interval
     return f"{100 * value:{sign}.1f} ({100 * low:{sign}.1f} to {100 * high:{sign}.1f})"
 
@@ -107,12 +107,14 @@ def p_value(p):
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def render(result) -> list[str]:
+def render_comparison(result) -> list[str]:
     """A level's comparison as lines of Markdown."""
     entries = result["runs"]
     chance = f"chance {100 * result['majority']:.1f} micro, {100 * result['uniform']:.1f} macro"
     about = f"{result['clips']} test clips in {result['groups']} groups; {chance}"
-    rows = [[own["run"], *(share(own[key], own[f"{key}_interval"]) for key in ("micro", "macro"))] for own in entries]
+    rows = [
+        [own["run"], *(percent_text(own[key], own[f"{key}_interval"]) for key in ("micro", "macro"))] for own in entries
+    ]
     lines = [f"{level_name(result['level'])}, {about}. Per cent; 95% by bootstrap over groups.", ""]
     lines += [*markdown(["run", "micro (95%)", "macro (95%)"], rows), ""]
     rows = [
@@ -122,7 +124,7 @@ def render(result) -> list[str]:
     lines += [*markdown(["class", "clips", *(own["run"] for own in entries)], rows), ""]
     rows = []
     for pair in result["pairs"]:
-        cells = [", ".join(pair["runs"]), share(pair["difference"], pair["difference_interval"], "+")]
+        cells = [", ".join(pair["runs"]), percent_text(pair["difference"], pair["difference_interval"], "+")]
         cells += [f"{pair['only_one']}", f"{pair['only_other']}", p_value(pair["p"]), p_value(pair["holm"])]
         rows.append(cells)
     header = ["pair", "first less second, micro (95%)", "only first correct", "only second correct"]

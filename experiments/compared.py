@@ -23,7 +23,7 @@ from experiments.detectors import DETECTORS
 from experiments.paper import paper_values
 from experiments.probes import PROBES
 from experiments.stages import ALL_CE, TWO_FEW, clips_of, fold_videos, markdown, part_name
-from experiments.tables import arm_runs, caption, described, mean_std, overall_cells, parameters, scored
+from experiments.tables import arm_runs, caption, described, mean_std, overall_cells, parameters_of, scored
 from report.scores import name_by_mahalanobis
 from tokens.dataset import features_recipe, read_index
 from tokens.generators import level_name
@@ -90,7 +90,7 @@ def cost(args, data, runs, labels):
         start = recipe["paths"]["init"]
         earlier = 0 if start == "scratch" else read_json(Path(start).with_name("bin.json"))["recipe"]["seconds"]
         found["seconds"].append(recipe["seconds"] + earlier)
-        found["parameters"] = parameters(run)
+        found["parameters"] = parameters_of(run)
     return found
 
 

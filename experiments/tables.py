@@ -87,15 +87,15 @@ def overall_cells(result):
 OVERALL = ["micro (95%)", "macro", "chance micro / macro", "test clips", "seeds"]
 
 
-def parameters(run):
+def parameters_of(run):
     """How many weights the model of a run at GEN-L has."""
     metrics = read_json(run / "gen.json", ("classes", "recipe"))
     sizes = [metrics["recipe"]["features"][key] for key in ("frames", "tokens", "dim")]
-    return count_weights(len(metrics["classes"]), *sizes, metrics["recipe"]["arguments"]["temporal_blocks"])
+    return parameters_at_sizes(len(metrics["classes"]), *sizes, metrics["recipe"]["arguments"]["temporal_blocks"])
 
 
 @functools.cache
-def count_weights(classes, frames, tokens, dim, blocks):
+def parameters_at_sizes(classes, frames, tokens, dim, blocks):
     return build_saga(classes, frames, tokens, dim, temporal_blocks=blocks).count_params()
 
 

@@ -172,7 +172,7 @@ def landing_table(landed):
 # ---------------------------------------------------------------- enrolling: new generators by a few of their clips
 
 ENROL_ARMS = (TWO_FEW, ALL_CE)
-CLIPS = (1, 2, 5, 10, 20, 50)  # given of a new generator, as far as it has them outside the test split
+GIVEN = (1, 2, 5, 10, 20, 50)  # given of a new generator, as far as it has them outside the test split
 DRAWS = 10  # of those clips, per seed
 BY_GENERATOR = 10  # clips given, of the table by generator
 JOINING = {"one": "one new generator joins", "all": "all new generators join at once"}
@@ -235,18 +235,18 @@ def enrol_all(names, roles, spaces, new, seed):
     results = {}
     for space, naming in product(spaces, NAMINGS):
         clips = (spaces[space], names, roles, NAMINGS[naming])
-        before, _ = enrol(*clips, [])
-        for joining, given in product(JOINING, CLIPS):
+        before, _ = accuracy_enrolled(*clips, [])
+        for joining, given in product(JOINING, GIVEN):
             draws = []
             for group, draw in product([[name] for name in new] if joining == "one" else [new], range(DRAWS)):
-                draws.append(enrol(*clips, group, given, np.random.default_rng((seed, draw))))
+                draws.append(accuracy_enrolled(*clips, group, given, np.random.default_rng((seed, draw))))
             shares = {name: float(np.mean([found[name] for _, found in draws if name in found])) for name in new}
             entry = {"before": before, "kept": float(np.mean([kept for kept, _ in draws])), "found": shares}
             results[space, naming, joining, given] = entry
     return results
 
 
-def enrol(vectors, names, roles, naming, joining, given=0, random=None):
+def accuracy_enrolled(vectors, names, roles, naming, joining, given=0, random=None):
     """The macro accuracy of the known test clips, and the share of each joining generator's held-out clips found, once
     that many of its other clips, drawn at random, are enrolled. Vectors (V, D), names (V,), roles (V,).
     """
@@ -290,11 +290,11 @@ def render_enrol(results):
         cells = []
         for key in keys:
             rows = {row["given"]: row for row in results["rows"] if row_key(row) == key and row["joining"] == joining}
-            found = [mean_std(by_seed(rows[given], "found")) for given in CLIPS]
-            known = [mean_std(by_seed(rows[CLIPS[0]], "before")), mean_std(by_seed(rows[CLIPS[-1]], "kept"))]
-            cells.append([*key, *found, *known, seeds_cell(results, rows[CLIPS[0]])])
-        header = ["setting", "space", "nearest by", *(f"found, n = {given}" for given in CLIPS)]
-        lines += markdown([*header, "known before", f"known after, n = {CLIPS[-1]}", "seeds"], cells)
+            found = [mean_std(by_seed(rows[given], "found")) for given in GIVEN]
+            known = [mean_std(by_seed(rows[GIVEN[0]], "before")), mean_std(by_seed(rows[GIVEN[-1]], "kept"))]
+            cells.append([*key, *found, *known, seeds_cell(results, rows[GIVEN[0]])])
+        header = ["setting", "space", "nearest by", *(f"found, n = {given}" for given in GIVEN)]
+        lines += markdown([*header, "known before", f"known after, n = {GIVEN[-1]}", "seeds"], cells)
     lines += ["", f"Found by generator, one joins, SAGA, n = {BY_GENERATOR}:", ""]
     cells = []
     for row in results["rows"]:
@@ -323,7 +323,7 @@ def draw_enrol(args, data, results, path):
                 axis.errorbar([row["given"] for row in rows], means, deviations, fmt=styles[naming], **line)
             axis.axhline(chance, color="k", ls=":", label="chance")
             axis.set_xscale("log")
-            axis.set_xticks(CLIPS, CLIPS)
+            axis.set_xticks(GIVEN, GIVEN)
             axis.minorticks_off()
             axis.set(ylim=(0, 100), xlabel="clips given of the new generator")
         column[0].set(title=arm, ylabel="new generator found, per cent")

@@ -142,13 +142,13 @@ def watched(samples, seen, shown, fps):
         small = cv2.resize(frame, (64, 64), interpolation=cv2.INTER_AREA)
         grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype("float32")
         change = 0.0 if before is None else float(np.abs(grey - before).mean())
-        picture = thumbnail(frame) if round(seconds * fps) in shown else None
+        picture = jpeg_thumbnail(frame) if round(seconds * fps) in shown else None
         seen.append((float(seconds), float(grey.std()), change, picture))
         before = grey
         yield seconds, frame
 
 
-def thumbnail(frame, height=120):
+def jpeg_thumbnail(frame, height=120):
     width = min(max(1, round(frame.shape[1] * height / frame.shape[0])), 4 * height)
     small = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
     return cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()

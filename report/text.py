@@ -41,7 +41,7 @@ def answer_of(own):
     return own["answer"] if own["answer"] == own["best"] else f"{own['answer']} (nearest: {own['best']})"
 
 
-def verdict(report):
+def answer_line(report):
     """The answers at all levels in one line."""
     if report["error"] is not None:
         return f"not answered: {report['error']}"
@@ -133,7 +133,7 @@ def run_line(run):
 
 def text_report(report) -> str:
     if report["error"] is not None:
-        return printable(f"{report['file']}: {verdict(report)}")
+        return printable(f"{report['file']}: {answer_line(report)}")
     windows = report["media"]["windows"]
     lines = [f"{media_line(report['media'])}; {windows} window{'s' * (windows != 1)}"]
     table = [("level", "answer", "p", "runners-up", "windows", "summed from GEN-L", "run's accuracy, micro / macro")]
@@ -234,7 +234,7 @@ CELLS = 100  # of a strip over time, at most
 def open_html(path):
     """write(report): a section each; the page appears when all are there, or what there is after an interruption."""
     helpers = (shown, runners_up, answer_of, media_line, summed_line, accuracy_line, disagreements, unknown_line)
-    helpers += (run_line, verdict, vote_cells, named_maps, level_name)
+    helpers += (run_line, answer_line, vote_cells, named_maps, level_name)
     page, reports = template("page.html", *helpers), []
     write_atomically(path, Path.touch)  # while it costs nothing to learn that it cannot be written
     try:

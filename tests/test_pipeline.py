@@ -76,10 +76,10 @@ def chance_probability(run, level, classes):
     with np.load(run / f"{level}_embeddings.npz") as arrays:
         test = arrays["split"] == "test"
         labels = np.array([classes.index(name) for name in arrays["class"][test]])
-        called = arrays["probabilities"][test].argmax(axis=1)
+        predicted = arrays["probabilities"][test].argmax(axis=1)
     random = np.random.default_rng(0)
-    right = np.mean(labels == called)
-    return np.mean([np.mean(random.permutation(labels) == called) >= right for _ in range(2000)])
+    accuracy = np.mean(labels == predicted)
+    return np.mean([np.mean(random.permutation(labels) == predicted) >= accuracy for _ in range(2000)])
 
 
 def train_all_levels(features, run, levels=LEVELS):
