@@ -81,7 +81,7 @@ def trained(args, data, arm, change):
 
 
 def run_facts(run):
-    """Of a run's test embeddings: mean squared length, its variance as a fraction of it, and the share of same-class
+    """Of a run's test embeddings: mean squared norm, variance as a fraction of it, and the fraction of same-class
     pairs that are farther apart than the nearest clip of another class (hard pairs, whatever the scale). The losses of
     its last epoch, its parameters and seconds.
     """
@@ -106,8 +106,8 @@ def run_facts(run):
 
 
 FACTS = {
-    "square_length": "squared length",
-    "variance_fraction": "share of it that varies",
+    "square_length": "squared norm",
+    "variance_fraction": "variance fraction",
     "hard_pairs": "hard pairs",
     "cross_entropy": "final cross-entropy",
     "mined_loss": "final mined loss",
@@ -135,9 +135,9 @@ def render_ablation(results):
 
 
 MEANING = (
-    "Squared length and hard pairs are of test embeddings; hard pairs: the share of same-class pairs farther apart than"
-    " the nearest clip of another class. Losses are those of the last epoch; seconds are of stage 2 and its evaluation,"
-    " one core, beside another run."
+    "Squared norm, variance fraction and hard pairs are of test embeddings. Hard pairs: the fraction of same-class"
+    " pairs farther apart than the nearest clip of another class. Losses are those of the last epoch; seconds are of"
+    " stage 2 and its evaluation, one core, beside another run."
 )
 
 # ---------------------------------------------------------------- when does mining win?
@@ -151,8 +151,8 @@ def measure_conditions(args, data):
         plain = conditions.get("CE alone", {}).get(str(CE))
         for condition, settings in conditions.items():
             if str(TWO_FEW) in settings:
-                found = hnm_minus_ce(settings.get(str(CE), plain), settings[str(TWO_FEW)])
-                rows.append({"what": what, "condition": condition} | found)
+                differences = hnm_minus_ce(settings.get(str(CE), plain), settings[str(TWO_FEW)])
+                rows.append({"what": what, "condition": condition} | differences)
     return described(data, rows=rows)
 
 
@@ -179,7 +179,7 @@ def render_conditions(results):
             cells.append(" / ".join(plain_mean(row[f"{name}_{key}"]) for name in ("ce", "hnm")))
         rows.append([row["what"], row["condition"], *cells, plain_mean(row["hnm_mined_loss"])])
     header = ["ablation", "condition", "CE macro", "HNM less CE, macro", "micro", "HNM ahead", "verdict"]
-    header += ["hard pairs CE / HNM", "share that varies CE / HNM", "final mined loss"]
+    header += ["hard pairs CE / HNM", "variance fraction CE / HNM", "final mined loss"]
     what = "When does hard negative mining beat cross-entropy? GEN-L, two stages, few labels, pairs of the same seed"
     return [caption(results, what, " Points of per cent."), "", *markdown(header, rows), "", VERDICT]
 
@@ -246,7 +246,7 @@ def render_labels(results):
         for point in curve:
             used = f"{point['videos']} ({100 * point['share']:.0f}%)"
             rows.append([level_name(level), f"{point['labels']}", used, *overall_cells(point)])
-    header = ["level", "labels per class", "labelled videos (share)", *OVERALL]
+    header = ["level", "labels per class", "labelled videos (per cent)", *OVERALL]
     what = "Accuracy against labels, stage 1 itself at BIN-L, else two stages with CE+HNM"
     return [caption(results, what), "", *markdown(header, rows), "", LABELS]
 
@@ -261,13 +261,13 @@ def draw_labels(args, data, results, path):
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
     for axis, key, chance in zip(axes, ("micro", "macro"), ("majority", "uniform"), strict=True):
         for i, (level, curve) in enumerate(results["curves"].items()):
-            found = [point for point in curve if point["seeds"]]
-            values = [[100 * seed[key] for seed in point["seeds"]] for point in found]
-            videos = [point["videos"] for point in found]
+            trained = [point for point in curve if point["seeds"]]
+            values = [[100 * seed[key] for seed in point["seeds"]] for point in trained]
+            videos = [point["videos"] for point in trained]
             points = [np.mean(own) for own in values], [np.std(own) for own in values]
             axis.errorbar(videos, *points, fmt=f"o-C{i}", label=level_name(level), capsize=2)
-            if found:
-                axis.axhline(100 * found[0]["seeds"][0][chance], color=f"C{i}", ls=":")
+            if trained:
+                axis.axhline(100 * trained[0]["seeds"][0][chance], color=f"C{i}", ls=":")
         axis.set(xscale="log", xlabel="labelled videos", title=f"{data.name}, {key}; dotted: chance", ylim=(0, 100))
     axes[0].set(ylabel="accuracy, per cent")
     axes[0].legend(loc="lower right")

@@ -104,7 +104,7 @@ def metadata(macro):
 
 def test_metadata_line_says_chance_only_within_the_interval():
     assert "is at chance: macro 25.0" in compared.metadata_line(metadata(0.25))
-    assert "tells the classes" in compared.metadata_line(metadata(0.5))
+    assert "separates the classes" in compared.metadata_line(metadata(0.5))
     assert "is at chance" in compared.metadata_line(metadata(0.3))
 
 

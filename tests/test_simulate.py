@@ -71,14 +71,14 @@ def test_temporal_marks_stay_below_4_hz_where_8_frames_a_second_see_them():
     assert 1 / EASE_SECONDS < 4
 
 
-def test_the_tables_of_marks_name_every_known_lineage_once():
+def test_the_tables_of_marks_name_every_known_version_and_team_once():
     rows = [row for name, row in ROWS.items() if name != "Real"]
     assert {team for *_, team in rows} == set(HABITS)
     assert {sd_version for *_, sd_version, _ in rows} - {"Unknown", "Mixed"} == set(RESIDUES)
     assert len(set(HABITS.values())) == len(HABITS), "two teams share habit and period"
 
 
-def test_lineage_is_shared_within_a_version_and_a_team_and_the_rest_is_the_generators_own():
+def test_marks_are_shared_within_a_version_and_a_team_and_the_rest_is_the_generators_own():
     first, second = MARKS["VideoCrafter"], MARKS["Crafter"]
     assert (first.waves, first.detail, first.habit) == (second.waves, second.detail, second.habit)
     assert (first.period, first.phase, first.depth) != (second.period, second.phase, second.depth)

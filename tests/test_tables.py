@@ -88,7 +88,7 @@ def calls(monkeypatch):
     monkeypatch.setattr(tsigs, "REPEATS", 3)
     monkeypatch.setattr(unseen, "DRAWS", 1)
     monkeypatch.setattr(unseen, "BOOTSTRAPS", 5)
-    monkeypatch.setattr(tables, "count_weights", lambda *sizes: 1000)
+    monkeypatch.setattr(tables, "parameters_at_sizes", lambda *sizes: 1000)
     monkeypatch.setattr(compared, "PROBES", dict.fromkeys(compared.PROBES, call_all_real))
     return made
 
@@ -332,7 +332,7 @@ def test_detectors_see_the_same_clips_and_are_left_out_without_any(features, cal
     assert len({run for *_, run in asked}) == len(asked)
     trained = {row.path for row in read_index("f") if row.split != "test"}
     assert all(own == trained and root == Path("clips") for _, own, root, _ in asked)
-    for level in compared.RIVAL_LEVELS:  # all called Real
+    for level in compared.COMPARED_LEVELS:  # all predicted as Real
         for seed in results["methods"]["NPR"]["levels"][level]["seeds"]:
             assert seed["macro"] == pytest.approx(1 / seed["classes"])
             assert seed["per_class"]["Real"] == [3, 3]
