@@ -33,7 +33,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from basics.artifacts import read_json, refuse_other, versions, write_atomically, write_json
+from basics.artifacts import code_of, read_json, refuse_other, versions, write_atomically, write_json
 from basics.running import InputError, not_negative, positive, run_script
 from tokens.generators import TABLE, load_generators
 from tokens.writing import write_mp4
@@ -287,7 +287,7 @@ def zoo_recipe(seed: int, strength: float, generators: dict) -> dict:
     marks = {"residues": RESIDUES, "habits": HABITS, "depths": DEPTHS, "levels": [GRID, NOISE, SHAKE]}
     rows = {row.name: [row.task, row.sd_version, row.team] for row in generators.values()}
     recipe = {"simulated": True, "note": note, "seed": seed, "strength": strength, "clip": clip, "marks": marks}
-    recipe |= {"generators": rows, "versions": versions() | {"opencv": cv2.__version__} | versions("av")}
+    recipe |= {"generators": rows, "code": code_of(main), "versions": versions("av") | {"opencv": cv2.__version__}}
     return json.loads(json.dumps(recipe))  # as it is read back
 
 

@@ -27,7 +27,7 @@ from experiments.tables import (
 from tokens.dataset import mean_tokens, read_index, usable
 from tokens.generators import LEVELS, class_names, level_name
 from training.evaluation import score_names
-from training.plots import drawable, tsne_panel
+from training.plots import drawable, tsne, tsne_panel
 
 # ---------------------------------------------------------------- Fig. 1(b), 4, 5: t-SNE
 
@@ -111,7 +111,7 @@ def draw_embedding(args, data, results, path, panels):
         heading = f"{name}, by {panel[2]}"
         own = embedded(args, data, panel, 0)
         if own and drawable(own[0]):
-            tsne_panel(axis, *own[:2], heading)
+            tsne_panel(axis, tsne(own[0]), own[1], heading)
         else:
             axis.set(title=f"{heading}: nothing to show", xticks=[], yticks=[])
     figure.suptitle(f"t-SNE of held-out clips, {data.name}")

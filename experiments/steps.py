@@ -23,7 +23,10 @@ STEPS = {  # script: its flags, and which of the files that it leaves are shown
         [FEATURES / "Pika/0000*.npz", FEATURES / "*.csv", FEATURES / "recipe.json"],
     ),
     "02_pretrain_binary": ([*PLACE, *FEW], [RUN / "bin*"]),
-    "03_attribute": ([*PLACE, *FEW, *as_flags(SMALL_MINING), "--level", "team"], [RUN / "team*"]),
+    "03_attribute": (
+        [*PLACE, *FEW, *as_flags(SMALL_MINING), "--level", "team"],
+        [RUN / "team[._][!t]*", RUN / "team_tsne*"],
+    ),
     "04_tsigs": ([*PLACE, "--level", "team"], [RUN / "team_tsigs*"]),
     "05_wild_constrained": (
         [*PLACE, "--target", "HotShot", "--known", "Real,SVD,Lavie", "--unseen", "Gen2,Pika,Sora"],

@@ -2,6 +2,7 @@
 both.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -102,9 +103,11 @@ def test_parameters_of_a_model_are_counted(tmp_path):
     assert steps.describe_file(tmp_path / "bin.keras")[1] == f"    {wanted:,} parameters"
 
 
-def test_limit_is_clips_per_generator_everywhere():
-    scripts = ("01_extract_features", "02_pretrain_binary", "03_attribute", "04_tsigs", "05_wild_constrained")
-    for name in (*scripts, "attribute_video", "reproduce", "simulate_videos"):
-        source = Path(reproduce.__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
-        (line,) = [line for line in source.splitlines() if 'add("--limit"' in line]
-        assert "clips per generator" in line or "clips of each generator" in line, name
+def test_a_flag_means_the_same_everywhere():
+    meanings = {"--limit": "clips (per|of each) generator", "--batch-size": "windows", "--encoder-batch": "frames"}
+    scripts = sorted(Path(reproduce.__file__).parent.glob("[0as]*.py"))
+    assert len(scripts) == 7
+    for path in (*scripts, Path(reproduce.__file__)):
+        for flag, meaning in meanings.items():
+            for line in re.findall(rf'add\("{flag}".*', path.read_text(encoding="utf-8")):
+                assert re.search(meaning, line), f"{path.name}: {line}"

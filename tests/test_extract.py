@@ -67,7 +67,8 @@ def test_features_index_and_recipe_are_as_promised(long_clips, tmp_path, capsys)
             assert arrays["valid"].sum() == math.ceil(float(row.length) * 8 - 1e-3)
         assert (row.size, row.codec, row.error) == ("64x32", "h264", "")
         assert float(row.fps) == pytest.approx(24, abs=0.1) and row.path.endswith(row.container)
-    assert "unseen: New one" in (printed := capsys.readouterr().out) and "to encode: 12 videos" in printed
+    printed = capsys.readouterr().out
+    assert "known: New one,,Unknown,Unknown,Unknown" in printed and "to encode: 12 videos" in printed
     recipe = read_json(tmp_path / "recipe.json")
     assert [recipe[key] for key in ("encoder", "frames", "tokens", "dim", "simulated")] == ["dct", 8, 4, 144, False]
 

@@ -190,7 +190,7 @@ def test_a_write_that_fails_half_way_leaves_no_file(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", half)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match="0000.mp4 cannot be written .No space left on device.; make room"):
         make_clip((tmp_path / "0000.mp4", 1, ROWS["Sora"], 1.0))
     assert list(tmp_path.iterdir()) == []
 

@@ -38,9 +38,7 @@ def save_checkpoint(path, model, state: dict, best):
 
 
 def load_checkpoint(path, model, recipe):
-    """Restore a checkpoint into a compiled model; (state, best weights) or ({}, None) when there is none."""
-    if not path.exists():
-        return {}, None
+    """Restore a checkpoint into a compiled model; its state, and the best weights or None."""
     variables, remedy = saved_variables(model), "start anew with --overwrite"
     arrays = read_arrays(path, remedy=remedy)
     wanted = {"state", *(f"variable_{i}" for i in range(len(variables)))}
@@ -80,7 +78,7 @@ class EpochEnd(keras.callbacks.Callback):
         """The number of epochs that an interrupted run of the same recipe has behind it, with all that they left."""
         model.optimizer.build(model.trainable_variables)
         path, size = checkpoint_file(self.run, self.level), self.batches.batch_size
-        state, self.best = load_checkpoint(path, model, self.recipe)
+        state, self.best = load_checkpoint(path, model, self.recipe) if path.exists() else ({}, None)
         if state.get("batch_size", size) != size:
             raise InputError(
                 f"{path}: begun with {state['batch_size']} windows a batch, {devices_text()} would take {size};"
