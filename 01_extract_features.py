@@ -46,7 +46,7 @@ from tokens.dataset import (
 )
 from tokens.encoders import DTYPES, ENCODERS, encode_clips
 from tokens.generators import TABLE, load_generators, table_lines
-from tokens.listing import describe, list_videos
+from tokens.listing import counts_text, list_videos
 from tokens.pretrained import build_encoder
 from tokens.split import set_splits
 from tokens.videos import Video, reason
@@ -196,7 +196,7 @@ def print_videos(rows, ignored, table, videos):
     if single := sorted(name for name in groups if name in table and len(groups[name]) == 1):
         print(f"a single group, so train only and not evaluated: {', '.join(single)}")
     if any(ignored.values()):
-        print(f"ignored: {describe(ignored)}")
+        print(f"ignored: {counts_text(ignored)}")
 
 
 def main(argv=None):

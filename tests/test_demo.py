@@ -87,7 +87,7 @@ def test_a_file_is_described_by_its_keys(tmp_path):
     write_json(tmp_path / "a.json", {"level": "gen", "classes": []})
     (tmp_path / "a.csv").write_text("path,split\nx,test\n")
     (tmp_path / "a.png").touch()
-    described = {path.suffix: steps.describe(path) for path in tmp_path.iterdir()}
+    described = {path.suffix: steps.describe_file(path) for path in tmp_path.iterdir()}
     assert described[".npz"][1] == "    maps             float32 (2, 8, 8)"
     assert described[".json"] == [f"{tmp_path}/a.json", "    level, classes"]
     assert described[".csv"] == [f"{tmp_path}/a.csv", "    path,split"]
@@ -100,7 +100,7 @@ def test_parameters_of_a_model_are_counted(tmp_path):
     model = build_saga(2, frames=8, tokens=2, dim=12, temporal_blocks=2)
     model.save(tmp_path / "bin.keras")
     wanted = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
-    assert steps.describe(tmp_path / "bin.keras")[1] == f"    {wanted:,} parameters"
+    assert steps.describe_file(tmp_path / "bin.keras")[1] == f"    {wanted:,} parameters"
 
 
 def test_a_flag_means_the_same_everywhere():

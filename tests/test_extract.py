@@ -236,7 +236,7 @@ def test_a_zoo_is_known_as_simulated(zoo, tmp_path):
         assert read_json(tmp_path / f"f{number}" / "recipe.json")["simulated"] is True
 
 
-def test_equalized_clips_tell_nothing_by_their_metadata(tmp_path):
+def test_metadata_of_equalized_clips_is_equal(tmp_path):
     root = tmp_path / "videos"
     write_clip(root / "Real" / "a.mp4", 60, 30)
     write_clip(root / "Real" / "b.gif", 40, 10)

@@ -55,10 +55,10 @@ def test_run_has_all_artifacts_and_keys(run):
             assert json.loads(str(arrays["recipe"]))["level"] == level
             assert arrays["probabilities"].shape == (140, len(metrics["classes"]))
             np.testing.assert_allclose(arrays["probabilities"].sum(axis=1), 1, atol=1e-5)
-            right = arrays["probabilities"].argmax(1) == [
+            correct = arrays["probabilities"].argmax(1) == [
                 [*metrics["classes"], "unseen"].index(name) for name in arrays["class"]
             ]
-            assert right[arrays["split"] == "test"].mean() == pytest.approx(metrics["accuracy"])
+            assert correct[arrays["split"] == "test"].mean() == pytest.approx(metrics["accuracy"])
         model = keras.saving.load_model(run / f"{level}.keras", compile=False)
         assert model.config["class_names"] == tuple(metrics["classes"])
         assert model.config["features"]["encoder"] == "invented" and model.config["recipe"]["level"] == level
