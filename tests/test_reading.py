@@ -3,9 +3,9 @@
 import pytest
 from reading import read_all
 
-# Per stage: files, functions, jumps between files at most; of the lines that ran, parts at least in four files and in the
-# stage itself (01, 05) or in the stage and common.py (02 to 04). Where the aim (AIM) is not reached, what is.
-AIM = {"01": (5, 60, 25, 0.8, 0.4), "02": (8, 60, 25, 0.8, 0.5), "05": (5, 60, 25, 0.8, 0.4)}
+# Per stage at most so many files, functions and jumps between files; of the lines that ran, at least this part in four
+# files and this in the stage itself (01, 05) or in the stage and common.py. The aims: 5 files at 01 and 05, 8 at the
+# others, 60 functions, 25 jumps, 0.8, and 0.4 at 01 and 05, 0.5 at the others. What lies beyond them is what is reached.
 LIMITS = {
     "01": (9, 73, 31, 0.77, 0.23),
     "02": (12, 95, 55, 0.55, 0.25),
