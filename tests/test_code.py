@@ -141,6 +141,7 @@ def test_edit_of_a_checkout_is_noticed_from_the_shell(zoo, tmp_path):
     assert (
         run(ONE, *train, "--overwrite")[1].count("features/zoo was made by other code (tokens/videos.py:to_rgb)") == 1
     )
+    assert run(TWO, *train, "--overwrite")[0] == 0
     change("common.py", "margin, positives=positives))", "2 * margin, positives=positives))")
     assert "up to date" in run(ONE, *train)[1]
     status, text = run(TWO, *train)
