@@ -35,6 +35,7 @@ from tqdm import tqdm
 from basics.artifacts import code_of, git_commit, read_json, refuse_other, versions, write_json
 from basics.running import InputError, part_of_parts, positive, run_script
 from tokens.dataset import (
+    SAME_TOKENS,
     features_file,
     other_tokens,
     read_row,
@@ -45,7 +46,7 @@ from tokens.dataset import (
 )
 from tokens.encoders import DTYPES, ENCODERS, encode_clips
 from tokens.generators import TABLE, load_generators, table_lines
-from tokens.listing import describe, list_videos
+from tokens.listing import counts_text, list_videos
 from tokens.pretrained import build_encoder
 from tokens.split import set_splits
 from tokens.videos import Video, reason
@@ -162,14 +163,9 @@ def open_features(folder, recipe, overwrite):
     """
     path = Path(folder) / "recipe.json"
     old = read_json(path) if path.exists() else None
-    keys = other_tokens(old, recipe) if old else []
-    if keys and not overwrite:
-        values = {key: f" {old[key]} there, {recipe[key]} now" for key in old.keys() & recipe.keys()}
-        differences = ", ".join(key + values.get(key, "") for key in keys)
-        raise InputError(f"{folder} holds other features ({differences}); choose another --features, or --overwrite")
     if old and not overwrite:
-        refuse_other(folder, old, recipe, "choose another --features, or --overwrite")
-    for index in Path(folder).glob("index-*-of-*.csv") if keys else ():
+        refuse_other(folder, old, recipe, "choose another --features, or --overwrite", SAME_TOKENS)
+    for index in Path(folder).glob("index-*-of-*.csv") if old and other_tokens(old, recipe) else ():
         index.unlink(missing_ok=True)  # its rows describe the other features
     if overwrite or not old:
         write_json(path, recipe)  # makes the folder
@@ -200,7 +196,7 @@ def print_videos(rows, ignored, table, videos):
     if single := sorted(name for name in groups if name in table and len(groups[name]) == 1):
         print(f"a single group, so train only and not evaluated: {', '.join(single)}")
     if any(ignored.values()):
-        print(f"ignored: {describe(ignored)}")
+        print(f"ignored: {counts_text(ignored)}")
 
 
 def main(argv=None):

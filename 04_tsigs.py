@@ -50,7 +50,7 @@ from tokens.dataset import (
 )
 from tokens.generators import stage_of
 from training.evaluation import ROLES
-from training.signatures import draw_strata, measure, measure_controls, name_strata, split_groups_in_halves, untrained
+from training.signatures import draw_strata, identify, measure_controls, name_strata, split_groups_in_halves, untrained
 
 GRAND_MEAN_CLIPS = 20  # train clips per class whose mean is the grand mean
 
@@ -166,7 +166,7 @@ def print_tables(metrics, title):
     print(f"correlations: less the mean of {metrics['grand_mean_clips']} other, train clips; raw without that")
 
 
-def draw_figures(per_class, class_names, signatures, title, stem):
+def draw_tsigs(per_class, class_names, signatures, title, stem):
     """T-Sigs (C, L, L), their differences, and seen beside unseen classes."""
     labels = [f"{name}\nclips: {per_class[name]['clips']}" for name in class_names]
     panels = list(zip(labels, signatures, strict=True))
@@ -237,7 +237,7 @@ def main(argv=None):
         means = [own[in_grand_mean & (labels == i)].mean(axis=0, dtype=float) for i in np.unique(labels[in_grand_mean])]
         grand_mean = np.mean(means, axis=0)  # over classes, of train clips
         compared = own[used], grand_mean, labels[used], groups[used]
-        tables[name] = measure(*compared, split_groups_in_halves, args.repeats, args.seed)
+        tables[name] = identify(*compared, split_groups_in_halves, args.repeats, args.seed)
         key = "" if name == "trained" else f"{name.replace(' ', '_')}_"
         arrays |= {f"{key}maps": own[selected], f"{key}grand_mean": grand_mean}
     if args.controls:
@@ -258,7 +258,7 @@ def main(argv=None):
     print_tables(metrics, title)
     for ending in ("unseen", "strata"):  # may be of an earlier run
         Path(f"{stem}_{ending}.png").unlink(missing_ok=True)
-    draw_figures(metrics["per_class"], class_names[present].tolist(), signatures.mean(axis=1), title, stem)
+    draw_tsigs(metrics["per_class"], class_names[present].tolist(), signatures.mean(axis=1), title, stem)
     if source:
         what = f"{title}\nT-Sigs by content; strata: {source}"
         draw_strata(maps[selected], labels[selected], class_names, strata[selected], what, f"{stem}_strata.png")

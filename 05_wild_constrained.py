@@ -84,7 +84,7 @@ def get_args(argv=None):
 # ---------------------------------------------------------------- scores
 
 
-def print_results(metrics):
+def print_ranking(metrics):
     """The losses; a row per generator and per mean, the methods from left to right; what happens at the threshold."""
 
     def print_row(what, *entries):
@@ -263,7 +263,7 @@ def main(argv=None):
     metrics["test_images"] = {name: len(own) for name, own in groups.items()}
     metrics["at_threshold"] = {method: at_threshold(own, target) for method, own in scores.items()}
     metrics["simulated"] = bool(images.recipe["features"].get("simulated"))
-    print_results(metrics)
+    print_ranking(metrics)
 
     # ---------------------------------------------------------------- save
     what = f"{target} against others, {len(places['test'])} test images{', simulated' * metrics['simulated']}"

@@ -7,7 +7,7 @@ writes  a report to standard output; --json (report/report.schema.json, a line p
 
     python attribute_video.py --calibrate --run runs/zoo --features features/zoo      once per run
     python attribute_video.py clip.mp4 --run runs/zoo --html report.html
-    python attribute_video.py --enrol Kling kling/*.mp4 --run runs/zoo                a generator it never saw
+    python attribute_video.py --enrol Kling kling/*.mp4 --run runs/zoo                a new generator, no training
     find evidence -name '*.mp4' | python attribute_video.py - --json reports.jsonl
 
 The run says which encoder, frame rate and windows; all levels share one decoding and one pass of the encoder. Exit
@@ -39,9 +39,9 @@ def get_args(argv=None):
     add("--html", metavar="PATH", help="write one page that needs nothing else")
     add("--csv", metavar="PATH", help="write a row per file")
     add("--max-files", type=positive, help="answer no more files than this")
-    add("--max-windows", type=positive, help="look at no more windows of a file than this, spread evenly")
+    add("--max-windows", type=positive, help="analyse at most this many windows of a file, evenly spread")
     add("--dtype", choices=("float32", "mixed_bfloat16"), help="what the transformers compute in; default: the run's")
-    add("--encoder", help="the encoder's preset or folder, where it is not where the run has it")
+    add("--encoder", help="the encoder's preset or folder; default: the one in the run's recipe")
     add("--encoder-weights", metavar="FILE", help="mobilenet: weights for a machine that cannot download them")
     add("--encoder-dtype", choices=DTYPES, help="what a pretrained encoder computes in; default: the run's")
     add("--encoder-batch", type=positive, default=64, help="frames per call of the encoder")
@@ -50,10 +50,10 @@ def get_args(argv=None):
     add("--enrol", metavar="NAME", help="add the generator that made the files to the run, without training, and end")
     nearest = "mean, for one to five clips; mahalanobis, from ten on; five neighbours"
     add("--method", choices=NAMINGS, default="mean", help=f"--enrol: how it is then named, by the nearest {nearest}")
-    add("--calibrate", action="store_true", help="measure how sure the run may be, on its val and test clips, and end")
+    add("--calibrate", action="store_true", help="calibrate the run on val clips, measure it on test clips, and end")
     add("--features", default="features/zoo", help="--calibrate: the features that the run was trained on")
-    add("--false-rejection", type=fraction, default=0.05, help="--calibrate: share of known clips called unknown")
-    add("--score", choices=SCORES, default="Mahalanobis", help="--calibrate: what tells unknown generators")
+    add("--false-rejection", type=fraction, default=0.05, help="--calibrate: fraction of known clips rejected")
+    add("--score", choices=SCORES, default="Mahalanobis", help="--calibrate: the score that detects unknown generators")
     add("--limit", type=positive, default=200, help="--calibrate: at most this many clips per generator in each split")
     add("--seed", type=int, default=0, help="--calibrate: seed of the choice of those clips")
     args = parser.parse_args(argv)
@@ -71,7 +71,7 @@ def get_args(argv=None):
         if getattr(args, flag) != parser.get_default(flag) and not getattr(args, owner):
             parser.error(f"--{flag.replace('_', '-')} belongs to --{owner}, which keeps it in the run")
     if args.resume and (args.json in (None, "-") or args.csv or args.html):
-        parser.error("--resume goes on with the file of --json, and with no other")
+        parser.error("--resume continues the file of --json alone")
     return args
 
 
@@ -127,4 +127,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_script(main, interrupted="what was answered is kept, and --resume goes on with the file of --json")
+    run_script(main, interrupted="the answers so far are kept; --resume continues the file of --json")

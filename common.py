@@ -136,14 +136,11 @@ class SAGA(keras.Model):
         super().__init__(**kwargs)
         self.config = config
 
-        def block(name):
-            return TransformerEncoder(
-                4 * dim, heads, dropout=dropout, activation="gelu", dtype=self.dtype_policy, name=name
-            )
-
-        self.spatial = block("spatial")
+        block = dict(intermediate_dim=4 * dim, num_heads=heads, dropout=dropout, activation="gelu")
+        block |= dict(dtype=self.dtype_policy)
+        self.spatial = TransformerEncoder(**block, name="spatial")
         self.positions = keras_hub.layers.SinePositionEncoding(dtype=self.dtype_policy, name="positions")  # Eq. S-1
-        self.temporal = [block(f"temporal_{i}") for i in range(temporal_blocks)]
+        self.temporal = [TransformerEncoder(**block, name=f"temporal_{i}") for i in range(temporal_blocks)]
         self.classifier = keras.layers.Dense(num_classes, dtype="float32", name="classifier")
 
     def call(self, tokens, training=False):

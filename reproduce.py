@@ -22,7 +22,7 @@ import subprocess
 import sys
 
 from basics.running import InputError, positive, run_script
-from experiments.datasets import ENCODERS, SIMULATED
+from experiments.datasets import ENCODER_FLAGS, SIMULATED
 from experiments.registry import ENTRIES, OTHERS, run_entry
 from tokens.generators import LEVELS
 
@@ -52,7 +52,7 @@ def get_args(argv=None):
     add("--few", type=positive, help="labels per class where the paper has 500; default 15, of real clips 5")
     add("--full", action="store_true", help="tables, figures: the paper's batch size, rate, epochs, margin, 500 labels")
     add("--corpus", default="../shared/corpus", help="folder of real clips: clips/ and clips.csv")
-    add("--encoder", choices=tuple(ENCODERS), default="dct", help="the frozen encoder of --data")
+    add("--encoder", choices=tuple(ENCODER_FLAGS), default="dct", help="the frozen encoder of --data")
     add("--encoder-weights", help="mobilenet's weights, for a machine that cannot download them")
     add("--run", help="folder of the runs; default runs/paper, demo, report or unseen")
     add("--seeds", type=positive, help="all but demo: other weights, choice of labels and corpus folds; 3, wild 5")

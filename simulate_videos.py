@@ -1,7 +1,7 @@
-"""A zoo of simulated generators: the data the project runs on when nobody has brought videos.
+"""A zoo of simulated generators: clips of Real and of the 19 generators of Table S-1, as H.264 files.
 
-Writes Real and the 19 generators of Table S-1 as real H.264 files. What a clip shows, its size, rate, length and
-encoder settings come from one distribution that all classes share; only marks tell the classes apart:
+Content, size, rate, length and encoder settings have one distribution in all classes. The classes differ only in
+their marks, simulated artefacts:
 
     SD version   a spatial residue: a faint grid of the decoder, softened or sharpened detail
     team         a temporal habit with a period in seconds: flicker, blended or held frames, drift, ...
@@ -9,10 +9,10 @@ encoder settings come from one distribution that all classes share; only marks t
     task         I2V clips ease into motion from a still, T2V clips move from the start
     Real         sensor noise and the shake of a hand
 
---strength scales every mark; at 0 the classes are the same. The marks are put there by us: accuracies on these
-clips say nothing about real generators, and attention that finds the marks proves the tool, not the theory.
+--strength scales every mark; at 0 the classes are the same. We invented the marks, so accuracies on these clips say
+nothing about real generators, and attention to the marks shows that the tool works, not that the theory holds.
 
-In      generators.csv (or --generators FILE): a row more is a simulated generator more
+In      generators.csv (or --generators FILE), one simulated generator per row
 Out     <out>/<Generator>/<index>.mp4   48 frames of 128 x 128 at 24 per second; Real has six times as many clips
         <out>/recipe.json               what the clips were made with; a second run makes only what is missing
 Run     python simulate_videos.py --out data/zoo        1500 clips, 25 MB, 40 seconds on two idle cores
@@ -33,16 +33,16 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from basics.artifacts import read_json, refuse_other, versions, write_atomically, write_json
+from basics.artifacts import code_of, read_json, refuse_other, versions, write_atomically, write_json
 from basics.running import InputError, not_negative, positive, run_script
 from tokens.generators import TABLE, load_generators
 from tokens.writing import write_mp4
 
 FRAMES, FPS, SIZE = 48, 24, 128
 X264 = {"crf": "18", "preset": "veryfast", "threads": "1"}  # with one thread the bytes never vary
-REAL_SHARE = 6  # clips of Real per clip of a generator, so that "always Fake" is no answer
+REAL_TIMES = 6  # clips of Real per clip of a generator, so that "always Fake" is not a good classifier
 
-# ---------------------------------------------------------------- marks: who leaves what
+# ---------------------------------------------------------------- marks
 
 RESIDUES = {  # SD version: waves per 8 pixels (the decoder's stride) across and down; fine detail lifted or lost
     "SD 1.4": ((2, 0), -0.10),
@@ -66,7 +66,7 @@ HABITS = {  # team: habit, period in seconds
     "Runway": ("contrast", 0.4),
     "OpenAI": ("contrast", 0.8),
 }
-DEPTHS = {  # habit: how deep it goes at strength 1, as a share
+DEPTHS = {  # habit: its depth at strength 1, as a fraction
     "flicker": 0.2,  # of the brightness
     "drift": 0.25,  # of the brightness
     "tint": 0.2,  # of red and blue
@@ -82,7 +82,7 @@ EASE_SECONDS, BLEND_SECONDS = 0.8, 0.125
 
 
 class Mark(NamedTuple):
-    """What a generator leaves in its clips at strength 1, or a clip's share of it."""
+    """The artefacts of a generator at strength 1, or of one of its clips."""
 
     waves: tuple[int, int]
     grid: float
@@ -91,7 +91,7 @@ class Mark(NamedTuple):
     period: float = 1.0  # seconds
     phase: float = 0.0  # in cycles
     depth: float = 0.0
-    ease: float = 0.0  # I2V 1, T2V 0, Mixed 0.5: the share of clips that ease into motion
+    ease: float = 0.0  # fraction of clips that ease into motion: I2V 1, T2V 0, Mixed 0.5
     noise: float = 0.0
     shake: float = 0.0
 
@@ -206,11 +206,11 @@ def mix_frames(mark: Mark, frames: np.ndarray, times: np.ndarray) -> np.ndarray:
         return frames
     blend = mark.habit == "blend"
     delays = BLEND_SECONDS * np.ones(1) if blend else mark.period * np.linspace(0.25, 1, 4)
-    shares = np.minimum(mark.depth * (0.5 + 0.5 * wave(mark, times) if blend else np.ones(FRAMES)), 0.9)
+    weights = np.minimum(mark.depth * (0.5 + 0.5 * wave(mark, times) if blend else np.ones(FRAMES)), 0.9)
     mixed = np.empty(frames.shape, np.float32)
-    for index, share in enumerate(shares):
+    for index, weight in enumerate(weights):
         earlier = np.maximum(index - np.rint(delays * FPS).astype(int), 0)
-        mixed[index] = (1 - share) * frames[index] + share * frames[earlier].mean(axis=0, dtype=np.float32)
+        mixed[index] = (1 - weight) * frames[index] + weight * frames[earlier].mean(axis=0, dtype=np.float32)
     return mixed
 
 
@@ -224,7 +224,7 @@ def color_matrices(mark: Mark, times: np.ndarray) -> np.ndarray:
     return matrices
 
 
-def render(clip_seed: int, mark: Mark, strength: float) -> np.ndarray:
+def render_clip(clip_seed: int, mark: Mark, strength: float) -> np.ndarray:
     """A clip (L, H, W, 3) uint8. The class enters by its mark alone: at strength 0 only the seed counts."""
     mark = clip_mark(mark, strength, named_random("jitter", clip_seed))
     times, sensor = np.arange(FRAMES) / FPS, named_random("sensor", clip_seed)
@@ -255,8 +255,8 @@ def encode(clip: np.ndarray) -> bytes:
 
 def make_clip(job: tuple):
     """Render and write one clip, in a worker process; the file appears whole or not at all."""
-    path, clip_seed, row, strength = job
-    write_atomically(path, lambda file: file.write_bytes(encode(render(clip_seed, generator_mark(*row), strength))))
+    path, seed, row, strength = job
+    write_atomically(path, lambda file: file.write_bytes(encode(render_clip(seed, generator_mark(*row), strength))))
 
 
 def prepare_worker():
@@ -281,13 +281,13 @@ def make_clips(jobs: list[tuple]):
             raise
 
 
-def make_recipe(seed: int, strength: float, generators: dict) -> dict:
+def zoo_recipe(seed: int, strength: float, generators: dict) -> dict:
     note = "Simulated clips: accuracies measured on them say nothing about real generators."
     clip = {"frames": FRAMES, "fps": FPS, "size": SIZE, "codec": "libx264", "pixels": "yuv420p", **X264}
     marks = {"residues": RESIDUES, "habits": HABITS, "depths": DEPTHS, "levels": [GRID, NOISE, SHAKE]}
     rows = {row.name: [row.task, row.sd_version, row.team] for row in generators.values()}
     recipe = {"simulated": True, "note": note, "seed": seed, "strength": strength, "clip": clip, "marks": marks}
-    recipe |= {"generators": rows, "versions": versions() | {"opencv": cv2.__version__} | versions("av")}
+    recipe |= {"generators": rows, "code": code_of(main), "versions": versions("av") | {"opencv": cv2.__version__}}
     return json.loads(json.dumps(recipe))  # as it is read back
 
 
@@ -311,7 +311,7 @@ def get_args(argv=None):
     parser.description = "Write a zoo of simulated generators as mp4 files."
     add = parser.add_argument
     add("--out", type=Path, default=Path("data/zoo"), help="folder to write to")
-    add("--clips-per-generator", type=positive, default=60, help=f"clips of each; Real gets {REAL_SHARE} times as many")
+    add("--clips-per-generator", type=positive, default=60, help=f"clips of each; Real gets {REAL_TIMES} times as many")
     add("--strength", type=not_negative, default=1.0, help="scale of every mark; at 0 the classes are the same")
     add("--seed", type=int, default=0, help="another seed makes other clips with the same marks")
     add("--overwrite", action="store_true", help="replace the zoo that is in --out")
@@ -324,7 +324,7 @@ def list_clips(args, generators: dict) -> list[tuple]:
     """Every clip wanted: path, its own seed, the generator's row, strength."""
     jobs = []
     for row in generators.values():
-        clips = args.clips_per_generator * (REAL_SHARE if row.name == "Real" else 1)
+        clips = args.clips_per_generator * (REAL_TIMES if row.name == "Real" else 1)
         for index in range(min(clips, args.limit or clips)):
             path = args.out / row.name / f"{index:04d}.mp4"
             clip_seed = int(named_random("clip", args.seed, row.name, index).integers(2**63))
@@ -335,7 +335,7 @@ def list_clips(args, generators: dict) -> list[tuple]:
 def main(argv=None) -> dict:
     args = get_args(argv)
     generators = load_generators(args.generators)
-    recipe_path, recipe = args.out / "recipe.json", make_recipe(args.seed, args.strength, generators)
+    recipe_path, recipe = args.out / "recipe.json", zoo_recipe(args.seed, args.strength, generators)
     old = read_json(recipe_path) if recipe_path.exists() else {}
     check_folder(args.out, old, recipe, args.overwrite)
     write_json(recipe_path, recipe | {"generators": old.get("generators", {}) | recipe["generators"]})

@@ -183,9 +183,9 @@ def differing_code(one: dict, other: dict) -> list[str]:
     return sorted(names)
 
 
-def refuse_other(path, found: dict, wanted: dict, remedy="choose another --run, or --overwrite it"):
+def refuse_other(path, found: dict, wanted: dict, remedy="choose another --run, or --overwrite it", besides=()):
     """Raise InputError naming what differs where `path` was made by another recipe: by other settings or other code."""
-    if keys := differing(found, wanted):
+    if keys := differing(found, wanted, besides):
         raise InputError(f"{path} was made with other settings ({', '.join(keys)}); {remedy}")
     if names := differing_code(found, wanted):
         raise InputError(f"{path} was made by other code ({first_names(names)}); {remedy}")

@@ -22,7 +22,7 @@ from experiments.tables import (
     described,
     mean_std,
     overall_cells,
-    parameters,
+    parameters_of,
     scored,
 )
 from tokens.generators import LEVELS, level_name
@@ -81,7 +81,7 @@ def trained(args, data, arm, change):
 
 
 def run_facts(run):
-    """Of a run's test embeddings: mean squared length, its variance as a fraction of it, and the share of same-class
+    """Of a run's test embeddings: mean squared norm, variance as a fraction of it, and the fraction of same-class
     pairs that are farther apart than the nearest clip of another class (hard pairs, whatever the scale). The losses of
     its last epoch, its parameters and seconds.
     """
@@ -100,14 +100,14 @@ def run_facts(run):
         "hard_pairs": float((distances >= nearest)[pairs].mean()),
         "cross_entropy": float(last.get("logits_loss", last["loss"])),
         "mined_loss": float(last["embedding_loss"]) if "embedding_loss" in last else None,
-        "parameters": parameters(run),
+        "parameters": parameters_of(run),
         "seconds": recipe["seconds"],
     }
 
 
 FACTS = {
-    "square_length": "squared length",
-    "variance_fraction": "share of it that varies",
+    "square_length": "squared norm",
+    "variance_fraction": "variance fraction",
     "hard_pairs": "hard pairs",
     "cross_entropy": "final cross-entropy",
     "mined_loss": "final mined loss",
@@ -135,9 +135,9 @@ def render_ablation(results):
 
 
 MEANING = (
-    "Squared length and hard pairs are of test embeddings; hard pairs: the share of same-class pairs farther apart than"
-    " the nearest clip of another class. Losses are those of the last epoch; seconds are of stage 2 and its evaluation,"
-    " one core, beside another run."
+    "Squared norm, variance fraction and hard pairs are of test embeddings. Hard pairs: the fraction of same-class"
+    " pairs farther apart than the nearest clip of another class. Losses are those of the last epoch; seconds are of"
+    " stage 2 and its evaluation, one core, beside another run."
 )
 
 # ---------------------------------------------------------------- when does mining win?
@@ -151,12 +151,12 @@ def measure_conditions(args, data):
         plain = conditions.get("CE alone", {}).get(str(CE))
         for condition, settings in conditions.items():
             if str(TWO_FEW) in settings:
-                found = compared(settings.get(str(CE), plain), settings[str(TWO_FEW)])
-                rows.append({"what": what, "condition": condition} | found)
+                differences = hnm_minus_ce(settings.get(str(CE), plain), settings[str(TWO_FEW)])
+                rows.append({"what": what, "condition": condition} | differences)
     return described(data, rows=rows)
 
 
-def compared(plain, mined):
+def hnm_minus_ce(plain, mined):
     """Differences in [-1, 1] over the seeds that both have, and means over runs of what mining changes."""
     theirs = {seed["seed"]: seed for seed in plain["seeds"]}
     pairs = [(seed, theirs[seed["seed"]]) for seed in mined["seeds"] if seed["seed"] in theirs]
@@ -174,12 +174,12 @@ def render_conditions(results):
     for row in results["rows"]:
         seeds = len(row["macro"])
         ahead = f"{sum(value > 0 for value in row['macro'])} of {seeds}"
-        cells = [mean_std(row["ce_macro"]), signed(row["macro"]), signed(row["micro"]), ahead, verdict(row)]
+        cells = [mean_std(row["ce_macro"]), signed(row["macro"]), signed(row["micro"]), ahead, ablation_verdict(row)]
         for key in ("hard_pairs", "variance_fraction"):
             cells.append(" / ".join(plain_mean(row[f"{name}_{key}"]) for name in ("ce", "hnm")))
         rows.append([row["what"], row["condition"], *cells, plain_mean(row["hnm_mined_loss"])])
     header = ["ablation", "condition", "CE macro", "HNM less CE, macro", "micro", "HNM ahead", "verdict"]
-    header += ["hard pairs CE / HNM", "share that varies CE / HNM", "final mined loss"]
+    header += ["hard pairs CE / HNM", "variance fraction CE / HNM", "final mined loss"]
     what = "When does hard negative mining beat cross-entropy? GEN-L, two stages, few labels, pairs of the same seed"
     return [caption(results, what, " Points of per cent."), "", *markdown(header, rows), "", VERDICT]
 
@@ -199,7 +199,7 @@ def interval(values):
     return np.mean(values) - half, np.mean(values) + half
 
 
-def verdict(row):
+def ablation_verdict(row):
     if row["collapsed"]:
         return f"collapsed ({row['collapsed']})"
     low, high = interval(row["macro"]) or (-1, 1)
@@ -220,7 +220,7 @@ def plain_mean(values):
 
 # ---------------------------------------------------------------- Fig. S-1: accuracy against labels
 
-COUNTS = (5, 50, 150, 500)  # of labels per class, beside few and all
+LABEL_COUNTS = (5, 50, 150, 500)  # of labels per class, beside few and all
 
 
 def measure_labels(args, data):
@@ -228,7 +228,7 @@ def measure_labels(args, data):
     curves = {}
     for level in LEVELS:
         there = np.bincount([row.label for row in fold_videos(args, data, level, "all", 0, data.folds[0]).train])
-        counts = sorted({data.few, *COUNTS})
+        counts = sorted({data.few, *LABEL_COUNTS})
         counts = [count for count in counts if np.sum(there > count) >= 2]
         curves[level] = []
         for count in (*counts, "all"):
@@ -246,7 +246,7 @@ def render_labels(results):
         for point in curve:
             used = f"{point['videos']} ({100 * point['share']:.0f}%)"
             rows.append([level_name(level), f"{point['labels']}", used, *overall_cells(point)])
-    header = ["level", "labels per class", "labelled videos (share)", *OVERALL]
+    header = ["level", "labels per class", "labelled videos (per cent)", *OVERALL]
     what = "Accuracy against labels, stage 1 itself at BIN-L, else two stages with CE+HNM"
     return [caption(results, what), "", *markdown(header, rows), "", LABELS]
 
@@ -261,13 +261,13 @@ def draw_labels(args, data, results, path):
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
     for axis, key, chance in zip(axes, ("micro", "macro"), ("majority", "uniform"), strict=True):
         for i, (level, curve) in enumerate(results["curves"].items()):
-            found = [point for point in curve if point["seeds"]]
-            values = [[100 * seed[key] for seed in point["seeds"]] for point in found]
-            videos = [point["videos"] for point in found]
+            trained = [point for point in curve if point["seeds"]]
+            values = [[100 * seed[key] for seed in point["seeds"]] for point in trained]
+            videos = [point["videos"] for point in trained]
             points = [np.mean(own) for own in values], [np.std(own) for own in values]
             axis.errorbar(videos, *points, fmt=f"o-C{i}", label=level_name(level), capsize=2)
-            if found:
-                axis.axhline(100 * found[0]["seeds"][0][chance], color=f"C{i}", ls=":")
+            if trained:
+                axis.axhline(100 * trained[0]["seeds"][0][chance], color=f"C{i}", ls=":")
         axis.set(xscale="log", xlabel="labelled videos", title=f"{data.name}, {key}; dotted: chance", ylim=(0, 100))
     axes[0].set(ylabel="accuracy, per cent")
     axes[0].legend(loc="lower right")

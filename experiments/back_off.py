@@ -1,12 +1,13 @@
-"""SAGA's Sec. 1 says: where the precise generator is in doubt, coarser levels may still be correct. Are they?
+"""Are coarser levels still correct where GEN-L has low confidence, as SAGA's Sec. 1 says?
 
 reads   runs of the five levels (stages.py)
-writes  results/back-off.json, .md: accuracy of every level on the clips that GEN-L is least sure of, accuracy against
-        coverage, and a policy that answers at the finest level it is sure of; results/back-off.png: the curves
+writes  results/back-off.json, .md: accuracy of every level on the clips with GEN-L's lowest confidence, accuracy
+        against coverage, and a policy that answers at the finest level of enough confidence; results/back-off.png: the
+        curves
 
 A level's answer is its own model's, or GEN-L's probabilities summed along the generator table. The confidence in an
-answer is its probability; coverage is the share of clips, the surest first (selective classification, El-Yaniv & Wiener
-2010).
+answer is its probability. Coverage is the fraction of clips that are answered, the most confident first (selective
+classification, El-Yaniv & Wiener 2010).
 """
 
 import numpy as np
@@ -27,8 +28,8 @@ WANTED = 0.9  # accuracy on val above which the policy answers at a level
 
 
 def judged(probabilities, classes, generators, level):
-    """Of each video at a level: how sure the answer is (V,), whether it is correct (V,), and the true class (V,), which
-    is empty where the level is not defined.
+    """Of each video at a level, by probabilities (V, C): the confidence (V,), whether the answer is correct (V,), and
+    the true class (V,), which is empty where the level is not defined.
     """
     truth = at_level(generators, level)
     return probabilities.max(axis=1), np.array(classes)[probabilities.argmax(axis=1)] == truth, truth
@@ -37,38 +38,38 @@ def judged(probabilities, classes, generators, level):
 def seed_runs(args, data, arm, seed):
     """{level: run folders by fold} of one seed; None where mining collapsed."""
     runs = {level: train_arm(args, data, STAGE_ONE if level == "bin" else arm, level, seed) for level in LEVELS}
-    return None if any(None in own for own in runs.values()) else runs
+    return None if any(None in folds for folds in runs.values()) else runs
 
 
 def seed_answers(runs):
     """{"own" or "summed": {level: judged}} over the test videos of GEN-L, folds pooled."""
     own = {}
     for level in FINEST_FIRST:
-        own[level] = pooled(own_model(*pair, level) for pair in zip(runs["gen"], runs[level], strict=True))
+        own[level] = pool_folds(own_model(*pair, level) for pair in zip(runs["gen"], runs[level], strict=True))
     return {"own": own, "summed": summed(runs, "test")}
 
 
 def summed(runs, split):
     """{level: judged} of GEN-L's probabilities summed along the generator table, folds pooled."""
-    found = {level: [] for level in FINEST_FIRST}
+    parts = {level: [] for level in FINEST_FIRST}
     for run in runs["gen"]:
         clips, classes = clips_of(run, "gen", split)
         for level in FINEST_FIRST:
             sums = sum_to_level(clips["probabilities"], classes, level)
-            found[level].append(judged(*sums, clips["generator"], level))
-    return {level: pooled(parts) for level, parts in found.items()}
+            parts[level].append(judged(*sums, clips["generator"], level))
+    return {level: pool_folds(folds) for level, folds in parts.items()}
 
 
 def own_model(gen_run, run, level):
     """judged of a level's own model for GEN-L's test videos; those that it does not know have no true class."""
-    (asked, _), (own, classes) = clips_of(gen_run, "gen"), clips_of(run, level)
-    place = {video: i for i, video in enumerate(own["video"].tolist())}
-    there = np.array([place.get(video, -1) for video in asked["video"].tolist()])
-    confidence, correct, truth = judged(own["probabilities"][there], classes, asked["generator"], level)
+    (gen_clips, _), (clips, classes) = clips_of(gen_run, "gen"), clips_of(run, level)
+    number = {video: i for i, video in enumerate(clips["video"].tolist())}
+    there = np.array([number.get(video, -1) for video in gen_clips["video"].tolist()])
+    confidence, correct, truth = judged(clips["probabilities"][there], classes, gen_clips["generator"], level)
     return confidence, correct, np.where(there < 0, "", truth)
 
 
-def pooled(parts):
+def pool_folds(parts):
     return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
@@ -76,32 +77,32 @@ def pooled(parts):
 
 
 def coverage_curve(confidence, correct):
-    """Accuracy (V,) over the 1, 2, ..., V surest of V videos; ties in the order given."""
+    """Accuracy (V,) over the 1, 2, ..., V most confident of V videos, ties in the order given; both inputs (V,)."""
     order = np.argsort(-confidence, kind="stable")
     return np.cumsum(correct[order]) / np.arange(1, len(correct) + 1)
 
 
 def accuracies(seed):
-    """Of one seed {how: {level: accuracy at COVERAGES, on GEN-L's surer and less sure half, and chance there}}."""
-    gen_sure = seed["summed"]["gen"][0]
-    unsure = gen_sure < np.median(gen_sure)
-    found = {}
+    """Of one seed {how: {level: accuracy at COVERAGES, on GEN-L's more and less confident half, and chance there}}."""
+    gen_confidence = seed["summed"]["gen"][0]
+    unsure = gen_confidence < np.median(gen_confidence)
+    results = {}
     for how, levels in seed.items():
-        found[how] = {}
+        results[how] = {}
         for level, (confidence, correct, truth) in levels.items():
             there = truth != ""
             curve = coverage_curve(confidence[there], correct[there])
             row = {"videos": int(there.sum()), "majority": majority(truth[there])}
-            row["coverage"] = [float(curve[max(int(np.ceil(share * len(curve))), 1) - 1]) for share in COVERAGES]
+            row["coverage"] = [float(curve[max(int(np.ceil(part * len(curve))), 1) - 1]) for part in COVERAGES]
             for name, half in (("unsure", there & unsure), ("surer", there & ~unsure)):
                 row[name] = float(correct[half].mean()) if half.any() else None
                 row[f"{name}_videos"], row[f"{name}_majority"] = int(half.sum()), majority(truth[half])
-            found[how][level] = row
-    return found
+            results[how][level] = row
+    return results
 
 
 def majority(truth):
-    """The share of the commonest name; None without any."""
+    """The fraction of the commonest of the names (V,); None without any."""
     return float(np.unique(truth, return_counts=True)[1].max() / len(truth)) if len(truth) else None
 
 
@@ -109,24 +110,24 @@ def thresholds(val, wanted=WANTED):
     """{level: the least confidence from which on at least `wanted` of val's answers are correct}; infinite where no
     confidence is enough. An answer at a level that is not defined for the video is wrong.
     """
-    found = {}
+    limits = {}
     for level, (confidence, correct, _) in val.items():
         curve, ordered = coverage_curve(confidence, correct), np.sort(confidence)[::-1]
         enough = np.flatnonzero(curve >= wanted)
-        found[level] = float(ordered[enough[-1]]) if len(enough) else np.inf
-    return found
+        limits[level] = float(ordered[enough[-1]]) if len(enough) else np.inf
+    return limits
 
 
 def policy(test, limits):
     """Answer each test video at the finest level of enough confidence, or not at all: {level: [videos, correct]}."""
     open_ = np.ones(len(test["gen"][0]), bool)
-    found = {}
+    counts = {}
     for level in FINEST_FIRST:
         confidence, correct, _ = test[level]
         chosen = open_ & (confidence >= limits[level])
-        found[level] = [int(chosen.sum()), int(correct[chosen].sum())]
+        counts[level] = [int(chosen.sum()), int(correct[chosen].sum())]
         open_ &= ~chosen
-    return found | {"none": [int(open_.sum()), 0]}
+    return counts | {"none": [int(open_.sum()), 0]}
 
 
 def measure_back_off(args, data):
@@ -147,7 +148,7 @@ HOW = {"own": "its own model", "summed": "GEN-L summed"}
 
 
 def render_back_off(results):
-    lines = [caption(results, "Coarser levels where GEN-L is unsure"), ""]
+    lines = [caption(results, "Coarser levels where GEN-L has low confidence"), ""]
     rows, coverage = [], []
     for arm, result in results["arms"].items():
         for level in FINEST_FIRST:
@@ -161,11 +162,11 @@ def render_back_off(results):
                 rows.append([*label, *cells, f"{seeds[0]['unsure_videos']} / {seeds[0]['surer_videos']}"])
                 points = [mean_std([seed["coverage"][i] for seed in seeds]) for i in range(len(COVERAGES))]
                 coverage.append([*label, *points, mean_std([seeds[0]["majority"]]), f"{seeds[0]['videos']}"])
-    header = ["runs", "level", "answered by", "accuracy, GEN-L's less sure half", "chance there"]
-    header += ["accuracy, surer half", "chance there", "clips less sure / surer"]
+    header = ["runs", "level", "answered by", "accuracy, GEN-L's less confident half", "chance there"]
+    header += ["accuracy, more confident half", "chance there", "clips less / more confident"]
     lines += [*markdown(header, rows), ""]
-    lines += ["Accuracy on the surest share of clips, by the answer's own confidence:", ""]
-    header = ["runs", "level", "answered by", *(f"{share:.0%} of clips" for share in COVERAGES), "chance", "clips"]
+    lines += ["Accuracy on the most confident clips, by the answer's own confidence:", ""]
+    header = ["runs", "level", "answered by", *(f"{part:.0%} of clips" for part in COVERAGES), "chance", "clips"]
     lines += [*markdown(header, coverage), ""]
     return lines + render_policy(results)
 
@@ -184,10 +185,10 @@ def render_policy(results):
     if not rows:
         return []
     what = (
-        f"The finest level whose summed probability is sure enough, which is where {WANTED:.0%} of val's answers were"
-        " correct; an answer where the level is not defined is wrong; clips of all seeds:"
+        f"The policy answers at the finest level whose summed probability is at least that from which {WANTED:.0%} of"
+        " val's answers were correct. An answer where the level is not defined is wrong. Clips of all seeds:"
     )
-    return [what, "", *markdown(["runs", "answered at", "share of clips", "accuracy", "clips"], rows)]
+    return [what, "", *markdown(["runs", "answered at", "per cent of clips", "accuracy", "clips"], rows)]
 
 
 def draw_back_off(args, data, results, path):
@@ -202,7 +203,7 @@ def draw_back_off(args, data, results, path):
             curve = coverage_curve(confidence[there], correct[there])
             axis.plot(np.arange(1, len(curve) + 1) / len(curve), 100 * curve, f"C{i}", label=level_name(level))
             axis.axhline(100 * majority(truth[there]), color=f"C{i}", ls=":", lw=0.8)
-        axis.set(xlabel="coverage: share of clips, the surest first", title=f"answered by {HOW[how]}")
+        axis.set(xlabel="coverage: fraction of clips, the most confident first", title=f"answered by {HOW[how]}")
     axes[0].set(ylabel="accuracy, per cent", ylim=(0, 102))
     if seed:
         axes[1].legend(loc="lower left")

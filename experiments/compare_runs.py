@@ -1,4 +1,4 @@
-"""Runs beside each other on the same test clips: accuracies, and which differences are more than chance.
+"""Compare runs on the same test clips: accuracies, and which differences are more than chance.
 
 reads   runs/<run>/<level>_embeddings.npz and <level>.json of two runs or more (02, 03, detecting.py)
 prints  per level: micro and macro accuracy with 95% intervals, accuracies by class, and of each pair of runs McNemar's
@@ -20,10 +20,10 @@ NAMED = 3  # clips in a message
 
 def compare(args) -> list[dict]:
     """The comparison of reproduce.py's args.runs at args.level, or at every level that all of them have, printed."""
-    found = [compare_level(args.runs, level) for level in common_levels(args.runs, args.level)]
-    for result in found:
-        print("\n".join(render(result)))
-    return found
+    results = [compare_level(args.runs, level) for level in common_levels(args.runs, args.level)]
+    for result in results:
+        print("\n".join(render_comparison(result)))
+    return results
 
 
 def common_levels(runs, wanted=None):
@@ -36,17 +36,17 @@ def common_levels(runs, wanted=None):
 
 
 def compare_level(runs, level):
-    """What is printed of a level, as numbers in [0, 1]."""
-    truth, called = None, []
+    """The comparison of runs at a level as a dict, with accuracies in [0, 1]."""
+    truth, predicted = None, []
     for run in runs:
         clips, names = clips_of(run, level)
-        own = dict(zip(clips["video"].tolist(), zip(clips["class"], clips["group"], strict=True), strict=True))
-        truth = truth or own
-        check_same(f"{run}/{level}_embeddings.npz", own, runs[0], truth)
-        answers = dict(zip(own, names[clips["probabilities"].argmax(axis=1)], strict=True))
-        called.append([answers[video] for video in truth])
+        labels = dict(zip(clips["video"].tolist(), zip(clips["class"], clips["group"], strict=True), strict=True))
+        truth = truth or labels
+        check_same(f"{run}/{level}_embeddings.npz", labels, runs[0], truth)
+        answers = dict(zip(labels, names[clips["probabilities"].argmax(axis=1)], strict=True))
+        predicted.append([answers[video] for video in truth])
     classes, groups = np.array(list(truth.values())).T
-    correct = np.array(called) == classes  # (R, V)
+    correct = np.array(predicted) == classes  # (R, V)
     draws = bootstrap_accuracies(correct, classes, groups)
     names, counts = np.unique(classes, return_counts=True)
     by_class = np.stack([correct[:, classes == name].mean(axis=1) for name in names], axis=1)  # (R, K)
@@ -98,7 +98,7 @@ def listed(videos):
 # ---------------------------------------------------------------- tables
 
 
-def share(value, interval, sign=""):
+def percent_text(value, interval, sign=""):
     low, high = interval
     return f"{100 * value:{sign}.1f} ({100 * low:{sign}.1f} to {100 * high:{sign}.1f})"
 
@@ -107,12 +107,14 @@ def p_value(p):
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def render(result) -> list[str]:
+def render_comparison(result) -> list[str]:
     """A level's comparison as lines of Markdown."""
     entries = result["runs"]
     chance = f"chance {100 * result['majority']:.1f} micro, {100 * result['uniform']:.1f} macro"
     about = f"{result['clips']} test clips in {result['groups']} groups; {chance}"
-    rows = [[own["run"], *(share(own[key], own[f"{key}_interval"]) for key in ("micro", "macro"))] for own in entries]
+    rows = [
+        [own["run"], *(percent_text(own[key], own[f"{key}_interval"]) for key in ("micro", "macro"))] for own in entries
+    ]
     lines = [f"{level_name(result['level'])}, {about}. Per cent; 95% by bootstrap over groups.", ""]
     lines += [*markdown(["run", "micro (95%)", "macro (95%)"], rows), ""]
     rows = [
@@ -122,7 +124,7 @@ def render(result) -> list[str]:
     lines += [*markdown(["class", "clips", *(own["run"] for own in entries)], rows), ""]
     rows = []
     for pair in result["pairs"]:
-        cells = [", ".join(pair["runs"]), share(pair["difference"], pair["difference_interval"], "+")]
+        cells = [", ".join(pair["runs"]), percent_text(pair["difference"], pair["difference_interval"], "+")]
         cells += [f"{pair['only_one']}", f"{pair['only_other']}", p_value(pair["p"]), p_value(pair["holm"])]
         rows.append(cells)
     header = ["pair", "first less second, micro (95%)", "only first correct", "only second correct"]

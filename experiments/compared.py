@@ -1,11 +1,11 @@
-"""Table S-2: SAGA beside NPR, F3Net and TALL (detectors.py), and beside what the paper leaves out (probes.py): a
-linear probe, class means and retrieval on the same frozen tokens, and a probe that sees metadata alone.
+"""Table S-2: SAGA compared with NPR, F3Net and TALL (detectors.py), and with baselines that the paper leaves out
+(probes.py): a linear probe, class means and retrieval on the same frozen tokens, and a probe on metadata alone.
 
 reads   a features folder and, for the detectors, its clips (datasets.py); trains what is not up to date
 writes  results/table-s2.json, .md: accuracies by method, level and seed, parameters, steps, seconds
 
-All are tested on the same videos and trained on the same, by seed and fold. Where all labels are given, probes and
-detectors train on val too, by which SAGA chooses its best epoch. Detectors hold all frames in memory.
+All methods train and are tested on the same videos, by seed and fold. With all labels, probes and detectors train on
+val too; SAGA uses val to choose its best epoch. Detectors hold all frames in memory.
 """
 
 import hashlib
@@ -23,25 +23,25 @@ from experiments.detectors import DETECTORS
 from experiments.paper import paper_values
 from experiments.probes import PROBES
 from experiments.stages import ALL_CE, TWO_FEW, clips_of, fold_videos, markdown, part_name
-from experiments.tables import arm_runs, caption, described, mean_std, overall_cells, parameters, scored
+from experiments.tables import arm_runs, caption, described, mean_std, overall_cells, parameters_of, scored
 from report.scores import name_by_mahalanobis
 from tokens.dataset import features_recipe, read_index
 from tokens.generators import level_name
 from training.evaluation import at_level, score_names, sum_to_level
 
-RIVAL_LEVELS = ("task", "sd", "team", "gen")
+COMPARED_LEVELS = ("task", "sd", "team", "gen")
 PROBE_LABELS = ("few", "all")
 
 
-def measure_rivals(args, data):
+def measure_detectors(args, data):
     """By method and level its accuracies by seed; parameters and seconds of a fit at GEN-L, where detectors train."""
     check_clips(data)
-    own = {level: arm_runs(args, data, TWO_FEW, level) for level in RIVAL_LEVELS}
-    levels = {level: scored(runs, level) for level, runs in own.items()}
-    methods = {f"SAGA, {TWO_FEW}": {"trained": "few", "levels": levels} | cost(args, data, own["gen"], "few")}
+    saga = {level: arm_runs(args, data, TWO_FEW, level) for level in COMPARED_LEVELS}
+    levels = {level: scored(runs, level) for level, runs in saga.items()}
+    methods = {f"SAGA, {TWO_FEW}": {"trained": "few", "levels": levels} | cost(args, data, saga["gen"], "few")}
     runs = arm_runs(args, data, ALL_CE, "gen")  # as the detectors are trained
     spent = {"trained": "all"} | cost(args, data, runs, "all")
-    for how, named in {"summed": tested_by_lineage, "class means": tested_by_means}.items():
+    for how, named in {"summed": tested_by_sums, "class means": tested_by_means}.items():
         methods[f"SAGA, {ALL_CE}, {how}"] = spent | {"levels": by_level(runs, named)}
     for name, probe in PROBES.items():
         for labels in PROBE_LABELS:
@@ -58,7 +58,7 @@ def check_clips(data):
             raise InputError(f"{data.videos / row.source} is missing; name the folder of the clips with --videos")
 
 
-def tested_by_lineage(run, level):
+def tested_by_sums(run, level):
     """`tested` at a coarser level of a run at GEN-L, whose probabilities are summed along the generator table."""
     clips, classes = clips_of(run, "gen")
     truth = at_level(clips["class"], level)
@@ -71,39 +71,39 @@ def tested_by_means(run, level):
     (train, _), (test, _) = clips_of(run, "gen", "train"), clips_of(run, "gen")
     names = name_by_mahalanobis(np.float64(train["embedding"]), train["class"])
     truth = at_level(test["class"], level)
-    called = at_level(names(np.float64(test["embedding"])), level)
-    return truth[truth != ""], called[truth != ""]
+    predicted = at_level(names(np.float64(test["embedding"])), level)
+    return truth[truth != ""], predicted[truth != ""]
 
 
 def by_level(runs, named):
     """`scored` at every level of runs at GEN-L."""
-    return {level: scored(runs, level, named) for level in RIVAL_LEVELS}
+    return {level: scored(runs, level, named) for level in COMPARED_LEVELS}
 
 
 def cost(args, data, runs, labels):
     """Parameters, steps and seconds of runs at GEN-L, a list of folds per seed; those of stage 1 are added."""
-    found = {"parameters": None, "seconds": []}
+    costs = {"parameters": None, "seconds": []}
     if not args.full:
-        found["steps"] = data.steps[labels]
-    for run in [run for own in runs for run in own if run]:
+        costs["steps"] = data.steps[labels]
+    for run in [run for folds in runs for run in folds if run]:
         recipe = read_json(run / "gen.json", ("recipe",))["recipe"]
         start = recipe["paths"]["init"]
         earlier = 0 if start == "scratch" else read_json(Path(start).with_name("bin.json"))["recipe"]["seconds"]
-        found["seconds"].append(recipe["seconds"] + earlier)
-        found["parameters"] = parameters(run)
-    return found
+        costs["seconds"].append(recipe["seconds"] + earlier)
+        costs["parameters"] = parameters_of(run)
+    return costs
 
 
 def probe_results(args, data, probe, labels):
-    levels, seconds = {level: {"seeds": [], "collapsed": 0} for level in RIVAL_LEVELS}, []
-    for level, seed in itertools.product(RIVAL_LEVELS, range(args.seeds)):
-        truth, called = [], []
+    levels, seconds = {level: {"seeds": [], "collapsed": 0} for level in COMPARED_LEVELS}, []
+    for level, seed in itertools.product(COMPARED_LEVELS, range(args.seeds)):
+        truth, predicted = [], []
         for fold in data.folds:
             videos, started = fold_videos(args, data, level, labels, seed, fold), time.perf_counter()
-            called += [videos.classes[i] for i in probe(videos, seed).argmax(axis=1)]
+            predicted += [videos.classes[i] for i in probe(videos, seed).argmax(axis=1)]
             seconds += [time.perf_counter() - started] if level == "gen" else []
             truth += [videos.classes[row.label] for row in videos.test]
-        levels[level]["seeds"].append({"seed": seed} | score_names(truth, called))
+        levels[level]["seeds"].append({"seed": seed} | score_names(truth, predicted))
     return {"parameters": None, "seconds": seconds, "levels": levels}
 
 
@@ -117,10 +117,10 @@ def detector_results(args, data, name):
             run = pixel_folder(args, data, name) / part_name(seed, fold)
             steps = 10 * len(videos.train + videos.val) // 32 if args.full else data.steps["pixels"]
             runs[-1].append(detect(name, videos, data.videos, run, seed, equalized, steps, args.full, args.overwrite))
-    found = [read_json(run / "gen.json") for own in runs for run in own]
-    facts = {"parameters": found[0]["parameters"], "seconds": [run["seconds"] for run in found]}
-    facts["steps"] = found[0]["steps"]
-    return facts | {"levels": by_level(runs, tested_by_lineage)}
+    metrics = [read_json(run / "gen.json") for folds in runs for run in folds]
+    facts = {"parameters": metrics[0]["parameters"], "seconds": [run["seconds"] for run in metrics]}
+    facts["steps"] = metrics[0]["steps"]
+    return facts | {"levels": by_level(runs, tested_by_sums)}
 
 
 def pixel_folder(args, data, name):
@@ -134,31 +134,31 @@ def pixel_folder(args, data, name):
     return Path(args.run or "runs/paper") / "pixels" / f"{name}-{key}"
 
 
-def render_rivals(results):
+def render_detectors(results):
     rows = []
-    theirs = {level: paper_values("S-2 SOTA", level_name(level)) for level in RIVAL_LEVELS}
+    theirs = {level: paper_values("S-2 SOTA", level_name(level)) for level in COMPARED_LEVELS}
     for method, result in results["methods"].items():
         cells = []
-        for level in RIVAL_LEVELS:
+        for level in COMPARED_LEVELS:
             seeds = result["levels"][level]["seeds"]
             cells.append(" / ".join(mean_std([seed[key] for seed in seeds]) for key in ("micro", "macro")))
         interval = overall_cells(result["levels"]["gen"])[0].split("(")[-1].rstrip(")")
         count = f"{result['parameters'] / 1e6:.2f}M" if result["parameters"] else "-"
         seconds = f"{np.mean(result['seconds']):.0f}" if result["seconds"] else "-"
         paper = theirs["task"].get("SAGA" if method == f"SAGA, {TWO_FEW}" else method)
-        printed = " / ".join(f"{theirs[level][method.split(',')[0]]:.2f}" for level in RIVAL_LEVELS) if paper else ""
+        printed = " / ".join(f"{theirs[level][method.split(',')[0]]:.2f}" for level in COMPARED_LEVELS) if paper else ""
         steps = f"{result['steps']}" if "steps" in result else "-"
         rows.append([method, result["trained"], *cells, interval, count, steps, seconds, printed])
     first = {level: own["seeds"][0] for level, own in results["methods"]["metadata only, all"]["levels"].items()}
     chance = [f"{100 * own['majority']:.1f} / {100 * own['uniform']:.1f}" for own in first.values()]
     rows.append(["chance", "", *chance, "", "", "", "", ""])
     clips = [f"{level.upper()}-L {own['videos']}" for level, own in first.items()]
-    header = ["method", "labels", *(f"{level.upper()}-L micro / macro" for level in RIVAL_LEVELS)]
+    header = ["method", "labels", *(f"{level.upper()}-L micro / macro" for level in COMPARED_LEVELS)]
     header += ["95% of GEN-L micro", "parameters", "steps of 32", "seconds a fit"]
     header.append("the paper's TASK / SD / TEAM / GEN-L")
-    lines = [caption(results, "Detectors and probes beside SAGA"), "", *markdown(header, rows), ""]
+    lines = [caption(results, "SAGA compared with detectors and probes"), "", *markdown(header, rows), ""]
     detectors = PIXELS if set(DETECTORS) & set(results["methods"]) else NO_PIXELS
-    return [*lines, f"Test clips: {', '.join(clips)}. {metadata_line(results)} {detectors} {RIVALS}"]
+    return [*lines, f"Test clips: {', '.join(clips)}. {metadata_line(results)} {detectors} {NOTE}"]
 
 
 PIXELS = (
@@ -166,7 +166,7 @@ PIXELS = (
     " GEN-L's probabilities summed over generators."
 )
 NO_PIXELS = "NPR, F3Net and TALL see pixels: name the folder of the clips with --videos."
-RIVALS = (
+NOTE = (
     "With all labels, probes and detectors train on val too. Class means: the nearest class mean (Mahalanobis) names"
     " the clip, whatever the classes' frequencies; in SAGA's embedding at GEN-L. All others are trained at each level."
     " Seconds: one core, beside another run. The paper's numbers are on GenVideo."
@@ -174,11 +174,11 @@ RIVALS = (
 
 
 def metadata_line(results):
-    """Whether size, rate, length and container alone tell the classes, at GEN-L in macro accuracy."""
+    """A sentence: whether size, rate, length and container alone separate the classes at GEN-L, by macro accuracy."""
     seeds = results["methods"]["metadata only, all"]["levels"]["gen"]["seeds"]
     macro, chance = np.mean([seed["macro"] for seed in seeds]), seeds[0]["uniform"]
-    right, count = ([seed["per_class"][name][i] for seed in seeds for name in seed["per_class"]] for i in (1, 0))
-    low, high = macro_interval(np.array(right), np.array(count))
-    told = "is at chance" if low <= chance <= high else "tells the classes, so pixels may not be what others see"
+    correct, count = ([seed["per_class"][name][i] for seed in seeds for name in seed["per_class"]] for i in (1, 0))
+    low, high = macro_interval(np.array(correct), np.array(count))
+    finding = "is at chance" if low <= chance <= high else "separates the classes, so methods may use it and not pixels"
     numbers = f"macro {100 * macro:.1f} (95% {100 * low:.1f}-{100 * high:.1f}), chance {100 * chance:.1f}"
-    return f"Metadata alone {told}: {numbers}."
+    return f"Metadata alone {finding}: {numbers}."

@@ -16,7 +16,7 @@ from basics.artifacts import NOT_COMPARED, read_csv, write_csv
 from experiments.stages import stage
 from tokens.dataset import features_recipe, index_digest, read_index
 
-ENCODERS = {  # four tokens a frame each
+ENCODER_FLAGS = {  # four tokens a frame each
     "dct": "--pool 2",
     "mobilenet": "--encoder mobilenet --layer conv_pw_5 --pool 14",
 }
@@ -52,15 +52,15 @@ class Data(NamedTuple):
 def choose_data(args) -> list[Data]:
     """The data sets of --features, or the one of --data, whose features are extracted when they are missing."""
     if args.features:
-        return [describe(args, own_name(own), Path(own), args.folds, ZOO, args.videos) for own in args.features]
-    flags, name = ENCODERS[args.encoder], f"{args.data}-{args.encoder}"
+        return [make_data(args, own_name(own), Path(own), args.folds, ZOO, args.videos) for own in args.features]
+    flags, name = ENCODER_FLAGS[args.encoder], f"{args.data}-{args.encoder}"
     if args.data in SIMULATED:
         (strength, size), videos = SIMULATED[args.data], f"data/{args.data}"
         stage("simulate_videos", "--out", videos, "--strength", strength, overwrite=args.overwrite)
         folder = extract(args, videos, Path(f"features/{args.data}"), limited(args, flags))
-        return [describe(args, name, folder, args.folds, size, videos)]
+        return [make_data(args, name, folder, args.folds, size, videos)]
     folder = extract_corpus(args, f"{flags} {'--equalize' if args.data == 'equalized' else ''}")
-    return [describe(args, name, folder, args.folds or FOLDS, REAL, "")]
+    return [make_data(args, name, folder, args.folds or FOLDS, REAL, "")]
 
 
 def own_name(folder):
@@ -69,7 +69,7 @@ def own_name(folder):
     return f"{Path(folder).resolve().name}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
 
 
-def describe(args, name, folder, folds, size, videos):
+def make_data(args, name, folder, folds, size, videos):
     index = read_index(folder)
     recipe = {key: value for key, value in features_recipe(folder).items() if key not in NOT_COMPARED}
     digest = index_digest(index) + str(sorted(recipe.items()))

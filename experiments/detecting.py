@@ -32,7 +32,7 @@ FRAMES, FPS, BATCH_SIZE, THUMBNAIL = 8, 8, 32, 4
 # ---------------------------------------------------------------- frames
 
 
-def read_frames(rows, videos_root, size, equalize=None, cut=False):
+def read_clips(rows, videos_root, size, equalize=None, cut=False):
     """The first 8 frames, at 8 per second, of each row's video: uint8 (V, 8, size, size, 3); the last one repeats.
 
     `equalize` is the side in pixels of 01's --equalize. `cut` takes the frame's centre as it is, else it is scaled.
@@ -45,14 +45,14 @@ def read_frames(rows, videos_root, size, equalize=None, cut=False):
 def read_files(files, size, equalize, cut):
     frames = np.empty((len(files), FRAMES, size, size, 3), np.uint8)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        clips = pool.map(functools.partial(read_clip, size=size, equalized=equalize, cut=cut), files)
+        clips = pool.map(functools.partial(read_pixels, size=size, equalized=equalize, cut=cut), files)
         for i, clip in enumerate(tqdm(clips, "reading frames", len(files), unit="video")):
             frames[i] = clip
     frames.flags.writeable = False
     return frames
 
 
-def read_clip(file, size, equalized, cut):
+def read_pixels(file, size, equalized, cut):
     """The first frames of a video, uint8 (8, size, size, 3)."""
     try:
         source = file
@@ -104,14 +104,14 @@ class FrameBatches(keras.utils.PyDataset):
         return np.random.default_rng((self.seed, epoch, 1)).permutation(len(self.labels))
 
 
-def thumbnail(frames):
+def frame_grid(frames):
     """Four frames (4, H, W, 3) as one image (2H, 2W, 3), row by row."""
     return np.concatenate([np.concatenate(list(row), axis=1) for row in (frames[:2], frames[2:])])
 
 
-def mask_square(frames, random, share=0.25):
+def mask_square(frames, random, fraction=0.25):
     """Frames (4, H, W, 3) with one square black, of `share` of their side, at the same place in all."""
-    side = int(share * frames.shape[1])
+    side = int(fraction * frames.shape[1])
     top, left = random.integers(0, frames.shape[1] - side + 1, 2)
     frames = frames.copy()
     frames[:, top : top + side, left : left + side] = 0
@@ -124,14 +124,14 @@ def training_image(clip, kind, random):
     if kind == "image":
         return clip[random.integers(FRAMES)]
     start = random.integers(FRAMES - THUMBNAIL + 1)
-    return thumbnail(mask_square(clip[start : start + THUMBNAIL], random))
+    return frame_grid(mask_square(clip[start : start + THUMBNAIL], random))
 
 
 def test_images(frames, kind):
     """All that a model sees of clips (V, 8, S, S, 3): their frames (V * 8, S, S, 3), or two thumbnails each."""
     if kind == "image":
         return frames.reshape(-1, *frames.shape[2:])
-    return np.stack([thumbnail(four) for four in frames.reshape(-1, THUMBNAIL, *frames.shape[2:])])
+    return np.stack([frame_grid(four) for four in frames.reshape(-1, THUMBNAIL, *frames.shape[2:])])
 
 
 def train_detector(name, videos, frames_train, frames_test, seed=0, steps=300, full=False):
@@ -175,13 +175,13 @@ def detect(name, videos, data_root, run, seed, equalize=None, steps=300, full=Fa
     recipe = {"detector": name, "seed": seed, "steps": steps, "batch_size": BATCH_SIZE, "full": full}
     recipe |= {"size": setting.size, "learning_rate": setting.learning_rate, "equalize": equalize}
     recipe |= {"videos_sha256": videos_digest(videos), "versions": versions("keras")}
-    recipe["code"] = code_of(read_frames, train_detector, detector.build)
+    recipe["code"] = code_of(read_clips, train_detector, detector.build)
     if (done := run / "gen.json").exists() and not overwrite:
         refuse_other(done, read_json(done, ("recipe",))["recipe"], recipe, "choose another --run, or --overwrite it")
         print(f"{done} is up to date")
         return run
     frames = [
-        read_frames(rows, data_root, setting.size, equalize, detector.cut)
+        read_clips(rows, data_root, setting.size, equalize, detector.cut)
         for rows in (videos.train + videos.val, videos.test)
     ]
     probabilities, facts = train_detector(name, videos, *frames, seed, steps, full)

@@ -27,7 +27,7 @@ from experiments.tables import (
 from tokens.dataset import mean_tokens, read_index, usable
 from tokens.generators import LEVELS, class_names, level_name
 from training.evaluation import score_names
-from training.plots import drawable, tsne_panel
+from training.plots import drawable, tsne, tsne_panel
 
 # ---------------------------------------------------------------- Fig. 1(b), 4, 5: t-SNE
 
@@ -44,7 +44,7 @@ LEVEL_PANELS = {  # panel: arm, level, colour, whether trained on GenVideo's ten
 GENERATOR_PANELS = {"GEN-L": (TWO_FEW, "gen", "generator", False)}
 LOSS_PANELS = {loss: (Arm(2, "few", loss), "gen", "generator", False) for loss in ("CE", "CE+semi-HNM", "CE+HNM")}
 PANELS = {"generator": GENERATOR_PANELS, "level": LEVEL_PANELS, "loss": LOSS_PANELS}
-UNSEEN_CLIPS = 15  # of each generator that a panel's model never saw
+UNSEEN_CLIPS = 15  # of each generator that a panel's model was not trained on
 
 
 def embedded(args, data, panel, seed):
@@ -53,33 +53,33 @@ def embedded(args, data, panel, seed):
     (run,) = train_arm(args, data, arm, level, seed, ten_generators(data) if ten else None)
     if run is None:
         return None
-    found = read_arrays(run / f"{level}_embeddings.npz", ("embedding", "class", "generator", "video", "split"))
-    chosen = np.flatnonzero(found["split"] == "test").tolist()
+    arrays = read_arrays(run / f"{level}_embeddings.npz", ("embedding", "class", "generator", "video", "split"))
+    chosen = np.flatnonzero(arrays["split"] == "test").tolist()
     random = np.random.default_rng(seed)
-    for name in np.unique(found["generator"]) if ten else ():
-        own = np.flatnonzero((found["split"] == "unseen") & (found["generator"] == name))
-        chosen += random.permutation(own)[:UNSEEN_CLIPS].tolist()
-    return found["embedding"][chosen], found[colour][chosen], found["video"][chosen]
+    for name in np.unique(arrays["generator"]) if ten else ():
+        unseen = np.flatnonzero((arrays["split"] == "unseen") & (arrays["generator"] == name))
+        chosen += random.permutation(unseen)[:UNSEEN_CLIPS].tolist()
+    return arrays["embedding"][chosen], arrays[colour][chosen], arrays["video"][chosen]
 
 
 def neighbours(vectors, names):
-    """What clips are called by their five nearest others (V, D): score_names of it."""
+    """score_names of clips whose predicted name is that of most of their five nearest other vectors (V, D)."""
     kinds, kind = np.unique(names, return_inverse=True)
     others = NearestNeighbors(n_neighbors=min(5, len(names) - 1)).fit(vectors).kneighbors(return_distance=False)
     return score_names(names, [kinds[np.bincount(own).argmax()] for own in kind[others]])
 
 
 def measure_embedding(args, data, panels):
-    """How often a held-out clip's five nearest neighbours in the embedding, and in the frozen tokens, are its kind."""
-    rows, found = {row.path: row for row in usable(read_index(data.features), data.features)}, {}
+    """`neighbours` of held-out clips in the embedding and in the frozen tokens, by panel and seed."""
+    rows, panel_results = {row.path: row for row in usable(read_index(data.features), data.features)}, {}
     for name, panel in PANELS[panels].items():
-        found[name] = {"colour": panel[2], "embedding": [], "tokens": []}
+        panel_results[name] = {"colour": panel[2], "embedding": [], "tokens": []}
         for seed in range(args.seeds):
-            if own := embedded(args, data, panel, seed):
-                embedding, names, videos = own
-                found[name]["embedding"].append(neighbours(embedding, names))
-                found[name]["tokens"].append(neighbours(mean_tokens([rows[video] for video in videos]), names))
-    return described(data, panels=found)
+            if clips := embedded(args, data, panel, seed):
+                embedding, names, videos = clips
+                panel_results[name]["embedding"].append(neighbours(embedding, names))
+                panel_results[name]["tokens"].append(neighbours(mean_tokens([rows[video] for video in videos]), names))
+    return described(data, panels=panel_results)
 
 
 def render_embedding(results):
@@ -88,16 +88,18 @@ def render_embedding(results):
         if not panel["embedding"]:
             rows.append([name, panel["colour"], *["-"] * 5, "0"])
             continue
-        cells = [mean_std([seed[key] for seed in panel[where]]) for where in ("embedding", "tokens") for key in SHARES]
+        cells = [
+            mean_std([seed[key] for seed in panel[where]]) for where in ("embedding", "tokens") for key in ACCURACIES
+        ]
         first = panel["embedding"][0]
         cells += [f"{100 * first['majority']:.0f} / {100 * first['uniform']:.0f}", f"{first['videos']}"]
         rows.append([name, panel["colour"], *cells, f"{len(panel['embedding'])}"])
-    header = ["trained at", "told apart", "embedding micro", "macro", "frozen tokens micro", "macro"]
+    header = ["trained at", "named", "embedding micro", "macro", "frozen tokens micro", "macro"]
     what = "Held-out clips named by their five nearest neighbours"
     return [caption(results, what), "", *markdown([*header, "chance micro / macro", "clips", "seeds"], rows)]
 
 
-SHARES = ("micro", "macro")
+ACCURACIES = ("micro", "macro")
 
 
 def draw_embedding(args, data, results, path, panels):
@@ -109,7 +111,7 @@ def draw_embedding(args, data, results, path, panels):
         heading = f"{name}, by {panel[2]}"
         own = embedded(args, data, panel, 0)
         if own and drawable(own[0]):
-            tsne_panel(axis, *own[:2], heading)
+            tsne_panel(axis, tsne(own[0]), own[1], heading)
         else:
             axis.set(title=f"{heading}: nothing to show", xticks=[], yticks=[])
     figure.suptitle(f"t-SNE of held-out clips, {data.name}")
@@ -151,7 +153,7 @@ def draw_levels(args, data, results, path):
         scored = {level: result["seeds"] for level, result in levels.items()}
         ours = [
             [100 * np.mean([seed[key] for seed in seeds]) if seeds else np.nan for seeds in scored.values()]
-            for key in SHARES
+            for key in ACCURACIES
         ]
         theirs = np.array([paper_overall(RADAR[name][0])[level] for level in LEVELS], float)
         for axis, values in zip(axes, [*ours, theirs], strict=True):
@@ -180,8 +182,8 @@ def measure_by_loss(args, data):
 
 
 def tested_generators(results):
-    found = {name for result in results["arms"].values() for seed in result["seeds"] for name in seed["per_class"]}
-    return [name for name in class_names("gen") if name in found]
+    tested = {name for result in results["arms"].values() for seed in result["seeds"] for name in seed["per_class"]}
+    return [name for name in class_names("gen") if name in tested]
 
 
 def render_by_loss(results):

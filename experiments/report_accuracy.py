@@ -29,7 +29,7 @@ RELIABILITY = {"nll": "NLL", "brier": "Brier", "ece": "ECE"}
 
 
 def measure_report(args, data):
-    """By seed: accuracy of the reports by level, reliability on test, and whose clips were called unknown."""
+    """By seed: accuracy of the reports by level, reliability on test, and which clips were rejected as unknown."""
     if data.videos is None:
         raise InputError("report looks at the clips themselves; name the folder that --features were made of: --videos")
     new, only = new_generators(data) if data.simulated else (names_outside(data), {})
@@ -74,7 +74,7 @@ def assemble(args, data, seed, only):
 
 
 def answer(run_folder, data, new, calibration, weights):
-    """What the files of test and of left-out generators are called, with their truth, and how sure the run is."""
+    """The answers for the files of test and of left-out generators, their true classes, and the calibration."""
     run = load_run(run_folder)
     test = set(clips_of(run_folder, run.finest)[0]["video"].tolist())
     rows = [row for row in read_index(data.features) if row.path in test or row.generator in new]
@@ -87,16 +87,16 @@ def answer(run_folder, data, new, calibration, weights):
     for level in run.models:
         truth = at_level(generators, level)
         chosen = np.flatnonzero(seen & (truth != ""))
-        own = [reports[i]["levels"][level] for i in chosen]
-        levels[level] = {"truth": truth[chosen].tolist(), "own": [report["best"] for report in own]}
+        answers = [reports[i]["levels"][level] for i in chosen]
+        levels[level] = {"truth": truth[chosen].tolist(), "own": [entry["best"] for entry in answers]}
         if level != "gen":
-            levels[level]["summed"] = [report["by_generator"]["best"] for report in own]
+            levels[level]["summed"] = [entry["by_generator"]["best"] for entry in answers]
         levels[level] |= calibration["levels"][level]
-    judged = np.array([bool(report["unknown"] and report["unknown"]["unknown"]) for report in reports])
-    called = {"known": judged[seen].tolist()} | {name: judged[generators == name].tolist() for name in new}
+    rejected = np.array([bool(report["unknown"] and report["unknown"]["unknown"]) for report in reports])
+    by_name = {"known": rejected[seen].tolist()} | {name: rejected[generators == name].tolist() for name in new}
     few = sum(bool(report["evidence"]["reasons"]) for report in reports)
-    found = {"levels": levels, "called": called, "unknown": calibration["unknown"]}
-    return found | {"files": len(rows), "too_little": few}
+    result = {"levels": levels, "rejected": by_name, "unknown": calibration["unknown"]}
+    return result | {"files": len(rows), "too_little": few}
 
 
 def pool(parts, new):
@@ -111,11 +111,11 @@ def pool(parts, new):
             levels[level]["agreement"] = [part["agreement"] for part in own]
         kept = ("temperature", "val_videos", "before", "after")
         levels[level]["calibration"] = [{key: part[key] for key in kept} for part in own]
-    called = {name: sum((part["called"][name] for part in parts), []) for name in ("known", *new)}
+    rejected = {name: sum((part["rejected"][name] for part in parts), []) for name in ("known", *new)}
     kept = ("score", "rate", "val_clips", "auroc")
     return {
         "levels": levels,
-        "called_unknown": {name: [len(own), sum(own)] for name, own in called.items()},
+        "called_unknown": {name: [len(files), sum(files)] for name, files in rejected.items()},
         "unknown": [{key: part["unknown"][key] for key in kept} for part in parts],
         "files": sum(part["files"] for part in parts),
         "too_little": sum(part["too_little"] for part in parts),
@@ -136,7 +136,7 @@ def render_report(results):
         cells = [both(own), both([row["summed"] for row in own]) if level != "gen" else "-"]
         chance = f"{100 * first['majority']:.1f} / {100 * first['uniform']:.1f}"
         rows.append([level_name(level), *cells, chance, f"{first['videos']}", differing_cell(own)])
-    header = ["level", "its own model", "GEN-L summed", "chance", "files", "where they differ, right: own / summed"]
+    header = ["level", "its own model", "GEN-L summed", "chance", "files", "where they differ, correct: own / summed"]
     lines += [*markdown(header, rows), "", *render_calibration(seeds), "", *render_unknown(seeds, results["left_out"])]
     return lines
 
@@ -146,24 +146,24 @@ def both(rows):
 
 
 def differing_cell(own):
-    found = [one for row in own for one in row.get("agreement", ()) if one]
-    if not found:
+    counts = [one for row in own for one in row.get("agreement", ()) if one]
+    if not counts:
         return "-"
-    return f"{sum(one['own_right'] for one in found)} / {sum(one['generator_right'] for one in found)}"
+    return f"{sum(one['own_right'] for one in counts)} / {sum(one['generator_right'] for one in counts)}"
 
 
 def render_calibration(seeds):
     """Reliability on test before and after the temperature of val, means over seeds and folds."""
     rows = []
     for level in seeds[0]["levels"]:
-        found = [one for seed in seeds for one in seed["levels"][level]["calibration"]]
-        cells = [f"{np.mean([one['temperature'] for one in found]):.2f}"]
+        entries = [one for seed in seeds for one in seed["levels"][level]["calibration"]]
+        cells = [f"{np.mean([one['temperature'] for one in entries]):.2f}"]
         for key in RELIABILITY:
-            values = [np.mean([one[when][key]["value"] for one in found]) for when in ("before", "after")]
-            better = sum(one["after"][key]["value"] < one["before"][key]["value"] for one in found)
-            cells.append(f"{values[0]:.3f} -> {values[1]:.3f} ({better} of {len(found)} better)")
-        cells.append(f"{np.mean([one['after']['ece']['perfect'] for one in found]):.3f}")
-        rows.append([level_name(level), *cells, f"{found[0]['val_videos']}"])
+            values = [np.mean([one[when][key]["value"] for one in entries]) for when in ("before", "after")]
+            better = sum(one["after"][key]["value"] < one["before"][key]["value"] for one in entries)
+            cells.append(f"{values[0]:.3f} -> {values[1]:.3f} ({better} of {len(entries)} better)")
+        cells.append(f"{np.mean([one['after']['ece']['perfect'] for one in entries]):.3f}")
+        rows.append([level_name(level), *cells, f"{entries[0]['val_videos']}"])
     header = ["level", "temperature", *RELIABILITY.values(), "ECE if calibrated", "val files"]
     return ["Calibration by temperature, chosen on val, measured on test:", "", *markdown(header, rows)]
 
@@ -171,13 +171,13 @@ def render_calibration(seeds):
 def render_unknown(seeds, left_out):
     first = seeds[0]["unknown"][0]
     limit = f"threshold for {first['rate']:.0%} of val by the score {first['score']}"
-    lines, rows = [f"Called unknown, in per cent of files; {limit}:", ""], []
+    lines, rows = [f"Rejected as unknown, in per cent of files; {limit}:", ""], []
     for name in ("known", *left_out):
-        shares = [seed["called_unknown"][name] for seed in seeds]
-        cells = [mean_std([unknown / files for files, unknown in shares]), f"{shares[0][0]}"]
+        counts = [seed["called_unknown"][name] for seed in seeds]
+        cells = [mean_std([unknown / files for files, unknown in counts]), f"{counts[0][0]}"]
         rows.append([name if name != "known" else "known (false rejections)", *cells])
-    lines += [*markdown(["generator", "called unknown", "files"], rows), ""]
+    lines += [*markdown(["generator", "rejected", "files"], rows), ""]
     lines += ["AUROC of all scores, chance 0.50:", ""]
-    found = [one["auroc"] for seed in seeds for one in seed["unknown"]]
-    rows = [[name, f"{np.mean([one[name]['value'] for one in found]):.2f}"] for name in found[0]]
+    entries = [one["auroc"] for seed in seeds for one in seed["unknown"]]
+    rows = [[name, f"{np.mean([one[name]['value'] for one in entries]):.2f}"] for name in entries[0]]
     return [*lines, *markdown(["score", "AUROC, mean over seeds and folds"], rows)]

@@ -2,7 +2,7 @@
 
 metrics = stage("02_pretrain_binary", "--features", features)
 runs = train_arm(args, data, TWO_FEW, "gen", seed=0)      a run folder per fold, trained or up to date
-labels, called = tested(run, "gen")
+labels, predicted = tested(run, "gen")
 """
 
 import contextlib
@@ -28,9 +28,9 @@ MADE_ANEW = set()  # the calls, (name, *arguments), that this process has made w
 
 
 def stage(name, *arguments, overwrite=False):
-    """Run a numbered script's main with these arguments; what it returns. Nobody else imports one by name.
+    """Run a numbered script's main with these arguments; returns what main returns. Nothing else imports one by name.
 
-    `overwrite` passes --overwrite the first time in this process, so that what several tables share is made anew once.
+    `overwrite` passes --overwrite the first time in this process, so that runs that tables share are made again once.
     """
     call = (name, *map(str, arguments))
     flags = ["--overwrite"] if overwrite and call not in MADE_ANEW else []
@@ -76,13 +76,13 @@ def clips_of(run, level, split="test"):
 
 
 def tested(run, level):
-    """What a run's test videos are and what it calls them, two arrays (V,) of class names."""
+    """The true and the predicted class names of a run's test videos, two arrays (V,)."""
     clips, classes = clips_of(run, level)
     return clips["class"], classes[clips["probabilities"].argmax(axis=1)]
 
 
 def videos_of(metrics, features) -> Split:
-    """Who trained and who was tested, by a run's metrics and the features that it is of."""
+    """The Split of a run, from its metrics and its features folder."""
     rows = {row.path: row for row in usable(read_index(features), features)}
     table, names = load_generators(), class_names(metrics["level"])
 
@@ -97,7 +97,7 @@ def videos_of(metrics, features) -> Split:
 
 # ---------------------------------------------------------------- the papers' ways to train
 
-# What the stages do without flags, the paper's settings; of 03 alone those of mining. A test holds them to that.
+# The paper's settings, which are the stages' defaults (a test checks it); those of mining are 03's alone.
 PAPER = {"epochs": 10, "batch_size": 64, "learning_rate": 1e-5, "decay_steps": 1000, "best": "val"}
 PAPER |= {"batching": "natural", "temporal_blocks": 5, "dtype": "float32"}
 PAPER_MINING = {"loss": "hnm", "ce_weight": 0.5, "margin": 1.0, "positives": "all", "normalize": False}
@@ -176,12 +176,12 @@ def train_fold(args, data, arm, level, seed, fold, only, last=None, longer=1):
 
 
 def part_name(seed, fold):
-    """What the folder of one run of an arm is called."""
+    """The name of the folder of one run of an arm."""
     return f"seed{seed}" + (f"-fold{fold.split('/')[0]}" if fold else "")
 
 
 def chosen_videos(data, level, settings, seed, fold) -> Split:
-    """Who trains and who is tested at a level with these settings."""
+    """The Split at a level with these settings."""
     choice = {key: settings[key] for key in CHOICE if key in settings} | {"fold": parse_fold(fold) if fold else None}
     with contextlib.redirect_stdout(None):  # the stage says it itself
         return choose_videos(
@@ -196,7 +196,7 @@ def chosen_videos(data, level, settings, seed, fold) -> Split:
 
 
 def fold_videos(args, data, level, labels, seed, fold):
-    """Who trains and who is tested at a level, as SAGA has it. With few labels nobody is val, which has no limit."""
+    """The Split at a level, as for SAGA. With few labels val is empty, since val is not limited by label counts."""
     settings = {"labels_per_class": data.few if labels == "few" else "all", "best": "last" if fold else "val"}
     videos = chosen_videos(data, level, settings | {"limit": args.limit}, seed, fold)
     return videos._replace(val=[]) if labels == "few" else videos

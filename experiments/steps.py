@@ -23,7 +23,10 @@ STEPS = {  # script: its flags, and which of the files that it leaves are shown
         [FEATURES / "Pika/0000*.npz", FEATURES / "*.csv", FEATURES / "recipe.json"],
     ),
     "02_pretrain_binary": ([*PLACE, *FEW], [RUN / "bin*"]),
-    "03_attribute": ([*PLACE, *FEW, *as_flags(SMALL_MINING), "--level", "team"], [RUN / "team*"]),
+    "03_attribute": (
+        [*PLACE, *FEW, *as_flags(SMALL_MINING), "--level", "team"],
+        [RUN / "team[._][!t]*", RUN / "team_tsne*"],
+    ),
     "04_tsigs": ([*PLACE, "--level", "team"], [RUN / "team_tsigs*"]),
     "05_wild_constrained": (
         [*PLACE, "--target", "HotShot", "--known", "Real,SVD,Lavie", "--unseen", "Gen2,Pika,Sora"],
@@ -42,11 +45,11 @@ def steps(args):
         print()
         for pattern in shown:
             for path in sorted(Path().glob(str(pattern))):
-                print("\n".join(describe(path)))
+                print("\n".join(describe_file(path)))
     print(f"\nsimulated clips, a few steps of training: no number here says anything. {time.time() - started:.0f} s")
 
 
-def describe(path) -> list[str]:
+def describe_file(path) -> list[str]:
     """A line for the file, and one for each array of an .npz, for the keys of a .json, for the size of a model."""
     if path.suffix == ".npz":
         with np.load(path) as arrays:
@@ -54,13 +57,13 @@ def describe(path) -> list[str]:
     if path.suffix == ".json":
         return [f"{path}", f"    {', '.join(read_json(path))}"]
     if path.suffix == ".keras":
-        return [f"{path}", f"    {count_weights(path):,} parameters"]
+        return [f"{path}", f"    {count_parameters(path):,} parameters"]
     if path.suffix == ".csv":
         return [f"{path}", f"    {path.read_text(encoding='utf-8').splitlines()[0]}"]
     return [f"{path}"]
 
 
-def count_weights(path):
+def count_parameters(path):
     from common import load_saga  # here, since Keras comes with it
 
     return load_saga(path, "bin").count_params()

@@ -39,14 +39,14 @@ def scored(runs, level, named=tested):
     all folds], "collapsed": seeds that did}.
     """
     seeds = []
-    for seed, own in enumerate(runs):
-        if None not in own:
-            seeds.append({"seed": seed} | score_names(*np.concatenate([named(run, level) for run in own], axis=1)))
+    for seed, folds in enumerate(runs):
+        if None not in folds:
+            seeds.append({"seed": seed} | score_names(*np.concatenate([named(run, level) for run in folds], axis=1)))
     return {"seeds": seeds, "collapsed": len(runs) - len(seeds)}
 
 
 def described(data, **results):
-    """Results with what a table says of its data."""
+    """Results with the facts that a table states about its data."""
     encoder = features_recipe(data.features).get("encoder")
     about = {"data": data.name, "simulated": data.simulated, "encoder": encoder}
     return {"about": about | {"folds": len(data.folds), "labels_few": data.few}} | results
@@ -87,22 +87,22 @@ def overall_cells(result):
 OVERALL = ["micro (95%)", "macro", "chance micro / macro", "test clips", "seeds"]
 
 
-def parameters(run):
+def parameters_of(run):
     """How many weights the model of a run at GEN-L has."""
     metrics = read_json(run / "gen.json", ("classes", "recipe"))
     sizes = [metrics["recipe"]["features"][key] for key in ("frames", "tokens", "dim")]
-    return count_weights(len(metrics["classes"]), *sizes, metrics["recipe"]["arguments"]["temporal_blocks"])
+    return parameters_at_sizes(len(metrics["classes"]), *sizes, metrics["recipe"]["arguments"]["temporal_blocks"])
 
 
 @functools.cache
-def count_weights(classes, frames, tokens, dim, blocks):
+def parameters_at_sizes(classes, frames, tokens, dim, blocks):
     return build_saga(classes, frames, tokens, dim, temporal_blocks=blocks).count_params()
 
 
 def by_class(result, name):
     """A class's accuracy by seed."""
     counts = [seed["per_class"][name] for seed in result["seeds"] if name in seed["per_class"]]
-    return [right / videos for videos, right in counts]
+    return [correct / videos for videos, correct in counts]
 
 
 # ---------------------------------------------------------------- Tables 2, 3, 6, 7: attribution levels
@@ -123,14 +123,14 @@ def render_level(results):
     lines = [caption(results, level_name(level)), ""]
     lines += [*markdown(["setting", *OVERALL, "the paper's Overall"], rows), ""]
     lines += ["By class; in brackets the paper's, on GenVideo:", ""]
-    found = next((result["seeds"][0]["per_class"] for result in arms.values() if result["seeds"]), {})
+    tested = next((result["seeds"][0]["per_class"] for result in arms.values() if result["seeds"]), {})
     rows = []
-    for name in [name for name in class_names(level) if name in found]:
+    for name in [name for name in class_names(level) if name in tested]:
         cells = []
         for arm, result in arms.items():
-            own = mean_std(by_class(result, name))
-            cells.append(f"{own} ({theirs[arm][name]:.2f})" if name in theirs[arm] else own)
-        rows.append([name, f"{found[name][0]}", *cells])
+            ours = mean_std(by_class(result, name))
+            cells.append(f"{ours} ({theirs[arm][name]:.2f})" if name in theirs[arm] else ours)
+        rows.append([name, f"{tested[name][0]}", *cells])
     return [*lines, *markdown(["class", "clips", *arms], rows)]
 
 
@@ -211,10 +211,10 @@ def render_splits(results):
 
 
 def measure_datasets(args, data):
-    found = {}
+    across = {}
     if args.test_features:  # first, since it may not fit
-        found[args.test_features] = binary_results(args, data, {"test_features": args.test_features})
-    return described(data, tested={"in-domain": binary_results(args, data)} | found)
+        across[args.test_features] = binary_results(args, data, {"test_features": args.test_features})
+    return described(data, tested={"in-domain": binary_results(args, data)} | across)
 
 
 def render_datasets(results):
@@ -251,8 +251,8 @@ def measure_encoders(args, several):
     for data in several:
         arms = {level: STAGE_ONE if level == "bin" else TWO_FEW for level in LEVELS}
         only = own_rate(args, data)
-        found = {level: arm_results(args, data, arm, level, only=only) for level, arm in arms.items()}
-        folders.append(described(data, levels=found))
+        levels = {level: arm_results(args, data, arm, level, only=only) for level, arm in arms.items()}
+        folders.append(described(data, levels=levels))
     return {"folders": folders}
 
 

@@ -17,7 +17,7 @@ from experiments.stages import STAGE_ONE, TWO_FEW, markdown, stage, train_arm
 from experiments.tables import caption, described, mean_std, ten_generators
 from tokens.dataset import read_index
 from tokens.generators import LEVELS, level_name
-from training.signatures import measure, permuted_halves, split_groups_in_halves
+from training.signatures import identify, permuted_halves, split_groups_in_halves
 
 # ---------------------------------------------------------------- signatures of an arm
 
@@ -49,7 +49,7 @@ def measure_halves(maps, names, groups, seed, draw_sides=split_groups_in_halves,
     labels, groups = (np.unique(values, return_inverse=True)[1] for values in (names, groups))
     if labels.max() == 0:
         return []
-    return measure(maps, np.broadcast_to(shift, maps.shape[1:]), labels, groups, draw_sides, REPEATS, seed)
+    return identify(maps, np.broadcast_to(shift, maps.shape[1:]), labels, groups, draw_sides, REPEATS, seed)
 
 
 def signature_tables(runs, seed):

@@ -1,12 +1,13 @@
-"""Open question 1 of SAGA: are generators that a model never saw known as new, do they land on their kin, and are they
-found once a few of their clips are enrolled?
+"""Open question 1 of SAGA, on generators that a model was not trained on: are they detected as new, are they predicted
+as their SD version or team, and are they named correctly once a few of their clips are enrolled?
 
 reads   30 simulated clips per generator; or a corpus, or features of one's own, with generators outside the table
 writes  runs/unseen/; results/unseen-scores.*, AUROC and FPR by score and generator; results/unseen-landing.*, how
-        often a left-out generator is called by its SD version or team, beside the other left-out ones (zoo alone)
+        often a left-out generator is predicted as its SD version or team, and how often the other left-out ones are
+        (zoo alone)
 
 `unseen_generators` takes reproduce.py's arguments; the scores are those of report/scores.py. The last section is an
-entry as figures.py has them: results by the number of clips that are given of a new generator.
+entry as figures.py has them: results by the number of clips that are enrolled of a new generator.
 """
 
 from itertools import product
@@ -35,7 +36,7 @@ TRAINING = SMALL_DATA | {"best": "last", "epochs": 12, "weight_decay": 0.05, "in
 
 
 def unseen_generators(args):
-    """Scores and landing of six generators of the zoo left out; of other data scores of those outside the table."""
+    """Scores and predictions of six left-out generators of the zoo; of other data scores of those outside the table."""
     if args.data != "zoo" or args.features:
         return outside_the_table(args)
     features, known = extract_zoo(args, "--pool 2"), load_generators()
@@ -68,7 +69,9 @@ def outside_the_table(args):
         raise InputError(f"{data.features}: mining collapsed for all seeds, so there is nothing to score")
     rows = [score_row(name, [fold[name] for fold in scores]) for name in scores[0]]
     results = described(data, scores=rows)
-    what = "Generators outside the table told from seen ones by a model of GEN-L (two stages, few labels, CE+HNM)"
+    what = (
+        "Scores of generators outside the table against seen ones, by a model of GEN-L (two stages, few labels, CE+HNM)"
+    )
     lines = [caption(results, what, " AUROC (95%), mean over folds and seeds; chance 0.50, FPR 0.95."), ""]
     write_results(args, "unseen-scores", results, lines + score_table(rows), data.name)
     return results
@@ -95,24 +98,24 @@ def scores_of(run, left_out_names):
     """{score: {generator left out: LeftOut}} of a run at GEN-L with its T-Sigs."""
     arrays, signatures = read_arrays(run / "gen_embeddings.npz"), read_arrays(run / "gen_tsigs.npz")
     number = {video: i for i, video in enumerate(arrays["video"].tolist())}
-    place = [number[video] for video in signatures["video"].tolist()]  # clips with a window without padding
-    found = {key: arrays[key][place] for key in ("embedding", "probabilities", "generator", "class", "split")}
-    found |= {key: signatures[key] for key in ("maps", "group")}
+    rows = [number[video] for video in signatures["video"].tolist()]  # clips with a window without padding
+    values = {key: arrays[key][rows] for key in ("embedding", "probabilities", "generator", "class", "split")}
+    values |= {key: signatures[key] for key in ("maps", "group")}
     head = load_saga(run / "gen.keras", "gen").classifier
-    found["logits"] = head_logits(found["embedding"], *head.get_weights())
+    values["logits"] = head_logits(values["embedding"], *head.get_weights())
 
     def clips(chosen):
-        own = {key: found[key][chosen] for key in ("embedding", "probabilities", "logits", "maps")}
-        return Clips(**own, label=found["class"][chosen])
+        fields = {key: values[key][chosen] for key in ("embedding", "probabilities", "logits", "maps")}
+        return Clips(**fields, label=values["class"][chosen])
 
-    score = fit_scores(clips(found["split"] == "train"))
-    test = found["split"] == "test"
+    score = fit_scores(clips(values["split"] == "train"))
+    test = values["split"] == "test"
     seen, scores = score(clips(test)), {key: {} for key in SCORES}
     for name in left_out_names:
-        own = (found["split"] == "unseen") & (found["generator"] == name)
-        unseen = score(clips(own))
+        left_out = (values["split"] == "unseen") & (values["generator"] == name)
+        unseen = score(clips(left_out))
         for key in SCORES:
-            scores[key][name] = LeftOut(seen[key], unseen[key], found["group"][test], found["group"][own])
+            scores[key][name] = LeftOut(seen[key], unseen[key], values["group"][test], values["group"][left_out])
     return scores
 
 
@@ -143,44 +146,45 @@ def score_table(rows):
 
 
 def landing(run, level, known):
-    """Where left-out generators land whose SD version or team others have that were trained on."""
+    """lands_on of each left-out generator whose SD version or team is a class of the model."""
     clips, classes = clips_of(run, level, "unseen")
     generators, probabilities, classes, rows = clips["generator"], clips["probabilities"], classes.tolist(), []
     kind = {name: getattr(known[name], COLUMNS[level]) for name in LEFT_OUT}
     for name in LEFT_OUT:
         if kind[name] in classes:
             others = np.isin(generators, [other for other in LEFT_OUT if kind[other] != kind[name]])
-            found = lands_on(probabilities[generators == name], probabilities[others], classes, kind[name])
-            rows.append({"level": level, "generator": name, "kin": kind[name]} | found)
+            counts = lands_on(probabilities[generators == name], probabilities[others], classes, kind[name])
+            rows.append({"level": level, "generator": name, "kin": kind[name]} | counts)
     return rows
 
 
 def landing_table(landed):
-    """A row per level and generator; shares by seed, of which results/unseen-landing.json has the intervals."""
+    """A row per level and generator; fractions by seed, whose intervals are in results/unseen-landing.json."""
     by_generator = {}
     for row in landed:
         by_generator.setdefault((row["level"], row["generator"]), []).append(row)
     cells = []
     for (level, name), rows in by_generator.items():
-        share, chance = (", ".join(f"{row[key]:.2f}" for row in rows) for key in ("share", "chance"))
+        fraction, chance = (", ".join(f"{row[key]:.2f}" for row in rows) for key in ("share", "chance"))
         counts = [f"{rows[0][key]}" for key in ("share_videos", "chance_videos")]
-        cells.append([level_name(level), name, rows[0]["kin"], counts[0], share, counts[1], chance])
-    header = ["level", "left out", "its kin", "its clips", "called its kin by seed", "others' clips"]
-    return markdown([*header, "called so by seed"], cells)
+        cells.append([level_name(level), name, rows[0]["kin"], counts[0], fraction, counts[1], chance])
+    header = ["level", "left out", "its class", "its clips", "predicted as its class, by seed", "others' clips"]
+    return markdown([*header, "predicted so, by seed"], cells)
 
 
 # ---------------------------------------------------------------- enrolling: new generators by a few of their clips
 
 ENROL_ARMS = (TWO_FEW, ALL_CE)
-CLIPS = (1, 2, 5, 10, 20, 50)  # given of a new generator, as far as it has them outside the test split
+GIVEN = (1, 2, 5, 10, 20, 50)  # given of a new generator, as far as it has them outside the test split
 DRAWS = 10  # of those clips, per seed
 BY_GENERATOR = 10  # clips given, of the table by generator
 JOINING = {"one": "one new generator joins", "all": "all new generators join at once"}
 
 
 def measure_enrol(args, data):
-    """Per way to train, space, naming and number of clips given: how many held-out clips of new generators are found,
-    and the macro accuracy of the known ones' test clips before and after, by seed, each the mean over DRAWS.
+    """Per way to train, space, naming and number of clips given, by seed and as means over DRAWS: the fraction of
+    held-out clips of new generators that are named correctly ("found"), and the macro accuracy of the known ones' test
+    clips before and after.
     """
     if len(data.folds) > 1:
         raise InputError("enrolling needs the recorded split; leave out --folds and --data")
@@ -188,7 +192,7 @@ def measure_enrol(args, data):
     rows = usable(read_index(data.features), data.features)
     tokens = dict(zip((row.path for row in rows), mean_tokens(rows), strict=True))
     held_out = {row.path for row in rows if row.split == "test"}
-    found, collapsed, clips = {}, {}, {}
+    entries, collapsed, clips = {}, {}, {}
     for arm in ENROL_ARMS:
         runs = [train_arm(args, data, arm, "gen", seed, only)[0] for seed in range(args.seeds)]
         collapsed[str(arm)] = runs.count(None)
@@ -196,12 +200,12 @@ def measure_enrol(args, data):
             if run:
                 names, roles, spaces = enrolling_clips(run, tokens, held_out)
                 for key, entry in enrol_all(names, roles, spaces, new, seed).items():
-                    found.setdefault((str(arm), *key), []).append({"seed": seed} | entry)
+                    entries.setdefault((str(arm), *key), []).append({"seed": seed} | entry)
                 known = {"classes": np.unique(names[roles == "train"]).size, "known": (roles == "test").sum()}
                 clips = {key: int(value) for key, value in known.items()}
                 clips |= {"new": {name: int(((roles == "held out") & (names == name)).sum()) for name in new}}
     keys = ("arm", "space", "naming", "joining", "given")
-    table = [dict(zip(keys, key, strict=True)) | {"seeds": seeds} for key, seeds in found.items()]
+    table = [dict(zip(keys, key, strict=True)) | {"seeds": seeds} for key, seeds in entries.items()]
     return described(data, clips=clips, collapsed=collapsed, rows=table)
 
 
@@ -231,30 +235,30 @@ def enrolling_clips(run, tokens, held_out):
 
 
 def enrol_all(names, roles, spaces, new, seed):
-    """{(space, naming, joining, given): {"before", "kept", "found": {generator: share}}}, means over DRAWS."""
+    """{(space, naming, joining, given): {"before", "kept", "found": {generator: fraction}}}, means over DRAWS."""
     results = {}
     for space, naming in product(spaces, NAMINGS):
         clips = (spaces[space], names, roles, NAMINGS[naming])
-        before, _ = enrol(*clips, [])
-        for joining, given in product(JOINING, CLIPS):
+        before, _ = accuracy_enrolled(*clips, [])
+        for joining, given in product(JOINING, GIVEN):
             draws = []
             for group, draw in product([[name] for name in new] if joining == "one" else [new], range(DRAWS)):
-                draws.append(enrol(*clips, group, given, np.random.default_rng((seed, draw))))
-            shares = {name: float(np.mean([found[name] for _, found in draws if name in found])) for name in new}
-            entry = {"before": before, "kept": float(np.mean([kept for kept, _ in draws])), "found": shares}
+                draws.append(accuracy_enrolled(*clips, group, given, np.random.default_rng((seed, draw))))
+            named = {name: float(np.mean([own[name] for _, own in draws if name in own])) for name in new}
+            entry = {"before": before, "kept": float(np.mean([kept for kept, _ in draws])), "found": named}
             results[space, naming, joining, given] = entry
     return results
 
 
-def enrol(vectors, names, roles, naming, joining, given=0, random=None):
-    """The macro accuracy of the known test clips, and the share of each joining generator's held-out clips found, once
-    that many of its other clips, drawn at random, are enrolled. Vectors (V, D), names (V,), roles (V,).
+def accuracy_enrolled(vectors, names, roles, naming, joining, given=0, random=None):
+    """The macro accuracy of the known test clips, and {joining generator: fraction of its held-out clips that are named
+    correctly}, once `given` of its other clips, drawn at random, are enrolled. Vectors (V, D), names (V,), roles (V,).
     """
     pools = [np.flatnonzero((roles == "given") & (names == name)) for name in joining]
-    place = np.concatenate([np.flatnonzero(roles == "train"), *(random.permutation(pool)[:given] for pool in pools)])
-    call, test = naming(vectors[place], names[place]), roles == "test"
-    found = {name: np.mean(call(vectors[(roles == "held out") & (names == name)]) == name) for name in joining}
-    return score_names(names[test], call(vectors[test]))["macro"], found
+    enrolled = np.concatenate([np.flatnonzero(roles == "train"), *(random.permutation(pool)[:given] for pool in pools)])
+    predict, test = naming(vectors[enrolled], names[enrolled]), roles == "test"
+    correct = {name: np.mean(predict(vectors[(roles == "held out") & (names == name)]) == name) for name in joining}
+    return score_names(names[test], predict(vectors[test]))["macro"], correct
 
 
 def row_key(row):
@@ -262,7 +266,7 @@ def row_key(row):
 
 
 def by_seed(row, key):
-    """A row's values by seed; those of found are means over generators."""
+    """A row's values by seed; those of "found" are means over generators."""
     return [np.mean(list(seed[key].values())) if key == "found" else seed[key] for seed in row["seeds"]]
 
 
@@ -286,16 +290,16 @@ def render_enrol(results):
     keys = list(dict.fromkeys(map(row_key, results["rows"])))
     for joining, what in JOINING.items():
         chance = f"chance {100 * enrol_chance(results, joining):.1f}"
-        lines += ["", f"Where {what}; found: called by their name, {chance}; known: macro accuracy:", ""]
+        lines += ["", f"Where {what}; new: held-out clips named correctly, {chance}; known: macro accuracy:", ""]
         cells = []
         for key in keys:
             rows = {row["given"]: row for row in results["rows"] if row_key(row) == key and row["joining"] == joining}
-            found = [mean_std(by_seed(rows[given], "found")) for given in CLIPS]
-            known = [mean_std(by_seed(rows[CLIPS[0]], "before")), mean_std(by_seed(rows[CLIPS[-1]], "kept"))]
-            cells.append([*key, *found, *known, seeds_cell(results, rows[CLIPS[0]])])
-        header = ["setting", "space", "nearest by", *(f"found, n = {given}" for given in CLIPS)]
-        lines += markdown([*header, "known before", f"known after, n = {CLIPS[-1]}", "seeds"], cells)
-    lines += ["", f"Found by generator, one joins, SAGA, n = {BY_GENERATOR}:", ""]
+            new = [mean_std(by_seed(rows[given], "found")) for given in GIVEN]
+            known = [mean_std(by_seed(rows[GIVEN[0]], "before")), mean_std(by_seed(rows[GIVEN[-1]], "kept"))]
+            cells.append([*key, *new, *known, seeds_cell(results, rows[GIVEN[0]])])
+        header = ["setting", "space", "nearest by", *(f"new, n = {given}" for given in GIVEN)]
+        lines += markdown([*header, "known before", f"known after, n = {GIVEN[-1]}", "seeds"], cells)
+    lines += ["", f"Named correctly by generator, one joins, SAGA, n = {BY_GENERATOR}:", ""]
     cells = []
     for row in results["rows"]:
         if (row["space"], row["joining"], row["given"]) == ("SAGA", "one", BY_GENERATOR):
@@ -306,7 +310,7 @@ def render_enrol(results):
 
 
 def draw_enrol(args, data, results, path):
-    """Accuracy against clips given, where one new generator joins: found above, known ones below, a column per arm."""
+    """Accuracy against clips given, one new generator joining: new clips above, known ones below, arms as columns."""
     arms = list(dict.fromkeys(row["arm"] for row in results["rows"])) or [*map(str, ENROL_ARMS)]
     figure, axes = plt.subplots(2, len(arms), figsize=(5.5 * len(arms), 8), squeeze=False, layout="constrained")
     colours, styles = {"SAGA": "C0", "mean token": "C1"}, dict(zip(NAMINGS, ("-o", "--s", ":^"), strict=True))
@@ -323,10 +327,10 @@ def draw_enrol(args, data, results, path):
                 axis.errorbar([row["given"] for row in rows], means, deviations, fmt=styles[naming], **line)
             axis.axhline(chance, color="k", ls=":", label="chance")
             axis.set_xscale("log")
-            axis.set_xticks(CLIPS, CLIPS)
+            axis.set_xticks(GIVEN, GIVEN)
             axis.minorticks_off()
             axis.set(ylim=(0, 100), xlabel="clips given of the new generator")
-        column[0].set(title=arm, ylabel="new generator found, per cent")
+        column[0].set(title=arm, ylabel="new generator: named correctly, per cent")
         column[1].set(ylabel="known ones: macro accuracy, per cent")
     axes[0, 0].legend(fontsize=8)
     what = f"GEN-L, one new generator enrolled without training, {data.name}"

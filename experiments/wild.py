@@ -89,7 +89,7 @@ def trial(args, data, target, seed, kind="frames", compared=(), change=PAPERS):
         for name, values in scores.items():
             for generator, chosen in of_each(run.generator).items():
                 add_scores(clips.setdefault(name, {}).setdefault(generator, {}), run.path[chosen], values[chosen])
-    scores = {name: {key: pooled(images) for key, images in own.items()} for name, own in clips.items()}
+    scores = {name: {key: mean_over_folds(images) for key, images in own.items()} for name, own in clips.items()}
     return {name: outcome(own, roles) for name, own in scores.items()}, facts
 
 
@@ -155,7 +155,7 @@ def add_scores(clips, path, values):
         clips.setdefault(str(clip), []).append(values[path == clip])
 
 
-def pooled(clips):
+def mean_over_folds(clips):
     """Scores (n,) of a generator's images; one that several folds test has their mean."""
     return np.concatenate([np.mean(clips[clip], axis=0) for clip in sorted(clips)])
 
@@ -227,7 +227,7 @@ CONDITIONS = {  # what: condition: Change, or change(there, target, seed) -> Cha
 # ---------------------------------------------------------------- entries
 
 
-def measure(args, data, conditions, targets=None, kind="frames", compared=()):
+def measure_trials(args, data, conditions, targets=None, kind="frames", compared=()):
     """By condition and target the outcomes by seed."""
     rows, there = [], generators_in(data.features)
     for (label, change), target in product(conditions.items(), targets or target_names(data)):
@@ -243,20 +243,20 @@ def measure(args, data, conditions, targets=None, kind="frames", compared=()):
 
 
 def measure_methods(args, data, kind):
-    return measure(args, data, {"": PAPERS}, kind=kind, compared=COMPARED)
+    return measure_trials(args, data, {"": PAPERS}, kind=kind, compared=COMPARED)
 
 
 def measure_condition(args, data, what):
-    return measure(args, data, CONDITIONS[what])
+    return measure_trials(args, data, CONDITIONS[what])
 
 
 def measure_targets(args, data):
-    rows = [measure(args, data, {target: PAPERS}, [target])["rows"] for target in every_target(data)]
+    rows = [measure_trials(args, data, {target: PAPERS}, [target])["rows"] for target in every_target(data)]
     return described(data, rows=sum(rows, []))
 
 
 def measure_encoders(args, several):
-    rows = [measure(args, data, {data.name: PAPERS})["rows"] for data in several]
+    rows = [measure_trials(args, data, {data.name: PAPERS})["rows"] for data in several]
     return described(several[0], rows=sum(rows, []))
 
 

@@ -21,7 +21,7 @@ L2 = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # tried on val, as by 05
 FITTED = {"labelled only": "baseline", "constrained": "constrained"}  # names in tables, and in what 05 writes
 
 
-class Run(NamedTuple):
+class WildRun(NamedTuple):
     """What a run of 05 leaves: standardised vectors, what it made of them, and its test images."""
 
     labelled: tuple[np.ndarray, np.ndarray]  # vectors (n, D), non-target (n,)
@@ -35,7 +35,7 @@ class Run(NamedTuple):
     training: dict[str, float]
 
 
-def read_run(folder, test_split_only=False) -> Run:
+def read_run(folder, test_split_only=False) -> WildRun:
     """A run of 05; with `test_split_only` unseen generators, too, have but their images of split test."""
     rows = read_arrays(Path(folder) / "wild_scores.npz")
     metrics = read_json(Path(folder) / "wild.json", ("target", "roles", "training"))
@@ -50,7 +50,7 @@ def read_run(folder, test_split_only=False) -> Run:
     facts |= norms({name: classifier[key] for name, key in FITTED.items()})
     columns = {key: rows[key][test][kept] for key in ("path", "generator", *FITTED.values())}
     scores = {name: columns.pop(key) for name, key in FITTED.items()}
-    return Run(
+    return WildRun(
         **sides, test=rows["test_vectors"][kept], **columns, scores=scores, roles=metrics["roles"], training=facts
     )
 
@@ -98,7 +98,7 @@ def draw_weights(width, units, seed):
     return np.concatenate([first, np.zeros(units), second, [0.0]])
 
 
-def mean_bce(theta, vectors, non_target, head=linear, l2=0.0):
+def mean_bce_of_head(theta, vectors, non_target, head=linear, l2=0.0):
     """05's mean binary cross-entropy with its penalty, and its gradient, with any head."""
     logits, backward = head(theta, vectors)
     loss = np.sum(np.logaddexp(0, logits) - non_target * logits, dtype=float)
@@ -114,15 +114,15 @@ def score_by(theta, head=linear):
 # ---------------------------------------------------------------- constrained fine-tuning of other classifiers
 
 
-def fine_tune(run, baseline, l2, tau, head=linear):
+def fine_tune_head(run, baseline, l2, tau, head=linear):
     """05's fine-tuning from a baseline: {name: score} of FITTED, and the facts of training."""
-    loss = mean_bce(baseline, *run.labelled, head)[0]
+    loss = mean_bce_of_head(baseline, *run.labelled, head)[0]
 
     def objective(theta):
-        return mean_bce(theta, *run.wild, head, l2)
+        return mean_bce_of_head(theta, *run.wild, head, l2)
 
     def constraint(theta):
-        value, gradient = mean_bce(theta, *run.labelled, head)
+        value, gradient = mean_bce_of_head(theta, *run.labelled, head)
         return value - tau * loss, gradient
 
     theta, rounds = minimize_constrained(objective, constraint, baseline, unit=tau * loss)
@@ -135,10 +135,10 @@ def with_hidden_layer(run, tau, seed, units):
     head, start = hidden_layer(units), draw_weights(run.test.shape[1], units, seed)
 
     def fit(l2):
-        return minimize_lbfgs(lambda theta: mean_bce(theta, *run.labelled, head, l2), start)
+        return minimize_lbfgs(lambda theta: mean_bce_of_head(theta, *run.labelled, head, l2), start)
 
-    l2 = min(L2, key=lambda l2: mean_bce(fit(l2), *run.val, head)[0])
-    return fine_tune(run, fit(l2), l2, tau, head)
+    l2 = min(L2, key=lambda l2: mean_bce_of_head(fit(l2), *run.val, head)[0])
+    return fine_tune_head(run, fit(l2), l2, tau, head)
 
 
 def with_few_steps(run, tau, seed, steps):
@@ -146,19 +146,20 @@ def with_few_steps(run, tau, seed, steps):
     vectors = run.labelled[0]
     rate = 4 * len(vectors) / (np.linalg.norm(vectors, 2) ** 2 + len(vectors))  # 1 / the loss's largest curvature
     start = np.zeros(vectors.shape[1] + 1)
-    objective = functools.partial(mean_bce, vectors=vectors, non_target=run.labelled[1])
+    objective = functools.partial(mean_bce_of_head, vectors=vectors, non_target=run.labelled[1])
     baseline, _ = stop_early(objective, lambda theta: objective(theta)[0], start, rate, steps=steps)
-    return fine_tune(run, baseline, 0.0, tau)
+    return fine_tune_head(run, baseline, 0.0, tau)
 
 
 # ---------------------------------------------------------------- what it is compared with
 
 
 def penalised(run, l2, weight):
-    """mean BCE of wild + weight x mean BCE of labelled: a Lagrangian whose multiplier nobody adapts."""
+    """mean BCE of wild + weight x mean BCE of labelled: a Lagrangian with a fixed multiplier."""
 
     def objective(theta):
-        (wild, slope), (labelled, other) = mean_bce(theta, *run.wild, l2=l2), mean_bce(theta, *run.labelled)
+        wild, slope = mean_bce_of_head(theta, *run.wild, l2=l2)
+        labelled, other = mean_bce_of_head(theta, *run.labelled)
         return wild + weight * labelled, slope + weight * other
 
     return score_by(minimize_lbfgs(objective, np.zeros(run.test.shape[1] + 1)))

@@ -1,4 +1,4 @@
-"""What is said of a file: answers at every level, evidence, unknown generators, explanation, warnings, as one dict.
+"""The report on a file as one dict: answers at every level, evidence, unknown generators, explanation, warnings.
 
 reports = attribute(["clip.mp4"], run="runs/zoo")       each as report.schema.json describes it
 """
@@ -22,7 +22,7 @@ VERSION = 1  # of report.schema.json
 UNKNOWN, TOO_LITTLE = "unknown generator", "too little evidence"
 BLANK, FROZEN = 2.0, 0.1  # grey levels: deviation within a frame, change between frames; 328 real clips have 12.9, 0.27
 NEAREST = 5  # training clips named
-SAME = 0.05  # of the usual distance to the nearest training clip: a file this near is taken for that clip
+SAME = 0.05  # a file nearer than this fraction of the usual distance to a training clip is taken for that clip
 FEW = 500  # clips of a class: the paper's few labels
 
 
@@ -45,26 +45,26 @@ def attribute(paths, run="runs/zoo", encoder=None, **options) -> list[dict]:
 
 
 def make_report(path, file, run):
-    """What is said of a File that look gave."""
+    """The report, a dict as in report.schema.json, on a File from `look`."""
     report = {"version": VERSION, "file": file_name(path), "error": None}
     if file.error or not file.outputs:
         return report | {"error": reason(file.error or InputError("no frame could be decoded"))}
-    whole = np.array([window["frames"] == run.features["frames"] for window in file.windows])
+    full = np.array([window["frames"] == run.features["frames"] for window in file.windows])  # (S,): no padding
     seconds = [[sample[0] for sample in window["seen"]] for window in file.windows]
     outputs = {
         level: {key: np.stack([window[level][key] for window in file.outputs]) for key in file.outputs[0][level]}
         for level in run.models
     }
-    clip = clip_values(outputs[run.finest], whole)
-    evidence = weigh_evidence(file.windows, whole, run)
-    unknown = judge_unknown(clip, run) if whole.any() else None
+    clip = clip_values(outputs[run.finest], full)
+    evidence = weigh_evidence(file.windows, full, run)
+    unknown = judge_unknown(clip, run) if full.any() else None
     levels = {level: answer_level(level, outputs[level], seconds, run) for level in run.models}
     add_generator_sums(levels, run)
-    for level, own in levels.items():
+    for level, entry in levels.items():
         if evidence["reasons"]:
-            own["answer"] = TOO_LITTLE
+            entry["answer"] = TOO_LITTLE
         elif unknown and unknown["unknown"] and level == run.finest != "bin":
-            own["answer"] = UNKNOWN
+            entry["answer"] = UNKNOWN
     report |= {"media": file.info, "evidence": evidence, "levels": levels, "unknown": unknown}
     report["explanation"] = explain(clip, outputs[run.finest], file.windows, levels[run.finest], run)
     report["nearest"] = nearest_clips(outputs[run.finest]["embedding"], seconds, run)
@@ -72,11 +72,14 @@ def make_report(path, file, run):
     return report | {"limits": list(LIMITS), "run": describe_run(run)}
 
 
-def weigh_evidence(windows, whole, run):
-    """Deviation and change in grey levels, and why they, or the length, are too little to go by."""
+def weigh_evidence(windows, full, run):
+    """{"contrast", "change"} in grey levels, and "reasons" why these or the length are too little evidence.
+
+    `full` (S,): which windows have no padding.
+    """
     contrast, change = (max(sample[i] for window in windows for sample in window["seen"]) for i in (1, 2))
     reasons = []
-    if not whole.any():
+    if not full.any():
         reasons.append(f"shorter than the {run.features['frames'] / run.features['fps']:g} s of a window")
     elif change < FROZEN:
         reasons.append("frozen: the frames hardly change")
@@ -89,10 +92,11 @@ def judge_unknown(clip, run):
     """The novelty of a clip beside its threshold; None where the run has none."""
     if run.novelty is None:
         return None
-    own = run.calibration["unknown"]
+    measured = run.calibration["unknown"]
     value = float(run.novelty(Clips(**{key: values[None] for key, values in clip.items()}))[0])
-    judged = {"score": own["score"], "value": round(value, 6), "threshold": own["threshold"], "rate": own["rate"]}
-    return judged | {"unknown": value > own["threshold"], "test": own["test"], "auroc": own["auroc"].get(own["score"])}
+    judged = {key: measured[key] for key in ("score", "threshold", "rate", "test")} | {"value": round(value, 6)}
+    judged["auroc"] = measured["auroc"].get(measured["score"])
+    return judged | {"unknown": value > measured["threshold"]}
 
 
 def answer_level(level, outputs, seconds, run):
@@ -104,8 +108,8 @@ def answer_level(level, outputs, seconds, run):
     order = np.argsort(-probabilities, kind="stable")
     tempered, votes = apply_temperature(by_window, temperature or 1), by_window.argmax(axis=1)
     windows = [
-        {"start": own[0], "end": own[-1], "class": classes[vote], "probability": rounded(row[vote])}
-        for own, vote, row in zip(seconds, votes, tempered, strict=True)
+        {"start": times[0], "end": times[-1], "class": classes[vote], "probability": rounded(row[vote])}
+        for times, vote, row in zip(seconds, votes, tempered, strict=True)
     ]
     return {
         "answer": classes[order[0]],
@@ -128,20 +132,20 @@ def as_lists(values):
 
 
 def add_generator_sums(levels, run):
-    """What GEN-L's probabilities, summed along the generator table, say at every other level of a calibrated run."""
+    """Add GEN-L's probabilities, summed along the generator table, to every other level of a calibrated run."""
     if not run.calibration or not run.calibration["taxonomy"]:
         return
     generators = levels["gen"]["probabilities"]
     for level in levels.keys() - {"gen"}:
         values = np.array(list(generators.values()))
-        sums, names, left = sum_along_taxonomy(values, list(generators), run.calibration["taxonomy"], level)
+        sums, names, undefined = sum_along_taxonomy(values, list(generators), run.calibration["taxonomy"], level)
         order = np.argsort(-sums, kind="stable")
         best = names[order[0]]
         levels[level]["by_generator"] = {
             "best": best,
             "probabilities": {names[i]: rounded(sums[i]) for i in order},
-            "not_defined": rounded(left),
-            "agrees": best == levels[level]["best"] if sums.max() >= left else None,
+            "not_defined": rounded(undefined),
+            "agrees": best == levels[level]["best"] if sums.max() >= undefined else None,
             "measured": run.calibration["levels"][level]["agreement"],
         }
 
@@ -149,35 +153,35 @@ def add_generator_sums(levels, run):
 def explain(clip, outputs, windows, level, run):
     """The clip's attention map beside those of the best two classes, and how much each frame is attended to."""
     frames, strip, signatures = run.features["frames"], [], []
-    weight = outputs["attention"].mean(axis=1) * frames  # (S, L): over attending frames; 1 is an even share
-    for own, window in zip(weight, windows, strict=True):
-        for value, (seconds, _, _, picture) in zip(own, window["seen"], strict=False):
+    weight = outputs["attention"].mean(axis=1) * frames  # (S, L): mean over attending frames; 1: attention is uniform
+    for row, window in zip(weight, windows, strict=True):
+        for value, (seconds, _, _, picture) in zip(row, window["seen"], strict=False):
             strip.append({"seconds": seconds, "attention": rounded(value)} | ({"image": picture} if picture else {}))
-    whole = bool(np.isfinite(clip["maps"]).all())
-    if whole and run.clips:
+    has_map = bool(np.isfinite(clip["maps"]).all())
+    if has_map and run.clips:
         known = dict(zip(run.clips["signature_classes"].tolist(), run.clips["signatures"], strict=True))
         for name in [name for name in level["probabilities"] if name in known][:2]:
             distance = float(np.sqrt(np.mean(np.square(clip["maps"] - known[name])))) * frames
             signatures.append({"class": name, "distance": rounded(distance), "map": as_lists(known[name])})
-    found = {"level": run.finest, "frames": strip, "map": as_lists(clip["maps"]) if whole else None}
-    return found | {"signatures": signatures}
+    explanation = {"level": run.finest, "frames": strip, "map": as_lists(clip["maps"]) if has_map else None}
+    return explanation | {"signatures": signatures}
 
 
 def nearest_clips(embedding, seconds, run):
     """The training clips with the nearest windows in the embedding of the finest level."""
     if not run.clips:
         return None
-    found = [
+    clips = [
         {
             "video": str(run.clips["video"][clip]),
             "class": str(run.clips["label"][clip]),
-            "seconds": rounded(run.clips["window_time"][place]),
-            "own_seconds": seconds[own][0],
+            "seconds": rounded(run.clips["window_time"][window]),
+            "own_seconds": seconds[file_window][0],
             "distance": rounded(distance),
         }
-        for distance, clip, place, own in nearest(embedding, run.clips, NEAREST)
+        for distance, clip, window, file_window in nearest(embedding, run.clips, NEAREST)
     ]
-    return {"clips": found, "usual": run.calibration["nearest"]}
+    return {"clips": clips, "usual": run.calibration["nearest"]}
 
 
 def describe_run(run):
@@ -193,12 +197,12 @@ def describe_run(run):
 
 
 def file_warnings(file, run):
-    """What about this file lies outside what the run was trained on, or was not looked at."""
+    """Yield in which way this file is unlike the training clips, and how much of it was not analysed."""
     info, equalized = file.info, run.features["equalize"]
     if sum(len(window["seen"]) for window in file.windows) < info["samples"] and not equalized:
         yield f"The file is damaged: it was read up to {file.windows[-1]['seen'][-1][0]:.1f} s."
     if len(file.windows) < info["windows"]:
-        yield f"{len(file.windows)} of its {info['windows']} windows were looked at."
+        yield f"{len(file.windows)} of its {info['windows']} windows were analysed."
     if not run.calibration or equalized:
         return
     seen, outside = run.calibration["trained_on"], []
@@ -218,41 +222,41 @@ def file_warnings(file, run):
 
 
 def met_before(nearest):
-    """Whether the file looks like a training clip itself."""
+    """Yield a warning where the file looks like a training clip itself."""
     if nearest and nearest["clips"][0]["distance"] < SAME * nearest["usual"]["median"]:
         same = nearest["clips"][0]["video"]
         yield f"This file is, or is nearly, a training clip: {same}. The answer was learnt from it."
 
 
 def run_warnings(run):
-    """What about the run makes its answers weak."""
+    """Yield why answers of this run are weak."""
     if run.features.get("simulated"):
-        yield "This run was trained on simulated clips. What it says of real files means nothing."
+        yield "This run was trained on simulated clips. Its answers on real files mean nothing."
     if not run.calibration:
         yield (
-            "This run is not calibrated: its probabilities are the model's own, nothing is called unknown, and no"
-            " training clips are named. Run attribute_video.py --calibrate."
+            "This run is not calibrated: probabilities are as the model gives them, no generator is reported as"
+            " unknown, and no training clips are named. Run attribute_video.py --calibrate."
         )
         return
     seen, levels, unknown = (run.calibration[key] for key in ("trained_on", "levels", "unknown"))
     if seen["fewest"] < FEW:
         yield (
             f"This run was trained on few clips: {seen['videos']}, of which {seen['fewest']} of {seen['fewest_class']}."
-            f" The paper has {FEW} labels per class after a start on millions."
+            f" The paper uses {FEW} labels per class after pretraining on millions of clips."
         )
-    if untested := [level for level, own in levels.items() if own["temperature"] is None]:
-        yield f"No val clips, so the probabilities are not calibrated at {names_of(untested)}."
-    error = {level: [own[when]["ece"]["value"] for when in ("before", "after")] for level, own in levels.items()}
+    if untested := [level for level, entry in levels.items() if entry["temperature"] is None]:
+        yield f"There are no val clips, so the probabilities are not calibrated at {names_of(untested)}."
+    error = {level: [entry[when]["ece"]["value"] for when in ("before", "after")] for level, entry in levels.items()}
     if worse := [level for level in levels if level not in untested and error[level][1] > error[level][0]]:
-        yield f"Measured on test, calibrating made the probabilities less reliable at {names_of(worse)}."
-    if weak := [level for level, own in run.metrics.items() if not clear_of_chance(own)]:
-        yield f"On its own test clips this run is not clear of chance at {names_of(weak)}."
+        yield f"On the test clips, calibration made the probabilities less reliable at {names_of(worse)}."
+    if weak := [level for level, metrics in run.metrics.items() if not above_chance(metrics)]:
+        yield f"On its test clips this run is not clearly above chance at {names_of(weak)}."
     if run.novelty is None:
         rate, clips = unknown["rate"], unknown["val_clips"]
-        yield f"Too few val clips ({clips}) to call a generator unknown at a rate of {rate:g}."
+        yield f"Too few val clips ({clips}) to reject unknown generators at a false-rejection rate of {rate:g}."
 
 
-def clear_of_chance(metrics):
+def above_chance(metrics):
     """Whether micro or macro accuracy has its 95% interval above its chance level."""
     micro, macro = metrics["accuracy_interval"][0], metrics["macro_interval"][0]
     return micro > metrics["majority"] or macro > metrics["uniform"]

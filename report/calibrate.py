@@ -1,11 +1,11 @@
-"""How sure a trained run may be, measured on clips that it was not trained on: temperatures, which of two levels to
-trust, and when a generator is unknown.
+"""Calibrate a trained run on clips that it was not trained on: temperatures of its probabilities, which of two levels
+to trust, and the threshold above which a generator is unknown.
 
 reads   runs/<run>/<level>.keras, <level>.json, <level>_embeddings.npz (02, 03) and the features that they are of (01)
 writes  runs/<run>/calibration.json  by level temperature (val), reliability and agreement (test); threshold of unknown
                                      (val), its rates (test, unseen); what the training clips were like
         runs/<run>/calibration.npz   training clips at the finest level: embedding (V, D), probabilities, logits (V, C),
-                                     maps (V, L, L), label, video (V,); windows of theirs: window_embedding (W, D),
+                                     maps (V, L, L), label, video (V,); their windows: window_embedding (W, D),
                                      window_clip, window_time (W,); signatures (C, L, L) and signature_classes (C,)
 
 `calibrate` is attribute_video.py's --calibrate. The first sections are functions of arrays: V clips, C classes.
@@ -21,7 +21,7 @@ from basics.artifacts import differing, make_recipe, read_arrays, write_arrays, 
 from basics.running import InputError
 from basics.statistics import resample_groups, wilson_interval
 from report.look import look_at_clips, nearest
-from report.run import CALIBRATION, CLIPS, TRAINING_CLIPS, fingerprint, load_run, whole_clips
+from report.run import CALIBRATION, CLIPS, TRAINING_CLIPS, clips_with_maps, fingerprint, load_run
 from report.scores import SCORES, as_clips, auroc, fit_scores, group_bootstrap
 from tokens.dataset import features_recipe, index_digest, read_index, subsample, usable
 from tokens.generators import LEVELS, class_index, class_names, level_name, load_generators, stage_of
@@ -31,7 +31,7 @@ from training.evaluation import sum_members
 
 
 def apply_temperature(probabilities, temperature):
-    """Probabilities (..., C) at a temperature: p^(1/T), normalised; above 1 less sure, the order kept."""
+    """Probabilities (..., C) at a temperature: p^(1/T), normalised. Above 1 confidence falls; the order stays."""
     powers = np.maximum(np.float64(probabilities), 1e-12) ** (1 / temperature)
     return powers / powers.sum(axis=-1, keepdims=True)
 
@@ -43,7 +43,7 @@ def fit_temperature(probabilities, labels, times=1) -> float:
     """The likeliest temperature of probabilities (V, C) with labels (V,), each clip counted so many `times` (V,).
 
     Temperature scaling (Guo et al. 2017) of the logits log p, p being a clip's mean over its windows, with a normal
-    prior on log T around T = 1. Without it T would go to 0 wherever all of a few val clips are called right.
+    prior on log T around T = 1. Without it T would go to 0 wherever the few val clips are all predicted correctly.
     """
 
     def loss(log_temperature):
@@ -54,7 +54,7 @@ def fit_temperature(probabilities, labels, times=1) -> float:
 
 
 def temperature_interval(probabilities, labels, groups, repeats=100, seed=0):
-    """95% percentiles of the temperature when groups (V,) are drawn with replacement."""
+    """[low, high]: the 95% percentile interval of the temperature when groups (V,) are drawn with replacement."""
     drawn = [fit_temperature(probabilities, labels, times) for times in resampled(groups, repeats, seed)]
     return np.percentile(drawn, (2.5, 97.5)).tolist()
 
@@ -66,7 +66,7 @@ def resampled(groups, repeats, seed):
 
 
 def negative_log_likelihood(probabilities, labels):
-    """-log p (V,) of each clip's own class, in nats."""
+    """-log p (V,) in nats: p (V, C) of each clip's label (V,)."""
     return -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12))
 
 
@@ -79,12 +79,12 @@ def reliability(probabilities, labels, groups, repeats=1000, seed=0) -> dict:
     Mean -log p; mean squared distance from the one-hot label, in [0, 2] (Brier 1950); expected calibration error of
     the largest probability in BINS (Guo et al. 2017). The last is above 0 for few clips however good the model:
     "perfect" is its mean where these probabilities are true. Intervals are 95% percentiles of a bootstrap of groups
-    (V,), less its bias; None with a single group.
+    (V,), corrected for its bias; None with a single group.
     """
-    sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    in_bin = np.eye(BINS)[np.minimum((sure * BINS).astype(int), BINS - 1)]  # (V, BINS)
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    in_bin = np.eye(BINS)[np.minimum((confidence * BINS).astype(int), BINS - 1)]  # (V, BINS)
     squares = np.square(probabilities - np.eye(probabilities.shape[1])[labels]).sum(axis=1)
-    gaps = (sure - right)[:, None] * in_bin
+    gaps = (confidence - correct)[:, None] * in_bin
     columns = np.column_stack([negative_log_likelihood(probabilities, labels), squares, gaps])
 
     def measures(times):  # (..., V): how often each clip counts
@@ -94,37 +94,37 @@ def reliability(probabilities, labels, groups, repeats=1000, seed=0) -> dict:
     values, drawn = measures(np.ones(len(labels))), measures(resampled(groups, repeats, seed))
     drawn = np.maximum(drawn - drawn.mean(axis=0) + values, 0)
     intervals = np.percentile(drawn, (2.5, 97.5), axis=0).T.tolist() if len(set(groups)) > 1 else [None] * 3
-    found = [{"value": float(values[i]), "interval": intervals[i]} for i in range(3)]
-    luck = np.random.default_rng(seed).random((repeats, len(labels))) < sure
-    found[2]["perfect"] = float(np.abs((sure - luck) @ in_bin).sum(axis=1).mean() / len(labels))
-    return dict(zip(("nll", "brier", "ece"), found, strict=True))
+    entries = [{"value": float(values[i]), "interval": intervals[i]} for i in range(3)]
+    simulated = np.random.default_rng(seed).random((repeats, len(labels))) < confidence  # correct as often as stated
+    entries[2]["perfect"] = float(np.abs((confidence - simulated) @ in_bin).sum(axis=1).mean() / len(labels))
+    return dict(zip(("nll", "brier", "ece"), entries, strict=True))
 
 
 # ---------------------------------------------------------------- levels beside the generator's sums
 
 
 def sum_along_taxonomy(probabilities, classes, taxonomy, level):
-    """The generator's probabilities (..., C) summed along the table: those of the level's classes (..., K), the names
-    of these, and what is left (...,) for generators that are Unknown or Mixed there.
+    """The generator's probabilities (..., C) summed along the table: the level's classes' probabilities (..., K), the
+    names of these classes, and the rest (...,), which belongs to generators that are Unknown or Mixed there.
 
     `taxonomy` is {generator: {level: its class or None}}.
     """
     members = [taxonomy[generator][level] for generator in classes]
-    left = probabilities[..., [own is None for own in members]].sum(axis=-1)
-    return *sum_members(probabilities, members), left
+    undefined = probabilities[..., [member is None for member in members]].sum(axis=-1)
+    return *sum_members(probabilities, members), undefined
 
 
-def agreement(own, summed, truth) -> dict:
-    """Which answer was right where a level's own model and the generator's sums differ, names (V,) each, and which to
-    trust: "own" or "generator" when a sign test at 5% tells them apart, else None.
+def agreement(level_answer, summed_answer, truth) -> dict:
+    """Which answer is correct where a level's own model and the generator's sums differ, names (V,) each. "trust" is
+    "own" (the level's model) or "generator" when a sign test at 5% tells them apart, else None.
     """
-    differ = own != summed
-    own_right, summed_right = (int(np.sum(differ & (answer == truth))) for answer in (own, summed))
-    decided = own_right + summed_right
-    apart = decided and binomtest(own_right, decided).pvalue < 0.05
-    trust = ("own" if own_right > summed_right else "generator") if apart else None
-    counts = {"clips": len(truth), "differ": int(differ.sum()), "own_right": own_right, "generator_right": summed_right}
-    return counts | {"trust": trust}
+    differ = level_answer != summed_answer
+    level_correct, summed_correct = (int(np.sum(differ & (name == truth))) for name in (level_answer, summed_answer))
+    decided = level_correct + summed_correct
+    significant = decided and binomtest(level_correct, decided).pvalue < 0.05
+    trust = ("own" if level_correct > summed_correct else "generator") if significant else None
+    counts = {"clips": len(truth), "differ": int(differ.sum())}
+    return counts | {"own_right": level_correct, "generator_right": summed_correct, "trust": trust}
 
 
 # ---------------------------------------------------------------- unknown generators
@@ -136,8 +136,8 @@ def rejection_threshold(scores, rate):
     The ceil((V + 1) (1 - rate))-th smallest: a new known clip is above it with probability `rate` at most (split
     conformal prediction, Vovk et al. 2005). None where V is too small to say so.
     """
-    place = int(np.ceil((len(scores) + 1) * (1 - rate) - 1e-9))
-    return float(np.sort(scores)[place - 1]) if place <= len(scores) else None
+    rank = int(np.ceil((len(scores) + 1) * (1 - rate) - 1e-9))
+    return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else None
 
 
 # ---------------------------------------------------------------- a run
@@ -224,19 +224,20 @@ def taxonomy_of(generator, table):
 
 
 def level_agreement(run, arrays, level, taxonomy, temperature):
-    """agreement() on the level's test videos that GEN-L's test has as well, where not most of GEN-L's probability, at
-    its temperature, is left.
+    """agreement() on the test videos that the level and GEN-L share, except where most of GEN-L's probability, at its
+    temperature, is on generators without a class at the level.
     """
-    own, generator = arrays[level], arrays["gen"]
+    level_arrays, generator = arrays[level], arrays["gen"]
     number = {video: i for i, video in enumerate(generator["video"].tolist()) if generator["split"][i] == "test"}
-    both = [i for i, video in enumerate(own["video"].tolist()) if own["split"][i] == "test" and video in number]
+    videos = level_arrays["video"].tolist()
+    both = [i for i, video in enumerate(videos) if level_arrays["split"][i] == "test" and video in number]
     if not both:
         return None
-    tempered = apply_temperature(generator["probabilities"][[number[own["video"][i]] for i in both]], temperature)
-    sums, names, left = sum_along_taxonomy(tempered, run.models["gen"].config["class_names"], taxonomy, level)
-    called = np.array(run.models[level].config["class_names"])[own["probabilities"][both].argmax(axis=1)]
-    answers = called, np.array(names)[sums.argmax(axis=1)], own["class"][both]
-    return agreement(*(answer[sums.max(axis=1) >= left] for answer in answers))
+    tempered = apply_temperature(generator["probabilities"][[number[videos[i]] for i in both]], temperature)
+    sums, names, undefined = sum_along_taxonomy(tempered, run.models["gen"].config["class_names"], taxonomy, level)
+    predicted = np.array(run.models[level].config["class_names"])[level_arrays["probabilities"][both].argmax(axis=1)]
+    answers = predicted, np.array(names)[sums.argmax(axis=1)], level_arrays["class"][both]
+    return agreement(*(answer[sums.max(axis=1) >= undefined] for answer in answers))
 
 
 def rows_of(arrays, index, features, limit, seed):
@@ -247,7 +248,7 @@ def rows_of(arrays, index, features, limit, seed):
         if video not in known:
             raise InputError(f"{features} lacks {video}, which the run was made with; give the run's own --features")
         rows[split].append(known[video]._replace(class_name=name))
-    return {role: subsample(own, ("generator",), limit, seed) for role, own in rows.items()}
+    return {role: subsample(part, ("generator",), limit, seed) for role, part in rows.items()}
 
 
 def describe_training(arrays, rows, run):
@@ -266,60 +267,62 @@ def measure_unknown(clips, score, rate):
 
     Of all roles only clips that have a window without padding.
     """
-    clips = {role: own for role in clips if len((own := whole_clips(clips[role]))["label"])}
+    clips = {role: part for role in clips if len((part := clips_with_maps(clips[role]))["label"])}
     result = {"score": score, "rate": rate, "threshold": None, "val_clips": 0, "test": None, "unseen": {}, "auroc": {}}
     if "val" in clips:
         result["val_clips"] = len(clips["val"]["label"])
     if not {"train", "val"} <= clips.keys():
         return result
-    measure = fit_scores(as_clips(clips["train"]))
-    found = {role: measure(as_clips(clips[role])) for role in clips if role != "train"}
-    threshold = result["threshold"] = rejection_threshold(found["val"][score], rate)
+    score_clips = fit_scores(as_clips(clips["train"]))
+    scores = {role: score_clips(as_clips(clips[role])) for role in clips if role != "train"}
+    threshold = result["threshold"] = rejection_threshold(scores["val"][score], rate)
     if threshold is None:
         return result
-    if "test" in found:
-        result["test"] = rejected(found["test"][score], threshold)
-    if "unseen" in found:
+    if "test" in scores:
+        result["test"] = rejected(scores["test"][score], threshold)
+    if "unseen" in scores:
         for name in np.unique(generators := clips["unseen"]["generator"]):
-            result["unseen"][str(name)] = rejected(found["unseen"][score][generators == name], threshold)
-    for name in SCORES if {"test", "unseen"} <= found.keys() else ():
-        sides, groups = zip(*((found[role][name], clips[role]["group"]) for role in ("test", "unseen")), strict=True)
+            result["unseen"][str(name)] = rejected(scores["unseen"][score][generators == name], threshold)
+    for name in SCORES if {"test", "unseen"} <= scores.keys() else ():
+        sides, groups = zip(*((scores[role][name], clips[role]["group"]) for role in ("test", "unseen")), strict=True)
         interval = group_bootstrap(*sides, *groups, repeats=300)["auroc"]
         result["auroc"][name] = {"value": auroc(*sides), "interval": interval}
     return result
 
 
 def rejected(scores, threshold):
+    """How many of scores (V,) lie above a threshold, with the 95% Wilson interval of the fraction."""
     count = int(np.sum(scores > threshold))
     return {"clips": len(scores), "rejected": count, "interval": wilson_interval(count, len(scores))}
 
 
 def class_signatures(train):
     """Classes (C,) with a training clip that has a map, and the mean maps (C, L, L) of those clips."""
-    train = whole_clips(train)
+    train = clips_with_maps(train)
     names, maps = np.unique(train["label"]), train["maps"]
     means = np.array([maps[train["label"] == name].mean(axis=0) for name in names])
     return {"signature_classes": names, "signatures": means.reshape(-1, *maps.shape[1:])}
 
 
 def print_calibration(result):
-    """What was found, by level and of unknown generators, as text."""
+    """Print what `calibrate` measured, by level and of unknown generators."""
     print("measured on test, before -> after the temperature of val (95% interval):")
-    for level, own in result["levels"].items():
-        if own["temperature"] is None:
+    for level, entry in result["levels"].items():
+        if entry["temperature"] is None:
             print(f"{level_name(level)}: no val videos, so no temperature")
             continue
-        cells = ["temperature {:.2f} ({:.2f} to {:.2f})".format(own["temperature"], *own["temperature_interval"])]
-        before, after = own["before"], own["after"]
+        cells = ["temperature {:.2f} ({:.2f} to {:.2f})".format(entry["temperature"], *entry["temperature_interval"])]
+        before, after = entry["before"], entry["after"]
         cells += [f"{key} {before[key]['value']:.3f} -> {after[key]['value']:.3f}" for key in before]
         cells += [f"ece of as many calibrated clips {after['ece']['perfect']:.3f}"]
-        print(f"{level_name(level)}: {', '.join(cells)}; {own['val_videos']} val, {own['test_videos']} test videos")
+        print(f"{level_name(level)}: {', '.join(cells)}; {entry['val_videos']} val, {entry['test_videos']} test videos")
     unknown = result["unknown"]
     if unknown["threshold"] is None:
         few = f"{unknown['val_clips']} val clips are too few for {unknown['rate']:.0%}"
         return print(f"unknown generators: no threshold, {few}")
-    shares = {"known": unknown["test"]} if unknown["test"] else {}
-    cells = [f"{name} {own['rejected']} of {own['clips']}" for name, own in (shares | unknown["unseen"]).items()]
-    print(f"called unknown ({unknown['score']} above {unknown['threshold']:.4g}): {', '.join(cells)}")
-    for name, own in unknown["auroc"].items():
-        print(f"AUROC of {name}: {own['value']:.2f} (chance 0.50)")
+    counts = {"known": unknown["test"]} if unknown["test"] else {}
+    counts |= unknown["unseen"]
+    cells = [f"{name} {entry['rejected']} of {entry['clips']}" for name, entry in counts.items()]
+    print(f"predicted as unknown ({unknown['score']} above {unknown['threshold']:.4g}): {', '.join(cells)}")
+    for name, entry in unknown["auroc"].items():
+        print(f"AUROC of {name}: {entry['value']:.2f} (chance 0.50)")

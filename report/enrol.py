@@ -1,5 +1,5 @@
-"""A generator that a run was never trained on joins it by a handful of clips, without training: their embeddings are
-kept beside those of the training clips, and a clip is named by its nearest class. attribute_video.py's --enrol.
+"""Add a generator that a run was not trained on by a handful of its clips, without training: their embeddings are kept
+beside those of the training clips, and a clip gets the name of the nearest class. attribute_video.py's --enrol.
 
 reads   the clips, runs/<run>/<level>.keras, <level>.json, <level>_embeddings.npz of the finest level (03)
 writes  runs/<run>/<level>_enrolled.npz  embedding (V, D), generator and video (V,) of all generators enrolled so far
@@ -19,15 +19,15 @@ from tokens.videos import reason
 from training.callbacks import variance_fraction
 from training.evaluation import score_names
 
-OWN = ("embedding", "class", "generator", "split")
+RUN_KEYS = ("embedding", "class", "generator", "split")
 ENROLLED = ("embedding", "generator", "video")
 
 
 def enrol(name, paths, run, encoder, method="mean", **options) -> dict:
     """Add the clips of a new generator to the folder of a Run, in place of what it holds of the same generator.
 
-    Options are those of look. Returns how the clips, each with itself left out, and the run's own test clips are
-    named. A clip that cannot be read is printed and left out. Raises InputError when none can be read, when the run
+    Options are those of look. Returns how the clips, each with itself left out, and the run's test clips are named.
+    A clip that cannot be read is printed and left out. Raises InputError when none can be read, when the run
     was trained on the generator or has collapsed, or when what it holds is damaged.
     """
     folder = Path(run.name)
@@ -36,11 +36,11 @@ def enrol(name, paths, run, encoder, method="mean", **options) -> dict:
     model_file, again = folder / f"{run.finest}.keras", f"run {stage_of(run.finest)} again"
     if run.finest == "bin":
         raise InputError(f"{folder} tells real from fake alone; train an attribution level by 03_attribute.py")
-    own = read_arrays(folder / f"{run.finest}_embeddings.npz", OWN, again, aligned=OWN)
-    if variance_fraction(own["embedding"]) < 1e-4:
+    clips_of_run = read_arrays(folder / f"{run.finest}_embeddings.npz", RUN_KEYS, again, aligned=RUN_KEYS)
+    if variance_fraction(clips_of_run["embedding"]) < 1e-4:
         raise InputError(f"{model_file}: all embeddings are one point, the model has collapsed; {again}")
     name = resolve_generator(name, load_generators(run.metrics[run.finest]["recipe"]["paths"]["generators"])) or name
-    trained = own["generator"][np.isin(own["split"], ("train", "val"))].tolist()
+    trained = clips_of_run["generator"][np.isin(clips_of_run["split"], ("train", "val"))].tolist()
     if name in (*trained, *run.models[run.finest].config["class_names"]):
         raise InputError(f"{name}: the model in {folder} was trained on it; it needs no enrolling")
     path = folder / f"{run.finest}_enrolled.npz"
@@ -55,24 +55,24 @@ def enrol(name, paths, run, encoder, method="mean", **options) -> dict:
     made = make_recipe(given, ("run",), packages=("keras",), features=run.features, clips_sha256=digests)
     recipe = recipe | {"generators": recipe.get("generators", {}) | {name: made}}
     write_arrays(path, enrolled | {"recipe": recipe})
-    print(f"{clips_of(len(digests))} of {name} enrolled in {path}")
-    unread = len(paths) - len(digests)
-    return {"level": run.finest, "name": name, "unread": unread} | measure(own, enrolled, name, method)
+    print(f"{clips_text(len(digests))} of {name} enrolled in {path}")
+    result = {"level": run.finest, "name": name, "unread": len(paths) - len(digests)}
+    return result | measure_enrolled(clips_of_run, enrolled, name, method)
 
 
 def embed(paths, run, encoder, **options):
     """{"embedding" (V, D), the mean over windows; "video" (V,)} of the files that can be read, and their digests."""
-    found = {}
+    read = {}
     for number, file in look(paths, run, encoder, **options):
         if file.error is None and file.outputs:
             embedding = np.mean([window[run.finest]["embedding"] for window in file.outputs], axis=0)
-            found[number] = embedding, file_name(paths[number]), file.info["sha256"]
+            read[number] = embedding, file_name(paths[number]), file.info["sha256"]
         else:
             why = reason(file.error or InputError("no frame could be decoded"))
             print(printable(f"{file_name(paths[number])}: not enrolled: {why}"))
-    if not found:
+    if not read:
         raise InputError(f"{', '.join(paths[:3])}: no clip that can be read, so nothing is enrolled")
-    embedding, video, digests = zip(*(found[number] for number in sorted(found)), strict=True)
+    embedding, video, digests = zip(*(read[number] for number in sorted(read)), strict=True)
     return {"embedding": np.array(embedding, "float32"), "video": np.array(video)}, list(digests)
 
 
@@ -89,41 +89,44 @@ def load_enrolled(path, model_file, width):
     return arrays, recipe
 
 
-def measure(own, enrolled, name, method) -> dict:
-    """How the enrolled clips of a generator are named, each with itself left out, and the run's own test clips,
-    without and with all that is enrolled.
+def measure_enrolled(clips_of_run, enrolled, name, method) -> dict:
+    """How the enrolled clips of a generator are named, each with itself left out; and how the run's test clips are
+    named, without and with all that is enrolled.
 
-    `own` are the arrays OWN of the run, `enrolled` those of all enrolled clips. Accuracies as score_names has them.
+    `clips_of_run` are the arrays RUN_KEYS of the run: embedding (V, D), class, generator, split (V,). `enrolled` are
+    the arrays ENROLLED. Accuracies as in score_names; "found" counts the enrolled clips that get their name.
     """
-    train, test = own["split"] == "train", own["split"] == "test"
-    embedding = np.concatenate([own["embedding"][train], enrolled["embedding"]])
-    labels = np.concatenate([own["class"][train], enrolled["generator"]])
-    clips, naming, found = np.flatnonzero(labels == name), NAMINGS[method], None
+    train, test = clips_of_run["split"] == "train", clips_of_run["split"] == "test"
+    embedding = np.concatenate([clips_of_run["embedding"][train], enrolled["embedding"]])
+    labels = np.concatenate([clips_of_run["class"][train], enrolled["generator"]])
+    clips, naming, correct = np.flatnonzero(labels == name), NAMINGS[method], None
     if len(clips) > 1:
         rests = [np.arange(len(labels)) != i for i in clips]
-        called = [naming(embedding[rest], labels[rest])(embedding[~rest])[0] for rest in rests]
-        found = called.count(name)
-    before, after = naming(own["embedding"][train], own["class"][train]), naming(embedding, labels)
+        predicted = [naming(embedding[rest], labels[rest])(embedding[~rest])[0] for rest in rests]
+        correct = predicted.count(name)
+    before = naming(clips_of_run["embedding"][train], clips_of_run["class"][train])
+    after = naming(embedding, labels)
     known = {
-        side: score_names(own["class"][test], call(own["embedding"][test]))
-        for side, call in (("before", before), ("after", after))
+        side: score_names(clips_of_run["class"][test], predict(clips_of_run["embedding"][test]))
+        for side, predict in (("before", before), ("after", after))
     }
     classes = len(np.unique(labels))
-    result = {"method": method, "classes": classes, "chance": 1 / classes, "clips": len(clips), "found": found}
+    result = {"method": method, "classes": classes, "chance": 1 / classes, "clips": len(clips), "found": correct}
     return result | {"known": known}
 
 
 def print_enrolled(result):
     print(f"\nof {result['classes']} classes, by {result['method']}; chance {result['chance']:.2f}:")
-    clips, found, share = result["clips"], result["found"], "too few to leave one out, so nothing can be measured"
-    if found is not None:
-        share = f"{found} of {clips} given its name with itself left out, {found / clips:.2f}"
-    print(f"{result['name']}, {clips_of(clips)} enrolled: {share}")
+    clips, correct = result["clips"], result["found"]
+    accuracy = "too few to leave one out, so nothing can be measured"
+    if correct is not None:
+        accuracy = f"{correct} of {clips} are named correctly, each with itself left out, {correct / clips:.2f}"
+    print(f"{result['name']}, {clips_text(clips)} enrolled: {accuracy}")
     before, after = result["known"].values()
-    print(f"the run's own {after['videos']} test clips, without -> with the enrolled classes: ", end="")
+    print(f"the run's {after['videos']} test clips, without -> with the enrolled classes: ", end="")
     print(", ".join(f"{key} {before[key]:.2f} -> {after[key]:.2f}" for key in ("micro", "macro")), end="")
     print(f" (chance {after['majority']:.2f}, {result['chance']:.2f})")
 
 
-def clips_of(count):
+def clips_text(count):
     return f"{count} clip{'s' * (count != 1)}"

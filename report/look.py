@@ -1,5 +1,5 @@
-"""What a run sees: files through the encoder and all levels, decoded once, on threads, and batched across files; clips
-of features through its finest level; and which of these are nearest to a file.
+"""Files through the encoder and all levels of a run, decoded once, on threads, and batched across files; clips of
+features through its finest level; and which of these clips are nearest to a file.
 
     for number, file in look(expand(["clips/"]), run, encoder): file.info, file.windows, file.outputs
 """
@@ -35,10 +35,10 @@ FILES_TOGETHER = 64  # that are decoded ahead of each other and share batches
 def expand(paths):
     """Files, and of each folder the videos and images below it; a folder without any stays, to be reported."""
     for path in map(os.fspath, paths):
-        found = []
+        files = []
         for folder, _, names in os.walk(path) if os.path.isdir(path) else ():
-            found += [os.path.join(folder, name) for name in names if is_media(name)]
-        yield from sorted(found) or [path]
+            files += [os.path.join(folder, name) for name in names if is_media(name)]
+        yield from sorted(files) or [path]
 
 
 def file_name(path):
@@ -142,13 +142,13 @@ def watched(samples, seen, shown, fps):
         small = cv2.resize(frame, (64, 64), interpolation=cv2.INTER_AREA)
         grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype("float32")
         change = 0.0 if before is None else float(np.abs(grey - before).mean())
-        picture = thumbnail(frame) if round(seconds * fps) in shown else None
+        picture = jpeg_thumbnail(frame) if round(seconds * fps) in shown else None
         seen.append((float(seconds), float(grey.std()), change, picture))
         before = grey
         yield seconds, frame
 
 
-def thumbnail(frame, height=120):
+def jpeg_thumbnail(frame, height=120):
     width = min(max(1, round(frame.shape[1] * height / frame.shape[0])), 4 * height)
     small = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
     return cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
@@ -175,7 +175,7 @@ def c2pa_state(path):
 
 @dataclass
 class File:
-    """What is known so far of a file."""
+    """What was read of a file, and its models' outputs, so far."""
 
     info: dict = field(default_factory=dict)
     windows: list = field(default_factory=list)  # encoded: {"seen": what `watched` notes, "frames": how many}
@@ -188,7 +188,7 @@ def classify(waiting, run):
     tokens = np.stack([window for _, window in waiting])
     outputs = {level: window_outputs(model, tokens, run.batch()) for level, model in run.models.items()}
     for i, (file, _) in enumerate(waiting):
-        file.outputs.append({level: {key: own[i] for key, own in found.items()} for level, found in outputs.items()})
+        file.outputs.append({level: {key: each[i] for key, each in part.items()} for level, part in outputs.items()})
     waiting.clear()
 
 
@@ -229,9 +229,11 @@ WINDOWS = 16  # of a training clip, at most, that a new clip is compared with
 TOGETHER = 256  # clips whose windows are in memory at a time
 
 
-def clip_values(outputs, whole) -> dict:
-    """A clip's values from those of its windows: the means, and of maps that of windows (S,) without padding."""
-    maps = outputs["attention"][whole]
+def clip_values(outputs, full) -> dict:
+    """A clip's embedding (D,), logits (C,), probabilities (C,) and maps (L, L): means over the window_outputs of its
+    windows; maps over those without padding, `full` (S,), NaN where there are none.
+    """
+    maps = outputs["attention"][full]
     return {
         "embedding": outputs["embedding"].mean(axis=0),
         "logits": np.float64(outputs["logits"]).mean(axis=0),
@@ -241,7 +243,9 @@ def clip_values(outputs, whole) -> dict:
 
 
 def look_at_clips(run, rows, what):
-    """Arrays over clips, those of clip_values and of their rows, and over windows of theirs, WINDOWS_OF_CLIPS."""
+    """Arrays over the clips (V, ...), those of clip_values and label, video, generator, group (V,) of their rows; and
+    arrays over up to WINDOWS of each clip's windows, WINDOWS_OF_CLIPS: embedding (W, D) float16, clip, time (W,).
+    """
     clips, windows = [], []
     with tqdm(total=len(rows), desc=what, unit="clip", dynamic_ncols=True) as bar:
         for start in range(0, len(rows), TOGETHER):
@@ -249,17 +253,17 @@ def look_at_clips(run, rows, what):
             tokens = Windows(part)
             outputs = window_outputs(run.models[run.finest], tokens, run.batch())
             for i, row in enumerate(part):
-                own = {key: values[tokens.video == i] for key, values in outputs.items()}
-                clips.append(clip_values(own, read_valid(row).all(axis=1)))
+                clip_outputs = {key: values[tokens.video == i] for key, values in outputs.items()}
+                clips.append(clip_values(clip_outputs, read_valid(row).all(axis=1)))
                 some = spread_evenly(row.windows, WINDOWS)
                 times = read_arrays(features_file(row.features, row.path), ("times",))["times"]
                 clip = np.full(len(some), start + i)
-                windows.append((own["embedding"][some].astype("float16"), clip, times[some, 0]))
+                windows.append((clip_outputs["embedding"][some].astype("float16"), clip, times[some, 0]))
             bar.update(len(part))
-    found = {key: np.stack([clip[key] for clip in clips]) for key in clips[0]}
+    arrays = {key: np.stack([clip[key] for clip in clips]) for key in clips[0]}
     named = {"label": "class_name", "video": "path", "generator": "generator", "group": "group"}
-    found |= {key: np.array([getattr(row, column) for row in rows]) for key, column in named.items()}
-    return found, dict(zip(WINDOWS_OF_CLIPS, map(np.concatenate, zip(*windows, strict=True)), strict=True))
+    arrays |= {key: np.array([getattr(row, column) for row in rows]) for key, column in named.items()}
+    return arrays, dict(zip(WINDOWS_OF_CLIPS, map(np.concatenate, zip(*windows, strict=True)), strict=True))
 
 
 def nearest(embedding, clips, count):
@@ -268,13 +272,13 @@ def nearest(embedding, clips, count):
     """
     distances = np.full(len(clips["window_clip"]), np.inf)
     given = np.zeros(len(distances), int)
-    for i, own in enumerate(embedding):
-        here = cdist(own[None], clips["window_embedding"])[0]
+    for i, vector in enumerate(embedding):
+        here = cdist(vector[None], clips["window_embedding"])[0]
         given[here < distances] = i
         distances = np.minimum(distances, here)
-    found = {}
-    for place in np.argsort(distances):
-        found.setdefault(int(clips["window_clip"][place]), (float(distances[place]), int(place), int(given[place])))
-        if len(found) == count:
+    pairs = {}  # clip: its nearest pair of windows
+    for window in np.argsort(distances):
+        pairs.setdefault(int(clips["window_clip"][window]), (float(distances[window]), int(window), int(given[window])))
+        if len(pairs) == count:
             break
-    return [(distance, clip, place, own) for clip, (distance, place, own) in found.items()]
+    return [(distance, clip, *windows) for clip, (distance, *windows) in pairs.items()]

@@ -108,15 +108,15 @@ def fit_novelty(calibration, clips):
     if not calibration or calibration["unknown"]["threshold"] is None:
         return None
     field, fit = SCORES[calibration["unknown"]["score"]]
-    train = whole_clips({key: clips[key] for key in TRAINING_CLIPS})
+    train = clips_with_maps({key: clips[key] for key in TRAINING_CLIPS})
     score = fit(train[field], train["label"])
     return lambda new: score(getattr(new, field))
 
 
-def whole_clips(arrays) -> dict:
-    """Arrays over those of some clips that have a window without padding, and so a map."""
-    whole = np.isfinite(arrays["maps"]).all(axis=(1, 2))
-    return {key: values[whole] for key, values in arrays.items()}
+def clips_with_maps(arrays) -> dict:
+    """The arrays (V, ...) over those clips that have a window without padding, and so a map (L, L)."""
+    finite = np.isfinite(arrays["maps"]).all(axis=(1, 2))
+    return {key: values[finite] for key, values in arrays.items()}
 
 
 def fingerprint(path) -> str:
@@ -135,8 +135,8 @@ def load_encoder(features: dict, encoder=None, weights=None, dtype=None):
     name = encoder or features.get("preset") or features["encoder"]
     dtype = dtype or features.get("encoder_dtype")
     made = build_encoder(name, features["pool"], features.get("layer"), weights, dtype)
-    wanted, found = features.get("weights_sha256"), made.recipe.get("weights_sha256")
-    if wanted != found or (made.tokens, made.dim) != (features["tokens"], features["dim"]):
+    expected, loaded = features.get("weights_sha256"), made.recipe.get("weights_sha256")
+    if expected != loaded or (made.tokens, made.dim) != (features["tokens"], features["dim"]):
         raise InputError(f"{name}: not the encoder, or not the weights, that this run's features were made with")
     return made
 
@@ -201,11 +201,11 @@ def export_run(run, path):
 
     Raises InputError when the run is not calibrated, or when the folder holds other files.
     """
-    whole, path = load_run(run), Path(path)
-    if not whole.calibration:
+    loaded, path = load_run(run), Path(path)
+    if not loaded.calibration:
         raise InputError(f"{run} is not calibrated; run attribute_video.py --calibrate --run {run} first")
     # the README.md with the front matter that Hugging Face reads
-    card = template("card.md", level_name).render(run=whole, limits=LIMITS)
+    card = template("card.md", level_name).render(run=loaded, limits=LIMITS)
     with opened(run) as folder:
         names = [name for name in FILES if (folder / name).exists() and name != CARD]
         if path.suffix == ".zip":
@@ -226,12 +226,12 @@ def export_run(run, path):
 
 
 LIMITS = (
-    "It can name only what it was trained on. A generator outside its classes is at best called unknown, and otherwise"
-    " gets a wrong name with a confident number.",
+    "It can name only what it was trained on. For a generator outside its classes the answer is at best unknown, and"
+    " otherwise a wrong name with high confidence.",
     "Probabilities hold for clips like those that it was calibrated on. Re-encoding, resizing, cropping, subtitles or"
     " an edit can change the answer.",
-    "A clip that only in part was generated or edited is answered as a whole; sound is not looked at.",
-    "Real means like the camera clips that it was trained on. It proves neither that nothing was edited, nor what is"
-    " shown.",
+    "A clip of which only a part was generated or edited gets one answer. Sound is not analysed.",
+    "Real means: like the camera clips that it was trained on. It proves neither that nothing was edited, nor what the"
+    " clip shows.",
     "No answer here is proof by itself. It is one indication beside source, context and metadata.",
 )

@@ -1,12 +1,12 @@
-"""Does a clip come from a generator that the model never saw? Scores, how good they are, where such clips land, and
-names for the clips of such a generator once a few of them are given.
+"""Does a clip come from a generator that the model was not trained on? Scores, how good they are, which classes such
+clips are predicted as, and names for the clips of such a generator once a few of them are given.
 
     score = fit_scores(train)                      Clips of the training split
     seen, unseen = score(test), score(left_out)    {name in SCORES: (V,)}
     auroc(seen["energy"], unseen["energy"])
 
 A higher score is likelier unseen, and unseen is the positive class. Functions of arrays, without Keras: V clips,
-C classes, embeddings of width D, L frames per window. Whatever cannot be computed raises an InputError.
+C classes, embeddings of width D, L frames per window. Raises InputError for what cannot be computed.
 """
 
 from typing import NamedTuple
@@ -48,19 +48,19 @@ def head_logits(embedding, weights, bias):
 
 
 def class_means(values, labels):
-    """Means (K, N) of the K classes in labels (V,), and values (V, N) less the mean of their own class."""
-    values, (_, place) = np.float64(values), np.unique(labels, return_inverse=True)
-    if not len(values) or len(values) != len(place):
-        raise InputError(f"{len(values)} training clips and {len(place)} labels; there must be some, and as many")
+    """Means (K, N) of the K classes in labels (V,), and values (V, N) minus the mean of their class."""
+    values, (_, number) = np.float64(values), np.unique(labels, return_inverse=True)
+    if not len(values) or len(values) != len(number):
+        raise InputError(f"{len(values)} training clips and {len(number)} labels; there must be some, and as many")
     if not np.isfinite(values).all():
         raise InputError("values of training clips are not finite; leave out clips without a window free of padding")
-    means = np.stack([values[place == k].mean(axis=0) for k in range(place.max() + 1)])
-    return means, values - means[place]
+    means = np.stack([values[number == k].mean(axis=0) for k in range(number.max() + 1)])
+    return means, values - means[number]
 
 
 def floored(deviations):
-    """Standard deviations (N,), none below a thousandth of their mean: what did not vary in training must not decide
-    alone. Where nothing varied (one clip per class) all are equal, which keeps the order of Euclidean distances.
+    """Standard deviations (N,), none below a thousandth of their mean: a value that did not vary in training must not
+    decide alone. Where nothing varied (one clip per class) all are equal, which keeps the order of Euclidean distances.
     """
     return np.maximum(deviations, max(1e-3 * deviations.mean(), 1e-6))
 
@@ -88,7 +88,7 @@ def whitening(residuals):
 
 def fit_nearest_neighbours(embedding, k=5):
     """score(embedding (V, D)) -> (V,) in [0, 2]: distance on the unit sphere to the k-th nearest training clip, or to
-    the farthest where there are fewer (Sun et al. 2022). Not for training clips, which would find themselves.
+    the farthest where there are fewer (Sun et al. 2022). Not for training clips, whose nearest neighbour is themselves.
     """
     neighbours = NearestNeighbors(n_neighbors=min(k, len(embedding))).fit(normalize(np.float64(embedding)))
     return lambda clips: neighbours.kneighbors(normalize(np.float64(clips)))[0][:, -1]
@@ -115,6 +115,7 @@ class Clips(NamedTuple):
 
 
 def as_clips(arrays) -> Clips:
+    """The fields of Clips that a dict of arrays has."""
     return Clips(*map(arrays.get, Clips._fields))
 
 
@@ -145,27 +146,30 @@ def check_scores(seen, unseen):
 
 
 def auroc(seen, unseen) -> float:
-    """The share of pairs of scores (V,), (U,) where the unseen clip's is higher, ties half (Hanley & McNeil 1982)."""
+    """Area under the ROC curve: the fraction of pairs of scores (V,), (U,) where the unseen clip's is higher, ties
+    counting half (Hanley & McNeil 1982).
+    """
     check_scores(seen, unseen)
     return float(roc_auc_score(np.repeat([0, 1], [len(seen), len(unseen)]), np.concatenate([seen, unseen])))
 
 
 def fpr_at_tpr(seen, unseen, tpr=0.95) -> float:
-    """The share of seen clips (V,) called unseen at the highest threshold that finds at least `tpr` of the unseen (U,).
+    """The fraction of seen clips (V,) predicted as unseen at the highest threshold that detects at least `tpr` of the
+    unseen ones (U,).
 
-    The threshold is a clip's score, and a score equal to it is called unseen. Chance is `tpr`. Liu et al. (2020) and
-    many others turn it round: the share of unseen clips accepted where 95% of the seen are.
+    The threshold is a clip's score, and a score equal to it is predicted as unseen. Chance is `tpr`. Liu et al. (2020)
+    and many others swap the classes: the fraction of unseen clips accepted where 95% of the seen ones are.
     """
     check_scores(seen, unseen)
-    found = int(np.ceil(tpr * len(unseen) - 1e-9))  # 0.07 * 100 is 7.000000000000001
-    return float(np.mean(np.asarray(seen) >= np.sort(unseen)[len(unseen) - found]))
+    detected = int(np.ceil(tpr * len(unseen) - 1e-9))  # 0.07 * 100 is 7.000000000000001
+    return float(np.mean(np.asarray(seen) >= np.sort(unseen)[len(unseen) - detected]))
 
 
 def group_bootstrap(seen, unseen, seen_group, unseen_group, tpr=0.95, repeats=1000, seed=0) -> dict:
     """95% percentile intervals {"auroc": [low, high], "fpr_at_tpr": [low, high]} of scores (V,), (U,) in groups (V,),
-    (U,): whole groups are drawn with replacement, seen and unseen ones apart (Efron & Tibshirani 1993).
+    (U,): whole groups are drawn with replacement, seen and unseen ones separately (Efron & Tibshirani 1993).
 
-    None where a side has a single group, of which a bootstrap knows no variation. Scores of the same clips with the
+    None where a side has a single group, since a bootstrap then shows no variation. Scores of the same clips with the
     same seed meet the same draws.
     """
     check_scores(seen, unseen)
@@ -181,31 +185,33 @@ def group_bootstrap(seen, unseen, seen_group, unseen_group, tpr=0.95, repeats=10
     return {"auroc": [low[0], high[0]], "fpr_at_tpr": [low[1], high[1]]}
 
 
-# ---------------------------------------------------------------- where unseen clips land
+# ---------------------------------------------------------------- which classes unseen clips are predicted as
 
 
 def lands_on(probabilities, others, classes, wanted) -> dict:
-    """How many of an unseen generator's clips (V, C) are called `wanted`, the class (SD version, team) it should share.
+    """How many of an unseen generator's clips are predicted as `wanted`, its class (SD version, team), by probabilities
+    (V, C) of classes (C,): {"share_videos", "share", "share_interval"}, the second a fraction.
 
-    Chance is the share of `others` (W, C), clips of unseen generators of other classes, that are called so too: a
-    class that draws whatever is strange proves nothing. Seen clips of other classes would flatter, since the model was
-    trained to keep them off. 95% intervals (Wilson 1927) take clips as independent: with few sources, too narrow.
+    Chance, {"chance_videos", "chance", "chance_interval"}, is the same of `others` (W, C), clips of unseen generators
+    of other classes: a class that attracts all unseen clips proves nothing. Seen clips of other classes would give too
+    low a chance, since the model was trained to reject them there. 95% intervals (Wilson 1927) take clips as
+    independent, so with few sources they are too narrow.
     """
     if wanted not in classes:
         raise InputError(f"{wanted} is no class of the model ({', '.join(classes)}); train it with one that has it")
     if not len(probabilities) or not len(others):
         raise InputError(f"{wanted}: {len(probabilities)} clips and {len(others)} others; there must be some of both")
     result = {}
-    for share, clips in (("share", probabilities), ("chance", others)):
+    for key, clips in (("share", probabilities), ("chance", others)):
         count = int(np.sum(np.argmax(clips, axis=1) == list(classes).index(wanted)))
-        result |= {f"{share}_videos": len(clips), share: count / len(clips)}
-        result |= {f"{share}_interval": wilson_interval(count, len(clips))}
+        result |= {f"{key}_videos": len(clips), key: count / len(clips)}
+        result |= {f"{key}_interval": wilson_interval(count, len(clips))}
     return result
 
 
 # ---------------------------------------------------------------- enrolling: naming clips of a new class, no training
 
-# Distances are Euclidean. On the unit sphere (zoo, class means) enrolled generators are found as often, or less.
+# Distances are Euclidean. On the unit sphere (zoo, class means) as many are named correctly, or fewer.
 
 
 def name_by_mean(embedding, labels):
@@ -218,7 +224,7 @@ def name_by_mean(embedding, labels):
 def name_by_mahalanobis(embedding, labels):
     """As name_by_mean, with the distance of fit_mahalanobis: linear discriminants of classes taken to be as frequent.
 
-    With a single clip of a class the distance from it is mostly that clip's own, in all D directions alike.
+    With a single clip of a class, its mean is that clip, noise included.
     """
     whiten = whitening(class_means(embedding, labels)[1])
     names = name_by_mean(embedding @ whiten, labels)
@@ -230,7 +236,7 @@ def name_by_neighbours(embedding, labels, k=5):
 
     Large classes win: one of a clip or two is outvoted as soon as two or three of another are among the k.
     """
-    class_means(embedding, labels)  # for what it refuses
+    class_means(embedding, labels)  # raises InputError for bad values
     return KNeighborsClassifier(min(k, len(labels))).fit(embedding, labels).predict
 
 

@@ -23,12 +23,12 @@ from tokens.generators import LEVELS, level_name
 
 
 def printable(text):
-    """Text without what a terminal would act on."""
+    """Text without the characters that control a terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def shown(probability):
-    """Two digits, and never certainty."""
+    """A probability in two digits, never as 0 or 1."""
     return "<0.01" if probability < 0.005 else ">0.99" if probability > 0.995 else f"{probability:.2f}"
 
 
@@ -41,15 +41,18 @@ def answer_of(own):
     return own["answer"] if own["answer"] == own["best"] else f"{own['answer']} (nearest: {own['best']})"
 
 
-def verdict(report):
-    """All levels' answers in one line."""
+def answer_line(report):
+    """The answers at all levels in one line."""
     if report["error"] is not None:
         return f"not answered: {report['error']}"
     if reasons := report["evidence"]["reasons"]:
         return f"too little evidence: {'; '.join(reasons)}"
     levels = report["levels"].values()
-    sure = [f" {shown(own['probabilities'][own['best']])}" if own["answer"] == own["best"] else "" for own in levels]
-    return ", ".join(f"{answer_of(own)}{probability}" for own, probability in zip(levels, sure, strict=True))
+    parts = []
+    for entry in levels:
+        confidence = shown(entry["probabilities"][entry["best"]])
+        parts.append(answer_of(entry) + (f" {confidence}" if entry["answer"] == entry["best"] else ""))
+    return ", ".join(parts)
 
 
 def media_line(media):
@@ -59,22 +62,26 @@ def media_line(media):
 
 def summed_line(summed):
     best = f"{summed['best']} {shown(summed['probabilities'][summed['best']])}"
-    left = f"not defined {shown(summed['not_defined'])}"
+    undefined = f"not defined {shown(summed['not_defined'])}"
     if summed["agrees"] is None:
-        return f"{left}, {best}"
-    return f"{best}, {left}" if summed["not_defined"] >= 0.005 else best
+        return f"{undefined}, {best}"
+    return f"{best}, {undefined}" if summed["not_defined"] >= 0.005 else best
 
 
 def accuracy_line(measured):
     pairs = (("accuracy", "majority"), ("macro_accuracy", "uniform"))
-    return " / ".join(f"{measured[own]:.2f} (chance {measured[chance]:.2f})" for own, chance in pairs)
+    return " / ".join(f"{measured[key]:.2f} (chance {measured[chance]:.2f})" for key, chance in pairs)
 
 
-TRUST = {"own": "trust the level's own", "generator": "trust the generator's", None: "neither is measurably better"}
+TRUST = {
+    "own": "trust the level's model",
+    "generator": "trust the generator's sums",
+    None: "neither is measurably better",
+}
 
 
 def disagreements(report):
-    """One sentence per level whose own model and the generator's sums differ, with what held-out clips say of it."""
+    """Yield a sentence for each level whose model and the generator's sums differ, with how often each was correct."""
     for level, own in report["levels"].items():
         summed = own["by_generator"]
         if not summed or summed["agrees"]:
@@ -82,28 +89,29 @@ def disagreements(report):
         if summed["agrees"] is None:
             yield (
                 f"{level_name(level)}: most of the generator's probability ({shown(summed['not_defined'])}) is on"
-                f" generators that have no class here; its own model can only choose among those that have."
+                f" generators without a class at this level, and the level's model can choose only among its classes."
             )
             continue
-        line = f"{level_name(level)}: its own model says {own['best']}, the generator's probabilities {summed['best']}."
-        if found := summed["measured"]:
+        line = f"{level_name(level)}: the level's model predicts {own['best']}, the generator's sums {summed['best']}."
+        if measured := summed["measured"]:
             line += (
-                f" Of {found['clips']} test clips they differed on {found['differ']}; the level's own was right on"
-                f" {found['own_right']}, the generator's on {found['generator_right']}: {TRUST[found['trust']]}."
+                f" They differed on {measured['differ']} of {measured['clips']} test clips: the level's model"
+                f" was correct on {measured['own_right']}, the sums on {measured['generator_right']};"
+                f" {TRUST[measured['trust']]}."
             )
         yield line
 
 
 def unknown_line(unknown):
-    said = "Yes, it is unlike all classes of the run, Real included" if unknown["unknown"] else "No"
+    decision = "Yes, it is unlike all classes of the run, Real included" if unknown["unknown"] else "No"
     line = (
-        f"Unknown generator? {said}: {unknown['score']} score {unknown['value']:.4g},"
+        f"Unknown generator? {decision}: {unknown['score']} score {unknown['value']:.4g},"
         f" threshold {unknown['threshold']:.4g}, set to reject {unknown['rate']:.0%} of clips by known generators"
     )
     if test := unknown["test"]:
         line += f" (on test {test['rejected']} of {test['clips']})"
     if unknown["auroc"]:
-        line += f"; AUROC {unknown['auroc']['value']:.2f} on generators it never saw (chance 0.50)"
+        line += f"; AUROC {unknown['auroc']['value']:.2f} on generators that it was not trained on (chance 0.50)"
     return f"{line}."
 
 
@@ -125,7 +133,7 @@ def run_line(run):
 
 def text_report(report) -> str:
     if report["error"] is not None:
-        return printable(f"{report['file']}: {verdict(report)}")
+        return printable(f"{report['file']}: {answer_line(report)}")
     windows = report["media"]["windows"]
     lines = [f"{media_line(report['media'])}; {windows} window{'s' * (windows != 1)}"]
     table = [("level", "answer", "p", "runners-up", "windows", "summed from GEN-L", "run's accuracy, micro / macro")]
@@ -147,7 +155,7 @@ def text_report(report) -> str:
 
 
 def answered(path) -> set[str]:
-    """The files that a file of JSON lines answers; lines of errors and a last one cut short are dropped from it."""
+    """The files that a file of JSON lines answers. Drops from it lines of errors and an incomplete last line."""
     if not Path(path).exists():
         return set()
     kept, names = [], set()
@@ -175,9 +183,9 @@ def open_json(path, add=False):
 
         def write(report):
             if report["error"] is None:
-                own = report["explanation"]["frames"]
-                frames = [{key: frame[key] for key in frame if key != "image"} for frame in own]
-                report = report | {"explanation": report["explanation"] | {"frames": frames}}
+                explanation = report["explanation"]
+                frames = [{key: frame[key] for key in frame if key != "image"} for frame in explanation["frames"]]
+                report = report | {"explanation": explanation | {"frames": frames}}
             file.write(json.dumps(report, allow_nan=False) + "\n")
             file.flush()
 
@@ -186,7 +194,7 @@ def open_json(path, add=False):
 
 @contextlib.contextmanager
 def open_csv(path):
-    """write(report): a row each. A cell that a spreadsheet would take for a formula gets a leading apostrophe."""
+    """write(report): a row each. A cell that a spreadsheet would read as a formula gets a leading apostrophe."""
     columns = ["file", "sha256", "error", "container", "codec", "size", "fps", "seconds", "windows", "too_little"]
     for level in LEVELS:
         columns += [level, f"{level}_probability", f"{level}_summed"]
@@ -226,7 +234,7 @@ CELLS = 100  # of a strip over time, at most
 def open_html(path):
     """write(report): a section each; the page appears when all are there, or what there is after an interruption."""
     helpers = (shown, runners_up, answer_of, media_line, summed_line, accuracy_line, disagreements, unknown_line)
-    helpers += (run_line, verdict, vote_cells, attention_maps, level_name)
+    helpers += (run_line, answer_line, vote_cells, named_maps, level_name)
     page, reports = template("page.html", *helpers), []
     write_atomically(path, Path.touch)  # while it costs nothing to learn that it cannot be written
     try:
@@ -244,10 +252,11 @@ def vote_cells(windows, names):
         yield part[0]["start"], part[-1]["end"], names.index(most)
 
 
-def attention_maps(found):
+def named_maps(explanation):
     """(name, map, frames from and to which attention is largest) of the file and of the likeliest classes."""
-    maps = [("this file", found["map"])]
-    maps += [(f"{own['class']}, distance {own['distance']:.2f}", own["map"]) for own in found["signatures"]]
+    maps = [("this file", explanation["map"])]
+    for each in explanation["signatures"]:
+        maps.append((f"{each['class']}, distance {each['distance']:.2f}", each["map"]))
     for name, values in maps:
         yield name, values, *np.unravel_index(np.argmax(values), np.shape(values))
 

@@ -27,7 +27,7 @@ def result(*macro, mined=None):
 
 
 def test_differences_pair_the_same_seeds():
-    row = ablations.compared(result(0.5, 0.2, 0.4), result(0.6, None, 0.7, mined=0.1))
+    row = ablations.hnm_minus_ce(result(0.5, 0.2, 0.4), result(0.6, None, 0.7, mined=0.1))
     assert row["macro"] == pytest.approx([0.1, 0.3])
     assert row["micro"] == pytest.approx([0.1, 0.3])
     assert (row["collapsed"], row["hnm_mined_loss"], row["ce_mined_loss"]) == (1, [0.1], [])
@@ -44,12 +44,12 @@ def test_differences_pair_the_same_seeds():
         ([], 3, "collapsed (3)"),
     ],
 )
-def test_verdict_is_as_sure_as_the_seeds(differences, collapsed, wanted):
-    assert ablations.verdict({"macro": differences, "collapsed": collapsed}) == wanted
+def test_verdict_follows_the_interval_over_seeds(differences, collapsed, wanted):
+    assert ablations.ablation_verdict({"macro": differences, "collapsed": collapsed}) == wanted
 
 
 @pytest.mark.parametrize("level", ["bin", "task", "sd", "team", "gen"])
-def test_lineage_sums_are_those_by_loops(level):
+def test_sums_to_a_level_equal_loops(level):
     random = np.random.default_rng(0)
     classes = [GENERATORS[i] for i in random.permutation(len(GENERATORS))[:12]]
     probabilities = random.dirichlet(np.ones(12), size=5)
@@ -65,11 +65,11 @@ def test_lineage_sums_are_those_by_loops(level):
 
 
 def test_coverage_is_in_the_order_of_confidence():
-    sure, right = np.array([0.2, 0.9, 0.5, 0.7]), np.array([True, True, False, True])
-    assert back_off.coverage_curve(sure, right) == pytest.approx([1, 1, 2 / 3, 3 / 4])
+    confidence, correct = np.array([0.2, 0.9, 0.5, 0.7]), np.array([True, True, False, True])
+    assert back_off.coverage_curve(confidence, correct) == pytest.approx([1, 1, 2 / 3, 3 / 4])
 
 
-def test_policy_answers_at_the_finest_level_that_is_sure():
+def test_policy_answers_at_the_finest_level_with_enough_confidence():
     truth = np.array(["x"] * 4)
     test = {level: (np.zeros(4), np.zeros(4, bool), truth) for level in back_off.FINEST_FIRST}
     test["gen"] = (np.array([0.9, 0.8, 0.1, 0.1]), np.array([True, False, True, True]), truth)
@@ -80,10 +80,10 @@ def test_policy_answers_at_the_finest_level_that_is_sure():
 
 
 def test_threshold_holds_its_accuracy_on_val():
-    sure = np.array([0.9, 0.8, 0.7, 0.6])
+    confidence = np.array([0.9, 0.8, 0.7, 0.6])
     levels = {
-        "gen": (sure, np.array([True, True, True, False]), None),
-        "sd": (sure, np.array([False, True, False, True]), None),
+        "gen": (confidence, np.array([True, True, True, False]), None),
+        "sd": (confidence, np.array([False, True, False, True]), None),
     }
     assert back_off.thresholds(levels, wanted=0.75) == {"gen": 0.6, "sd": np.inf}
     assert back_off.thresholds(levels, wanted=1)["gen"] == 0.7
@@ -91,8 +91,9 @@ def test_threshold_holds_its_accuracy_on_val():
 
 def test_an_undefined_level_has_no_truth():
     probabilities = np.array([[0.2, 0.8], [0.9, 0.1]])
-    sure, right, truth = back_off.judged(probabilities, ["Real", "SD 2.1"], np.array(["SVD", "Sora"]), "sd")
-    assert sure == pytest.approx([0.8, 0.9]) and truth.tolist() == ["SD 2.1", ""] and right.tolist() == [True, False]
+    confidence, correct, truth = back_off.judged(probabilities, ["Real", "SD 2.1"], np.array(["SVD", "Sora"]), "sd")
+    assert confidence == pytest.approx([0.8, 0.9]) and correct.tolist() == [True, False]
+    assert truth.tolist() == ["SD 2.1", ""]
 
 
 def metadata(macro):
@@ -103,7 +104,7 @@ def metadata(macro):
 
 def test_metadata_line_says_chance_only_within_the_interval():
     assert "is at chance: macro 25.0" in compared.metadata_line(metadata(0.25))
-    assert "tells the classes" in compared.metadata_line(metadata(0.5))
+    assert "separates the classes" in compared.metadata_line(metadata(0.5))
     assert "is at chance" in compared.metadata_line(metadata(0.3))
 
 
@@ -129,12 +130,12 @@ def videos(tmp_path):
 
 
 @pytest.mark.parametrize("name", list(probes.PROBES))
-def test_a_probe_tells_what_lies_apart(videos, name):
+def test_a_probe_separates_distant_classes(videos, name):
     labels = [row.label for row in videos.test]
     probabilities = probes.PROBES[name](videos, 0)
     assert probabilities.sum(axis=1) == pytest.approx(1)
-    right = np.mean(probabilities.argmax(axis=1) == labels)
-    assert right == (0.5 if name == "metadata only" else 1)  # clips of one make differ in no metadata
+    accuracy = np.mean(probabilities.argmax(axis=1) == labels)
+    assert accuracy == (0.5 if name == "metadata only" else 1)  # clips of one make differ in no metadata
 
 
 def test_class_means_do_not_prefer_the_larger_class(videos):
@@ -144,5 +145,5 @@ def test_class_means_do_not_prefer_the_larger_class(videos):
     means = [mean_tokens([row for row in even.train if row.label == i]).mean(axis=0) for i in (0, 1)]
     tokens = np.tile(0.499 * means[0] + 0.501 * means[1], (1, 8, 2, 1))
     write_features(features_file(middle.features, "middle.mp4"), tokens, np.zeros((1, 8)), np.ones((1, 8), bool))
-    called = probes.discriminant_probe(even._replace(test=[middle])).argmax(axis=1)
-    assert called.tolist() == [1]  # a little nearer to b's mean, though a has forty times as many clips
+    predicted = probes.discriminant_probe(even._replace(test=[middle])).argmax(axis=1)
+    assert predicted.tolist() == [1]  # a little nearer to b's mean, though a has forty times as many clips

@@ -45,7 +45,7 @@ def test_rounds_alternate_and_give_medians():
     assert found == {"a": {"seconds": 2.0, "memory": 5.0}, "b": {"seconds": 20.0, "memory": 6.0}}
 
 
-def test_a_side_runs_in_its_own_process_and_tells_its_memory(tmp_path):
+def test_a_side_runs_in_its_own_process_and_reports_its_memory(tmp_path):
     file = tmp_path / "sides.py"
     file.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"

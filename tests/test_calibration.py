@@ -31,7 +31,7 @@ def drawn(random, count, classes=4, temperature=1.0, scale=2.0):
 # ---------------------------------------------------------------- temperature
 
 
-def test_temper_is_the_softmax_of_scaled_logits():
+def test_apply_temperature_is_the_softmax_of_scaled_logits():
     logits = np.random.default_rng(0).normal(size=(5, 3))
     assert np.allclose(apply_temperature(softmax(logits), 2.5), softmax(logits / 2.5))
     assert np.allclose(apply_temperature(softmax(logits), 1), softmax(logits))
@@ -40,7 +40,7 @@ def test_temper_is_the_softmax_of_scaled_logits():
 
 
 @pytest.mark.parametrize("true", [0.4, 1.0, 2.5])
-def test_temperature_of_simulated_truth_is_found(true):
+def test_fitted_temperature_is_that_of_simulated_labels(true):
     logits, labels = drawn(np.random.default_rng(1), 20000, temperature=true)
     assert fit_temperature(softmax(logits), labels) == pytest.approx(true, rel=0.05)
 
@@ -60,11 +60,11 @@ def test_temperature_is_the_best_of_a_grid():
     assert loss(fit_temperature(probabilities, labels)) <= min(map(loss, grid)) + 1e-6
 
 
-def test_few_clips_that_are_all_right_leave_doubt():
-    sure = np.full((20, 3), 0.1) + np.array([0.7, 0, 0])
-    assert 0.2 < fit_temperature(sure, np.zeros(20, int)) < 1
-    low, high = temperature_interval(sure, np.zeros(20, int), np.arange(20))
-    assert low <= fit_temperature(sure, np.zeros(20, int)) <= high
+def test_temperature_of_few_clips_all_correct_is_bounded_by_the_prior():
+    confident = np.full((20, 3), 0.1) + np.array([0.7, 0, 0])
+    assert 0.2 < fit_temperature(confident, np.zeros(20, int)) < 1
+    low, high = temperature_interval(confident, np.zeros(20, int), np.arange(20))
+    assert low <= fit_temperature(confident, np.zeros(20, int)) <= high
 
 
 # ---------------------------------------------------------------- reliability
@@ -77,9 +77,10 @@ def plain_reliability(probabilities, labels):
         nll -= np.log(row[label]) / len(labels)
         brier += sum((p - (i == label)) ** 2 for i, p in enumerate(row)) / len(labels)
         bins[min(int(max(row) * BINS), BINS - 1)].append((max(row), np.argmax(row) == label))
-    gaps = [
-        abs(np.mean([sure for sure, _ in own]) - np.mean([right for _, right in own])) * len(own) for own in bins if own
-    ]
+    gaps = []
+    for clips in filter(None, bins):
+        confidence, correct = zip(*clips, strict=True)
+        gaps.append(abs(np.mean(confidence) - np.mean(correct)) * len(clips))
     return nll, brier, sum(gaps) / len(labels)
 
 
@@ -102,7 +103,7 @@ def test_interval_draws_whole_groups():
     assert reliability(softmax(logits), labels, np.zeros(40))["nll"]["interval"] is None
 
 
-def test_error_of_calibrated_probabilities_is_what_luck_gives():
+def test_calibration_error_of_true_probabilities_is_the_expected_one():
     errors, expected = [], []
     for seed in range(40):
         logits, labels = drawn(np.random.default_rng(seed), 150)
@@ -111,14 +112,14 @@ def test_error_of_calibrated_probabilities_is_what_luck_gives():
         expected.append(found["perfect"])
     assert np.mean(errors) == pytest.approx(np.mean(expected), rel=0.1)
     logits, labels = drawn(np.random.default_rng(50), 150)
-    too_sure = reliability(softmax(5 * logits), labels, np.arange(150), repeats=200)["ece"]
-    assert too_sure["value"] > 2 * too_sure["perfect"]
+    overconfident = reliability(softmax(5 * logits), labels, np.arange(150), repeats=200)["ece"]
+    assert overconfident["value"] > 2 * overconfident["perfect"]
 
 
 # ---------------------------------------------------------------- levels, unknown generators, neighbours
 
 
-def test_shares_of_generators_sum_to_those_of_teams_and_what_is_left():
+def test_generator_probabilities_sum_to_those_of_teams_and_of_none():
     taxonomy = {
         "Real": {"team": "Real"},
         "A": {"team": "X"},
@@ -126,30 +127,32 @@ def test_shares_of_generators_sum_to_those_of_teams_and_what_is_left():
         "C": {"team": "X"},
         "D": {"team": None},
     }
-    sums, names, left = sum_along_taxonomy(np.array([[0.1, 0.2, 0.3, 0.25, 0.15]]), list(taxonomy), taxonomy, "team")
+    sums, names, undefined = sum_along_taxonomy(
+        np.array([[0.1, 0.2, 0.3, 0.25, 0.15]]), list(taxonomy), taxonomy, "team"
+    )
     assert names == ["Real", "X", "Y"] and sums == pytest.approx(np.array([[0.1, 0.45, 0.3]]))
-    assert left == pytest.approx([0.15])
+    assert undefined == pytest.approx([0.15])
 
 
-def test_trust_goes_to_the_level_that_is_right_more_often():
+def test_trust_goes_to_the_answer_that_is_correct_more_often():
     truth = np.array(["a"] * 30)
-    right, wrong = truth, np.array(["b"] * 30)
-    assert agreement(right, wrong, truth) == dict(clips=30, differ=30, own_right=30, generator_right=0, trust="own")
-    assert agreement(wrong, right, truth)["trust"] == "generator"
-    own = np.array(["a"] * 4 + ["b"] * 26)
-    found = agreement(own, right, truth)
-    assert (found["differ"], found["own_right"], found["generator_right"]) == (26, 0, 26)
+    correct, wrong = truth, np.array(["b"] * 30)
+    assert agreement(correct, wrong, truth) == dict(clips=30, differ=30, own_right=30, generator_right=0, trust="own")
+    assert agreement(wrong, correct, truth)["trust"] == "generator"
+    partly = np.array(["a"] * 4 + ["b"] * 26)
+    counts = agreement(partly, correct, truth)
+    assert (counts["differ"], counts["own_right"], counts["generator_right"]) == (26, 0, 26)
     few = agreement(np.array(["a", "b", "b"]), np.array(["b", "a", "a"]), np.array(["a"] * 3))
     assert few["trust"] is None and few["own_right"] == 1
-    assert agreement(right, right, truth)["trust"] is None
+    assert agreement(correct, correct, truth)["trust"] is None
 
 
 def test_threshold_rejects_as_many_known_clips_as_stated():
-    random, shares = np.random.default_rng(5), []
+    random, rejected = np.random.default_rng(5), []
     for _ in range(2000):
         threshold = rejection_threshold(random.normal(size=30), 0.1)
-        shares.append(np.mean(random.normal(size=20) > threshold))
-    assert 0.08 < np.mean(shares) < 0.105
+        rejected.append(np.mean(random.normal(size=20) > threshold))
+    assert 0.08 < np.mean(rejected) < 0.105
 
 
 def test_threshold_needs_enough_val_clips_for_the_rate():
@@ -176,7 +179,7 @@ def test_nearest_training_clips_equal_a_search_by_hand():
     assert len(nearest(own, clips, 50)) == 10
 
 
-def test_spread_is_even():
+def test_evenly_spread_numbers_are_middles_of_equal_parts():
     assert spread_evenly(10, 3).tolist() == [1, 5, 8]
     assert spread_evenly(3, 10).tolist() == [0, 1, 2]
     assert spread_evenly(7, None).tolist() == list(range(7))

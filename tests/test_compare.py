@@ -94,9 +94,9 @@ def test_runs_meet_the_same_draws():
 CLASSES = ("Real", "SVD", "Pika")
 
 
-def write_run(folder, called, names=None, groups=None, level="gen", videos=None, classes=CLASSES):
-    """A run whose test clips are called by these class numbers, after two clips of training."""
-    names = names or [CLASSES[i % 3] for i in range(len(called))]
+def write_run(folder, predicted, names=None, groups=None, level="gen", videos=None, classes=CLASSES):
+    """A run that predicts these class numbers for its test clips, after two clips of training."""
+    names = names or [CLASSES[i % 3] for i in range(len(predicted))]
     videos = videos or [f"{name}/{i}.mp4" for i, name in enumerate(names)]
     arrays = {
         "video": ["t/1", "t/2", *videos],
@@ -104,19 +104,19 @@ def write_run(folder, called, names=None, groups=None, level="gen", videos=None,
         "group": ["t", "t", *(groups or videos)],
     }
     arrays = {key: np.array(own) for key, own in arrays.items()} | {
-        "probabilities": np.eye(len(classes))[[0, 0, *called]]
+        "probabilities": np.eye(len(classes))[[0, 0, *predicted]]
     }
     write_arrays(
-        folder / f"{level}_embeddings.npz", arrays | {"split": np.array(["train"] * 2 + ["test"] * len(called))}
+        folder / f"{level}_embeddings.npz", arrays | {"split": np.array(["train"] * 2 + ["test"] * len(predicted))}
     )
     write_json(folder / f"{level}.json", {"level": level, "classes": list(classes)})
     return str(folder)
 
 
-def calls(seed, share, clips=90):
-    """Class numbers, so many of them correct."""
+def predictions(seed, fraction, clips=90):
+    """Class numbers, about this fraction of them correct."""
     random = np.random.default_rng(seed)
-    return np.where(random.random(clips) < share, np.arange(clips) % 3, random.integers(3, size=clips)).tolist()
+    return np.where(random.random(clips) < fraction, np.arange(clips) % 3, random.integers(3, size=clips)).tolist()
 
 
 def compare(*arguments):
@@ -124,11 +124,11 @@ def compare(*arguments):
 
 
 def test_runs_are_compared(tmp_path, capsys):
-    called = [calls(0, 0.9), calls(1, 0.5), calls(2, 0.4)]
-    runs = [write_run(tmp_path / name, own) for name, own in zip("abc", called, strict=True)]
+    predicted = [predictions(0, 0.9), predictions(1, 0.5), predictions(2, 0.4)]
+    runs = [write_run(tmp_path / name, own) for name, own in zip("abc", predicted, strict=True)]
     (result,) = compare(*runs)
     truth, printed = np.arange(90) % 3, capsys.readouterr().out
-    correct = [np.array(own) == truth for own in called]
+    correct = [np.array(own) == truth for own in predicted]
     assert (result["level"], result["clips"], result["groups"]) == ("gen", 90, 90)
     assert (result["majority"], result["uniform"]) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
     for run, own, entry in zip(runs, correct, result["runs"], strict=True):
@@ -173,15 +173,15 @@ def test_clips_of_a_group_count_as_one(tmp_path, capsys):
 
 
 def test_every_level_that_all_runs_have_is_compared(tmp_path):
-    a, b = (write_run(tmp_path / name, calls(0, 0.9)) for name in "ab")
-    write_run(tmp_path / "a", calls(0, 0.9), level="team")
+    a, b = (write_run(tmp_path / name, predictions(0, 0.9)) for name in "ab")
+    write_run(tmp_path / "a", predictions(0, 0.9), level="team")
     for name in "ab":
         write_run(tmp_path / name, [0] * 6, names=["Real", "Fake"] * 3, level="bin", classes=("Real", "Fake"))
     assert [result["level"] for result in compare(a, b)] == ["bin", "gen"]
     assert [result["level"] for result in compare(a, b, "--level", "gen")] == ["gen"]
     with pytest.raises(InputError, match=f"not all runs have team: {a} has bin, team, gen; {b} has bin, gen; train it"):
         compare(a, b, "--level", "team")
-    alone = write_run(tmp_path / "c", calls(0, 0.9), level="sd")
+    alone = write_run(tmp_path / "c", predictions(0, 0.9), level="sd")
     with pytest.raises(
         InputError, match=f"not all runs have one level: {a} has bin, team, gen; {alone} has sd; train "
     ):
@@ -191,8 +191,8 @@ def test_every_level_that_all_runs_have_is_compared(tmp_path):
 
 
 def test_other_test_clips_are_refused_and_named(tmp_path):
-    a = write_run(tmp_path / "a", calls(0, 0.9))
-    fewer = write_run(tmp_path / "b", calls(0, 0.9, 85))
+    a = write_run(tmp_path / "a", predictions(0, 0.9))
+    fewer = write_run(tmp_path / "b", predictions(0, 0.9, 85))
     five = r"5 \(SVD/85.mp4, Pika/86.mp4, Real/87.mp4, \.\.\.\)"
     wanted = f"gen_embeddings.npz: its test clips are not those of {a}: 0 tested here alone, {five} there alone"
     with pytest.raises(InputError, match=f"{fewer}/{wanted}"):
@@ -202,7 +202,7 @@ def test_other_test_clips_are_refused_and_named(tmp_path):
     names = [CLASSES[i % 3] for i in range(90)]
     videos = [f"{name}/{i}.mp4" for i, name in enumerate(names)]
     names[4] = "Pika"
-    relabelled = write_run(tmp_path / "c", calls(0, 0.9), names=names, videos=videos)
+    relabelled = write_run(tmp_path / "c", predictions(0, 0.9), names=names, videos=videos)
     with pytest.raises(InputError, match=r"SVD/4.mp4: Pika of group SVD/4.mp4 here, SVD of group SVD/4.mp4 there"):
         compare(a, relabelled)
 

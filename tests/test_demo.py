@@ -2,6 +2,7 @@
 both.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def test_a_file_is_described_by_its_keys(tmp_path):
     write_json(tmp_path / "a.json", {"level": "gen", "classes": []})
     (tmp_path / "a.csv").write_text("path,split\nx,test\n")
     (tmp_path / "a.png").touch()
-    described = {path.suffix: steps.describe(path) for path in tmp_path.iterdir()}
+    described = {path.suffix: steps.describe_file(path) for path in tmp_path.iterdir()}
     assert described[".npz"][1] == "    maps             float32 (2, 8, 8)"
     assert described[".json"] == [f"{tmp_path}/a.json", "    level, classes"]
     assert described[".csv"] == [f"{tmp_path}/a.csv", "    path,split"]
@@ -99,12 +100,14 @@ def test_parameters_of_a_model_are_counted(tmp_path):
     model = build_saga(2, frames=8, tokens=2, dim=12, temporal_blocks=2)
     model.save(tmp_path / "bin.keras")
     wanted = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
-    assert steps.describe(tmp_path / "bin.keras")[1] == f"    {wanted:,} parameters"
+    assert steps.describe_file(tmp_path / "bin.keras")[1] == f"    {wanted:,} parameters"
 
 
-def test_limit_is_clips_per_generator_everywhere():
-    scripts = ("01_extract_features", "02_pretrain_binary", "03_attribute", "04_tsigs", "05_wild_constrained")
-    for name in (*scripts, "attribute_video", "reproduce", "simulate_videos"):
-        source = Path(reproduce.__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
-        (line,) = [line for line in source.splitlines() if 'add("--limit"' in line]
-        assert "clips per generator" in line or "clips of each generator" in line, name
+def test_a_flag_means_the_same_everywhere():
+    meanings = {"--limit": "clips (per|of each) generator", "--batch-size": "windows", "--encoder-batch": "frames"}
+    scripts = sorted(Path(reproduce.__file__).parent.glob("[0as]*.py"))
+    assert len(scripts) == 7
+    for path in (*scripts, Path(reproduce.__file__)):
+        for flag, meaning in meanings.items():
+            for line in re.findall(rf'add\("{flag}".*', path.read_text(encoding="utf-8")):
+                assert re.search(meaning, line), f"{path.name}: {line}"

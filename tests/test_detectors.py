@@ -97,7 +97,7 @@ def test_a_mix_block_is_the_identity_at_first_and_attends_later():
 
 def test_a_thumbnail_has_frames_in_order_and_one_mask():
     frames = np.full((4, 8, 8, 3), 50, np.uint8) + np.arange(4, dtype=np.uint8)[:, None, None, None]
-    image = detecting.thumbnail(frames)
+    image = detecting.frame_grid(frames)
     assert [image[y, x, 0] for y in (0, 8) for x in (0, 8)] == [50, 51, 52, 53]
     assert image.shape == (16, 16, 3) and (image[8:, 8:] == 53).all()
     places = set()
@@ -161,15 +161,15 @@ def row(path, label=0):
 def test_frames_are_the_first_second_and_the_last_is_repeated(tmp_path):
     write_clip(tmp_path / "long.mp4", 48)
     write_clip(tmp_path / "short.mp4", 12)
-    frames = detecting.read_frames([row("long.mp4"), row("short.mp4")], tmp_path, 32)
+    frames = detecting.read_clips([row("long.mp4"), row("short.mp4")], tmp_path, 32)
     assert frames.shape == (2, 8, 32, 32, 3) and frames.dtype == np.uint8
     for clip, numbers in zip(frames, ([0, 3, 6, 9, 12, 15, 18, 21], [0, 3, 6, 9, 9, 9, 9, 9]), strict=True):
         for frame, number in zip(clip, numbers, strict=True):
             expected = numbered(number)[:, 16:48]  # the centre square of 64 x 32
             assert np.abs(frame.astype(int) - expected).mean() < 12, number
     with pytest.raises(InputError, match=r"short.mp4: shorter than 1 s.*run 01 again"):
-        detecting.read_frames([row("short.mp4")], tmp_path, 32, equalize=32)
-    equalized = detecting.read_frames([row("long.mp4")], tmp_path, 32, equalize=64)
+        detecting.read_clips([row("short.mp4")], tmp_path, 32, equalize=32)
+    equalized = detecting.read_clips([row("long.mp4")], tmp_path, 32, equalize=64)
     assert 0 < np.abs(equalized[0].astype(int) - frames[0]).mean() < 25
 
 
@@ -177,7 +177,7 @@ def test_an_unreadable_video_is_named(tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
     for name in ("broken.mp4", "gone.mp4"):
         with pytest.raises(InputError, match=f"{name}: .*restore the video"):
-            detecting.read_frames([row(name)], tmp_path, 32)
+            detecting.read_clips([row(name)], tmp_path, 32)
 
 
 def test_a_cut_frame_keeps_its_pixels():
@@ -255,8 +255,8 @@ def test_the_stage_trains_once_and_refuses_other_settings(monkeypatch, tmp_path,
     videos = Split(("a", "b"), rows[:4], rows[4:6], rows[6:], [], {})
     run = tmp_path / "run"
     assert detecting.detect("plain", videos, tmp_path, run, seed=0, steps=2) == run
-    labels, called = stages.tested(run, "gen")
-    assert labels.tolist() == ["a", "b"] and score_names(labels, called)["videos"] == 2
+    labels, predicted = stages.tested(run, "gen")
+    assert labels.tolist() == ["a", "b"] and score_names(labels, predicted)["videos"] == 2
     made = (run / "gen.json").stat().st_mtime_ns
     detecting.detect("plain", videos, tmp_path, run, seed=0, steps=2)
     assert "gen.json is up to date" in capsys.readouterr().out and (run / "gen.json").stat().st_mtime_ns == made

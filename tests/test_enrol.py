@@ -15,7 +15,7 @@ from basics.artifacts import read_arrays, read_json, write_arrays
 from basics.running import InputError
 from report import run as runs
 from report import scores
-from report.enrol import enrol, measure, print_enrolled
+from report.enrol import enrol, measure_enrolled, print_enrolled
 from tokens.dataset import read_index, write_index
 from tokens.generators import TABLE
 
@@ -160,8 +160,8 @@ def test_command_enrols_folders_and_leaves_out_what_cannot_be_read(own, new, cap
     assert attribute_video.main([*flags, str(Path(new[0]).parent), "--max-files", "3"]) == 3
     assert enrolled(own)["video"].tolist() == new[:3]
     said = capsys.readouterr().out
-    assert "3 clips of Kling enrolled in" in said and "given its name with itself left out" in said
-    assert "the run's own 6 test clips, without -> with the enrolled classes: micro" in said
+    assert "3 clips of Kling enrolled in" in said and "are named correctly, each with itself left out" in said
+    assert "the run's 6 test clips, without -> with the enrolled classes: micro" in said
     with pytest.raises(InputError, match="1 of 2 files could not be read"):
         attribute_video.main([*flags, "/dev/zero", new[7]])
     said = capsys.readouterr().out
@@ -173,22 +173,22 @@ def test_command_enrols_folders_and_leaves_out_what_cannot_be_read(own, new, cap
 
 
 @pytest.mark.parametrize("method", scores.NAMINGS)
-def test_clips_that_differ_clearly_are_found_and_take_nothing(method, capsys):
+def test_clearly_different_clips_are_named_and_change_no_other_name(method, capsys):
     embedding, names = clusters({"Real": 12, "SVD": 12, "Luma": 6, "Kling": 6}, apart=9)
     roles, known = np.array(["train", "train", "test"] * 8), np.isin(names, ("Real", "SVD"))
     own = {"embedding": embedding[known], "class": names[known], "split": roles}
-    result = measure(own, {"embedding": embedding[~known], "generator": names[~known]}, "Kling", method)
+    result = measure_enrolled(own, {"embedding": embedding[~known], "generator": names[~known]}, "Kling", method)
     assert (result["clips"], result["found"], result["classes"], result["chance"]) == (6, 6, 4, 0.25)
     before, after = result["known"].values()
     assert before["per_class"] == after["per_class"] == {"Real": [4, 4], "SVD": [4, 4]}
     print_enrolled(result | {"name": "Kling"})
-    assert "Kling, 6 clips enrolled: 6 of 6 given its name with itself left out, 1.00" in capsys.readouterr().out
+    assert "6 clips enrolled: 6 of 6 are named correctly, each with itself left out, 1.00" in capsys.readouterr().out
 
 
 def test_left_out_clips_equal_a_loop_over_class_means():
     embedding, names = clusters({"Real": 12, "SVD": 12, "Kling": 9}, apart=0.7)
     own = {"embedding": embedding[:24], "class": names[:24], "split": np.array(["train", "test"] * 12)}
-    result = measure(own, {"embedding": embedding[24:], "generator": names[24:]}, "Kling", "mean")
+    result = measure_enrolled(own, {"embedding": embedding[24:], "generator": names[24:]}, "Kling", "mean")
     found = 0
     for i in range(24, 33):
         means = {name: embedding[:24:2][names[:24:2] == name].mean(axis=0) for name in ("Real", "SVD")}
@@ -211,7 +211,7 @@ def test_trained_generators_and_clips_that_cannot_be_read_are_refused(own, new, 
     assert not (Path(own.name) / "gen_enrolled.npz").exists()
 
 
-def test_missing_and_damaged_files_are_a_plain_error(own, new, encoder):
+def test_missing_and_damaged_files_raise(own, new, encoder):
     file = Path(own.name) / "gen_enrolled.npz"
     file.write_bytes(b"junk")
     message = fails("Kling", new, own, encoder)

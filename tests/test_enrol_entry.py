@@ -24,7 +24,7 @@ def asked(tmp_path, monkeypatch):
     names = ["Real", "SVD", *unseen.LEFT_OUT]
     split = lambda i: ("test", "train", "train", "val")[i // 8 % 4]  # noqa: E731
     write_folder("f", ["all"], clips=96, split=split, generator=lambda _, i: names[i % 8])
-    monkeypatch.setattr(unseen, "CLIPS", (1, 5, 50))
+    monkeypatch.setattr(unseen, "GIVEN", (1, 5, 50))
     monkeypatch.setattr(unseen, "BY_GENERATOR", 5)
     monkeypatch.setattr(unseen, "DRAWS", 2)
     asked = []
@@ -52,7 +52,7 @@ def arguments(*more):
     return args, datasets.choose_data(args)[0]
 
 
-def test_enrolling_finds_everybody_in_clusters_and_nobody_in_noise(asked, tmp_path):
+def test_enrolling_names_clips_in_clusters_and_is_at_chance_in_noise(asked, tmp_path):
     args, data = arguments()
     results = json.loads(json.dumps(unseen.measure_enrol(args, data)))
     assert {only for *_, only in asked} == {"SVD"}
@@ -84,9 +84,12 @@ def test_draws_are_of_a_generators_clips_that_are_given():
         assert not np.isin(embedding, vectors[np.isin(roles, ("test", "held out"))]).any()
         return lambda clips: np.full(len(clips), "Sora")
 
-    assert unseen.enrol(vectors, names, roles, naming, ["Sora"], 50, np.random.default_rng(0)) == (0, {"Sora": 1})
-    unseen.enrol(vectors, names, roles, naming, ["Sora"], 3, np.random.default_rng(0))
-    unseen.enrol(vectors, names, roles, naming, [])
+    assert unseen.accuracy_enrolled(vectors, names, roles, naming, ["Sora"], 50, np.random.default_rng(0)) == (
+        0,
+        {"Sora": 1},
+    )
+    unseen.accuracy_enrolled(vectors, names, roles, naming, ["Sora"], 3, np.random.default_rng(0))
+    unseen.accuracy_enrolled(vectors, names, roles, naming, [])
     assert [count for count, _ in seen] == [14, 13, 10] and seen[1][1]["Sora"] == 3
 
 

@@ -67,7 +67,8 @@ def test_features_index_and_recipe_are_as_promised(long_clips, tmp_path, capsys)
             assert arrays["valid"].sum() == math.ceil(float(row.length) * 8 - 1e-3)
         assert (row.size, row.codec, row.error) == ("64x32", "h264", "")
         assert float(row.fps) == pytest.approx(24, abs=0.1) and row.path.endswith(row.container)
-    assert "unseen: New one" in (printed := capsys.readouterr().out) and "to encode: 12 videos" in printed
+    printed = capsys.readouterr().out
+    assert "known: New one,,Unknown,Unknown,Unknown" in printed and "to encode: 12 videos" in printed
     recipe = read_json(tmp_path / "recipe.json")
     assert [recipe[key] for key in ("encoder", "frames", "tokens", "dim", "simulated")] == ["dct", 8, 4, 144, False]
 
@@ -87,7 +88,7 @@ def test_a_second_run_makes_only_what_is_missing(clips, tmp_path):
 def test_features_made_in_another_way_are_refused_or_overwritten(clips, tmp_path):
     place = ["--videos", clips, "--features", tmp_path]
     extract(*place, "--pool", 2)
-    with pytest.raises(InputError, match="tokens 4 there, 16 now.*--overwrite"):
+    with pytest.raises(InputError, match="other settings .pool, tokens.*--overwrite"):
         extract(*place)
     assert extract(*place, "--overwrite", "--limit", 1)["videos"] == 3
     assert len(read_index(tmp_path)) == 3
@@ -235,7 +236,7 @@ def test_a_zoo_is_known_as_simulated(zoo, tmp_path):
         assert read_json(tmp_path / f"f{number}" / "recipe.json")["simulated"] is True
 
 
-def test_equalized_clips_tell_nothing_by_their_metadata(tmp_path):
+def test_metadata_of_equalized_clips_is_equal(tmp_path):
     root = tmp_path / "videos"
     write_clip(root / "Real" / "a.mp4", 60, 30)
     write_clip(root / "Real" / "b.gif", 40, 10)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from basics.running import ROOT
+from basics.running import ROOT, InputError, run_script
 
 FLOORS = ("basics", "tokens", "common", "training", "stage", "attribute_video", "experiments", "reproduce")
 FLOOR = {room: floor for floor, room in enumerate(FLOORS)} | {"report": FLOORS.index("stage")}
@@ -160,3 +160,24 @@ def test_stages_import_in_an_environment_of_the_eight(tmp_path):
     subprocess.run([python, "-c", code], cwd=ROOT, check=True)
     done = subprocess.run([python, "reproduce.py", "--list"], cwd=ROOT, check=True, capture_output=True, text=True)
     assert "table-7" in done.stdout
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("error", [ValueError("shapes (6,12) (5,1)"), OSError("disk"), KeyError("a"), TypeError("b")])
+def test_programming_error_shows_its_traceback(error):
+    def main():
+        raise error
+
+    with pytest.raises(type(error), match=str(error.args[0])[:4]):
+        run_script(main)
+
+
+def test_error_of_the_user_is_one_line_and_status_1():
+    def main():
+        raise InputError("a.csv: no column path; add one")
+
+    with pytest.raises(SystemExit) as stopped:
+        run_script(main)
+    assert stopped.value.code.endswith(": a.csv: no column path; add one")

@@ -107,7 +107,7 @@ def test_csv_names_videos_groups_and_splits(tmp_path):
 # ---------------------------------------------------------------- splits
 
 
-def test_splits_are_shares_of_groups_and_stay_when_videos_are_added():
+def test_splits_are_fractions_of_groups_and_stay_when_videos_are_added():
     groups = [f"clip {i // 2}" for i in range(4000)]
     generators = [("Real", "Sora")[i % 4 // 2] for i in range(4000)]
     first = assign_splits(groups[:2000], generators[:2000])

@@ -117,6 +117,15 @@ def test_saved_model_loads_in_a_fresh_process(small_model, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), small_model(tokens())["logits"], atol=1e-5)
 
 
+def test_import_leaves_standard_error_alone():
+    """A daemon has it closed, and what TensorFlow says when it crashes must come through."""
+    script = "import os; before = os.fstat(2).st_ino; import common; assert os.fstat(2).st_ino == before; print('same')"
+    closed = "import os; os.close(2); import common; print('closed')"
+    for code, word in ((script, "same"), (closed, "closed")):
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert done.stdout.strip() == word, done.stderr
+
+
 def test_summary_lists_the_layers_of_a_built_and_of_a_loaded_model(small_model, tmp_path, capsys):
     small_model.save(tmp_path / "model.keras")
     for model in (small_model, load_saga(tmp_path / "model.keras", "gen")):

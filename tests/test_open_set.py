@@ -34,13 +34,13 @@ def test_a_row_has_means_over_seeds(monkeypatch):
     assert (entry["auroc"], entry["fpr_at_tpr"]) == (pytest.approx(0.5), pytest.approx(0.5))
 
 
-def test_kin_is_looked_for_where_there_is_some(tmp_path):
+def test_landing_is_measured_where_a_class_is_shared(tmp_path):
     """DynamiCrafter lands on SD 2.1, ModelScope half of the time, Latte's clips never do and are their chance."""
     write_json(tmp_path / "sd.json", {"classes": ["Real", "SD 2.1", "SD 1.4"]})
-    called = {"DynamiCrafter": [1, 1], "ModelScope": [1, 2], "Latte": [0, 2, 2, 2], "HotShot": [1, 1, 0, 0]}
-    generators = [name for name, classes in called.items() for _ in classes]
+    predicted = {"DynamiCrafter": [1, 1], "ModelScope": [1, 2], "Latte": [0, 2, 2, 2], "HotShot": [1, 1, 0, 0]}
+    generators = [name for name, classes in predicted.items() for _ in classes]
     arrays = {"generator": np.array(["SVD", *generators]), "split": np.array(["test"] + ["unseen"] * len(generators))}
-    places = np.concatenate([[0], *called.values()])
+    places = np.concatenate([[0], *predicted.values()])
     np.savez(tmp_path / "sd_embeddings.npz", probabilities=np.eye(3)[places], **arrays)
     rows = {row["generator"]: row for row in unseen.landing(tmp_path, "sd", load_generators())}
     assert set(rows) == {"DynamiCrafter", "ModelScope", "Latte"}  # nobody trained has HotShot's SDXL

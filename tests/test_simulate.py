@@ -11,7 +11,7 @@ import pytest
 import simulate_videos
 from basics.artifacts import write_atomically
 from basics.running import InputError, run_script
-from simulate_videos import DEPTHS, EASE_SECONDS, HABITS, RESIDUES, encode, generator_mark, main, make_clip, render
+from simulate_videos import DEPTHS, EASE_SECONDS, HABITS, RESIDUES, encode, generator_mark, main, make_clip, render_clip
 from tokens.generators import load_generators
 
 ROWS = {row.name: (row.name, row.task, row.sd_version, row.team) for row in load_generators().values()}
@@ -43,14 +43,14 @@ def whole_zoo(tmp_path_factory):
 
 
 def test_at_strength_zero_a_clip_is_the_same_for_all_generators():
-    real = render(7, MARKS["Real"], 0.0)
+    real = render_clip(7, MARKS["Real"], 0.0)
     for name, mark in MARKS.items():
-        assert np.array_equal(render(7, mark, 0.0), real), name
+        assert np.array_equal(render_clip(7, mark, 0.0), real), name
 
 
 def test_at_strength_one_every_generator_leaves_a_mark_of_its_own():
-    clips = {name: render(7, mark, 1.0) for name, mark in MARKS.items()}
-    plain = render(7, MARKS["Real"], 0.0)
+    clips = {name: render_clip(7, mark, 1.0) for name, mark in MARKS.items()}
+    plain = render_clip(7, MARKS["Real"], 0.0)
     assert all(np.any(clip != plain) for clip in clips.values())
     assert len({clip.tobytes() for clip in clips.values()}) == len(MARKS)
 
@@ -58,8 +58,8 @@ def test_at_strength_one_every_generator_leaves_a_mark_of_its_own():
 @pytest.mark.parametrize("habit", DEPTHS)
 def test_each_habit_changes_the_clip_over_time_and_more_so_when_stronger(habit):
     mark = MARKS["Sora"]._replace(habit=habit, grid=0.0, detail=0.0, period=0.5, depth=DEPTHS[habit])
-    plain = render(3, mark, 0.0).astype(float)
-    changes = [np.abs(render(3, mark, strength) - plain).mean(axis=(1, 2, 3)) for strength in (0.5, 1.0)]
+    plain = render_clip(3, mark, 0.0).astype(float)
+    changes = [np.abs(render_clip(3, mark, strength) - plain).mean(axis=(1, 2, 3)) for strength in (0.5, 1.0)]
     assert 0 < changes[0].mean() < changes[1].mean()
     assert changes[1].max() > 1.2 * changes[1].min()
 
@@ -71,14 +71,14 @@ def test_temporal_marks_stay_below_4_hz_where_8_frames_a_second_see_them():
     assert 1 / EASE_SECONDS < 4
 
 
-def test_the_tables_of_marks_name_every_known_lineage_once():
+def test_the_tables_of_marks_name_every_known_version_and_team_once():
     rows = [row for name, row in ROWS.items() if name != "Real"]
     assert {team for *_, team in rows} == set(HABITS)
     assert {sd_version for *_, sd_version, _ in rows} - {"Unknown", "Mixed"} == set(RESIDUES)
     assert len(set(HABITS.values())) == len(HABITS), "two teams share habit and period"
 
 
-def test_lineage_is_shared_within_a_version_and_a_team_and_the_rest_is_the_generators_own():
+def test_marks_are_shared_within_a_version_and_a_team_and_the_rest_is_the_generators_own():
     first, second = MARKS["VideoCrafter"], MARKS["Crafter"]
     assert (first.waves, first.detail, first.habit) == (second.waves, second.detail, second.habit)
     assert (first.period, first.phase, first.depth) != (second.period, second.phase, second.depth)
@@ -88,7 +88,7 @@ def test_i2v_starts_from_a_still_and_t2v_in_motion():
     def first_motion(task):
         mark = generator_mark("Real", "Real", "Real", "Real")
         mark = mark._replace(noise=0.0, shake=0.0, ease={"I2V": 1.0, "T2V": 0.0}[task])
-        clips = [render(seed, mark, 1.0)[[0, 2]].astype(float) for seed in range(4)]
+        clips = [render_clip(seed, mark, 1.0)[[0, 2]].astype(float) for seed in range(4)]
         return np.mean([np.abs(clip[1] - clip[0]).mean() for clip in clips])
 
     assert first_motion("I2V") < 0.6 * first_motion("T2V")
@@ -190,7 +190,7 @@ def test_a_write_that_fails_half_way_leaves_no_file(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", half)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match="0000.mp4 cannot be written .No space left on device.; make room"):
         make_clip((tmp_path / "0000.mp4", 1, ROWS["Sora"], 1.0))
     assert list(tmp_path.iterdir()) == []
 
@@ -201,7 +201,7 @@ def test_the_clip_is_absent_until_it_is_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda *paths: (seen.append(paths[1].exists()), replace(*paths)))
     make_clip((tmp_path / "0000.mp4", 1, ROWS["Sora"], 1.0))
     assert seen == [False] and [path.name for path in tmp_path.iterdir()] == ["0000.mp4"]
-    assert (tmp_path / "0000.mp4").read_bytes() == encode(render(1, MARKS["Sora"], 1.0))
+    assert (tmp_path / "0000.mp4").read_bytes() == encode(render_clip(1, MARKS["Sora"], 1.0))
 
 
 def test_the_recipe_says_that_the_clips_are_simulated(whole_zoo):

@@ -88,7 +88,7 @@ def calls(monkeypatch):
     monkeypatch.setattr(tsigs, "REPEATS", 3)
     monkeypatch.setattr(unseen, "DRAWS", 1)
     monkeypatch.setattr(unseen, "BOOTSTRAPS", 5)
-    monkeypatch.setattr(tables, "count_weights", lambda *sizes: 1000)
+    monkeypatch.setattr(tables, "parameters_at_sizes", lambda *sizes: 1000)
     monkeypatch.setattr(compared, "PROBES", dict.fromkeys(compared.PROBES, call_all_real))
     return made
 
@@ -332,7 +332,7 @@ def test_detectors_see_the_same_clips_and_are_left_out_without_any(features, cal
     assert len({run for *_, run in asked}) == len(asked)
     trained = {row.path for row in read_index("f") if row.split != "test"}
     assert all(own == trained and root == Path("clips") for _, own, root, _ in asked)
-    for level in compared.RIVAL_LEVELS:  # all called Real
+    for level in compared.COMPARED_LEVELS:  # all predicted as Real
         for seed in results["methods"]["NPR"]["levels"][level]["seeds"]:
             assert seed["macro"] == pytest.approx(1 / seed["classes"])
             assert seed["per_class"]["Real"] == [3, 3]
@@ -501,7 +501,7 @@ def test_facts_of_a_run_are_those_by_loops(tmp_path):
     assert (found["cross_entropy"], found["mined_loss"]) == (2, 1)
 
 
-def test_neighbours_find_clusters_and_not_noise():
+def test_neighbours_name_clusters_and_are_at_chance_on_noise():
     random, names = np.random.default_rng(0), np.repeat(list("abcd"), 15)
     clusters = np.repeat(10 * np.eye(4), 15, axis=0) + random.normal(size=(60, 4))
     assert figures.neighbours(clusters, names)["macro"] == 1
@@ -527,7 +527,7 @@ def fold_runs(shift):
     return runs
 
 
-def test_signatures_are_found_although_folds_attend_differently():
+def test_signatures_are_identified_although_folds_attend_differently():
     tables = tsigs.signature_tables(fold_runs(shift=True), seed=0)
     assert tables["trained"][0]["accuracy"] > 0.9 > 0.5 > tables["labels permuted"][0]["accuracy"]
     assert tsigs.signature_tables(fold_runs(shift=False), seed=0)["trained"][0]["accuracy"] < 0.8
@@ -609,12 +609,12 @@ def test_the_radar_shows_the_papers_overall():
         (["table-7", "--data", "corpus", "--corpus", "gone"], "gone/clips.csv is missing; name the folder"),
     ],
 )
-def test_bad_input_is_told_in_a_line(features, arguments, message):
+def test_bad_input_raises_in_one_line(features, arguments, message):
     with pytest.raises(InputError, match=message):
         reproduce.main([*arguments, "--seeds", "1"])
 
 
-def test_missing_test_features_are_told_before_training(features, calls):
+def test_missing_test_features_raise_before_training(features, calls):
     with pytest.raises(InputError, match="gone: no recipe.json; run 01_extract_features.py"):
         run_entry("table-5", "--test-features", "gone", "--seeds", "1")
     assert not calls.list

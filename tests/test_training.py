@@ -11,15 +11,16 @@ import signal
 import keras
 import numpy as np
 import pytest
+from scipy.special import softmax
 from small import RECIPE, SMALL, write_folder
 from stages import module, stage
 
 from basics.artifacts import write_json
 from basics.running import InputError
 from common import build_saga
-from tokens.dataset import Windows, read_index, write_index
+from tokens.dataset import Windows, read_index, usable, write_index
 from training import callbacks
-from training.evaluation import score
+from training.evaluation import predict, score
 
 ONE, TWO = "02_pretrain_binary", "03_attribute"
 
@@ -54,10 +55,10 @@ def test_run_has_all_artifacts_and_keys(run):
             assert json.loads(str(arrays["recipe"]))["level"] == level
             assert arrays["probabilities"].shape == (140, len(metrics["classes"]))
             np.testing.assert_allclose(arrays["probabilities"].sum(axis=1), 1, atol=1e-5)
-            right = arrays["probabilities"].argmax(1) == [
+            correct = arrays["probabilities"].argmax(1) == [
                 [*metrics["classes"], "unseen"].index(name) for name in arrays["class"]
             ]
-            assert right[arrays["split"] == "test"].mean() == pytest.approx(metrics["accuracy"])
+            assert correct[arrays["split"] == "test"].mean() == pytest.approx(metrics["accuracy"])
         model = keras.saving.load_model(run / f"{level}.keras", compile=False)
         assert model.config["class_names"] == tuple(metrics["classes"])
         assert model.config["features"]["encoder"] == "invented" and model.config["recipe"]["level"] == level
@@ -195,6 +196,49 @@ def test_stage_two_refuses_a_model_that_does_not_fit(features, run, tmp_path):
         stage(TWO, *place, "--init", tmp_path / "text.keras")
     with pytest.raises(InputError, match="run 01"):
         stage(TWO, "--features", tmp_path / "nowhere", "--init", "scratch")
+
+
+def test_stage_two_refuses_stage_one_of_other_features_of_the_same_sizes(features, run, tmp_path):
+    for key, value in (("encoder", "other"), ("layer", "conv_pw_5"), ("equalize", 128)):
+        folder = tmp_path / key
+        write_folder(folder, ["Real", "SVD"], clips=8, recipe=RECIPE | {key: value})
+        place = ["--features", folder, "--run", tmp_path / "run", "--temporal-blocks", 2]
+        with pytest.raises(InputError, match=rf"bin.keras was trained on other features \({key}\); run 02 on these"):
+            stage(TWO, *place, "--init", run / "bin.keras")
+        with pytest.raises(InputError, match=rf"holds other features than .* \({key}\)"):
+            stage(ONE, "--features", features, "--run", tmp_path / "run", "--test-features", folder)
+
+
+def test_other_test_features_without_a_usable_clip_are_refused(features, tmp_path):
+    other = write_folder(tmp_path / "other", ["Real", "SVD"], clips=4, error="no frame")
+    with pytest.raises(InputError, match=f"{other}: no video with features to test"):
+        stage(ONE, "--features", features, "--run", tmp_path / "run", "--test-features", other)
+
+
+def test_run_interrupted_in_its_figures_is_not_finished(features, tmp_path, monkeypatch):
+    flags = ["--features", features, "--run", tmp_path, *SMALL, "--epochs", 1]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module(ONE), "draw_figures", interrupted)
+        stage(ONE, *flags)
+    assert not (tmp_path / "bin.json").exists() and not (tmp_path / "bin_confusion.png").exists()
+    stage(ONE, *flags)
+    assert (tmp_path / "bin.json").exists() and (tmp_path / "bin_confusion.png").exists()
+
+
+def test_predictions_are_held_in_float32_and_are_the_means_of_windows(features, run):
+    model = keras.saving.load_model(run / "gen.keras", compile=False)
+    windows = Windows(usable(read_index(features), features)[:6])
+    embedding, probabilities = predict(model, windows, batch_size=4)
+    assert embedding.dtype == probabilities.dtype == np.float32
+    outputs = model.predict(np.float32(windows.held), verbose=0)
+    for i in range(6):
+        each = windows.video == i
+        np.testing.assert_allclose(embedding[i], np.float64(outputs["embedding"][each]).mean(axis=0), atol=1e-5)
+        np.testing.assert_allclose(probabilities[i], softmax(outputs["logits"][each], axis=1).mean(axis=0), atol=1e-6)
 
 
 def test_interrupt_that_keras_passes_over_ends_training(features, tmp_path, monkeypatch):

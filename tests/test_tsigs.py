@@ -222,14 +222,14 @@ def planted(strength, classes=4, clips=60, noise=0.3, common=1.0, seed=0):
 
 
 def by_count(maps, grand_mean, labels, groups, sides=signatures.split_groups_in_halves, repeats=60):
-    return {row["clips"]: row for row in signatures.measure(maps, grand_mean, labels, groups, sides, repeats, 0)}
+    return {row["clips"]: row for row in signatures.identify(maps, grand_mean, labels, groups, sides, repeats, 0)}
 
 
 def test_comparison_equals_one_by_loops():
     random = np.random.default_rng(0)
     first, second, mean = random.normal(size=(5, 3, 3)), random.normal(size=(5, 3, 3)), random.normal(size=(3, 3))
     second[:3] = first[:3] + 0.3 * second[:3]
-    right, related = 0, {"own": [], "other": [], "own raw": [], "other raw": []}
+    correct, related = 0, {"own": [], "other": [], "own raw": [], "other raw": []}
     for i in range(5):
         distances = []
         for j in range(5):
@@ -237,10 +237,12 @@ def test_comparison_equals_one_by_loops():
             kind = "own" if i == j else "other"
             related[kind].append(np.corrcoef((first[i] - mean).ravel(), (second[j] - mean).ravel())[0, 1])
             related[f"{kind} raw"].append(np.corrcoef(first[i].ravel(), second[j].ravel())[0, 1])
-        right += distances.index(min(distances)) == i
-    expected = [right / 5, *(sum(values) / len(values) for values in related.values()), 5, 1 / 5]
-    np.testing.assert_allclose(signatures.compare(first, second, mean), expected)
-    assert np.isfinite(signatures.compare(np.ones((2, 3, 3)), np.ones((2, 3, 3)), mean)).all()  # constant maps
+        correct += distances.index(min(distances)) == i
+    expected = [correct / 5, *(sum(values) / len(values) for values in related.values()), 5, 1 / 5]
+    np.testing.assert_allclose(signatures.compare_signatures(first, second, mean), expected)
+    assert np.isfinite(
+        signatures.compare_signatures(np.ones((2, 3, 3)), np.ones((2, 3, 3)), mean)
+    ).all()  # constant maps
 
 
 def test_planted_signature_is_identified():
@@ -326,7 +328,7 @@ def test_videos_that_strata_lack_or_invent_are_counted(features, strata, done, c
 
 def test_code_of_measuring_is_in_the_recipe_and_that_of_drawing_is_not(done):
     code = done[0]["recipe"]["code"]
-    assert {"04_tsigs.py:attention_maps", "training/signatures.py:compare", "common.py:SAGA"} <= code.keys()
+    assert {"04_tsigs.py:attention_maps", "training/signatures.py:compare_signatures", "common.py:SAGA"} <= code.keys()
     assert not [name for name in code if "draw_" in name or "print_" in name]
 
 
@@ -377,7 +379,7 @@ def test_artifact_has_the_maps_of_controls(features, run, done):
     for name in ("frames_shuffled", "untrained"):
         maps, grand_mean = arrays[f"{name}_maps"], arrays[f"{name}_grand_mean"]
         np.testing.assert_allclose(maps.sum(axis=-1), 1, atol=1e-5)
-        table = signatures.measure(maps, grand_mean, labels, groups, signatures.split_groups_in_halves, 5, 0)
+        table = signatures.identify(maps, grand_mean, labels, groups, signatures.split_groups_in_halves, 5, 0)
         assert table == metrics["tables"][name.replace("_", " ")]
 
 
@@ -420,7 +422,7 @@ def test_experiments_measure_pooled_folds_on_the_artifacts(features, run, tmp_pa
     labels, groups = (np.unique(arrays[key][order], return_inverse=True)[1] for key in ("class", "group"))
     for name, key in {"trained": "", "frames shuffled": "frames_shuffled_", "untrained": "untrained_"}.items():
         maps = arrays[f"{key}maps"][order] - arrays[f"{key}grand_mean"]
-        table = signatures.measure(
+        table = signatures.identify(
             maps, np.zeros((8, 8)), labels, groups, signatures.split_groups_in_halves, repeats=5, seed=0
         )
         assert pooled[name] == table and table

@@ -30,7 +30,7 @@ NAMES = ("Real", "Lavie", "VideoCrafter", "Gen2", "Sora", "Pika", "HotShot", "SV
 def made(apart=2.0, **sizes):
     """A run of 05 as far as methods are fitted on it."""
     (labelled,), (pool,) = problem(apart=apart, **sizes)
-    return wild_methods.Run(labelled, labelled, pool, labelled[0], *[None] * 5)
+    return wild_methods.WildRun(labelled, labelled, pool, labelled[0], *[None] * 5)
 
 
 # ---------------------------------------------------------------- compared methods
@@ -71,7 +71,7 @@ def test_penalty_of_the_multiplier_is_the_constrained_optimum():
     np.testing.assert_allclose(theta_of(penalised), constrained, atol=0.02)
 
 
-def test_self_training_without_a_sure_image_is_the_baseline():
+def test_self_training_without_a_confident_image_is_the_baseline():
     given = made()
     unsure = wild_methods.self_training(given, 0.05, confidence=0.99999)
     np.testing.assert_allclose(theta_of(unsure), stage.fit_baseline([given.labelled], 0.05, np.zeros(6)), atol=1e-3)
@@ -92,7 +92,7 @@ def test_positive_unlabelled_predicts_the_target_above_half_its_posterior():
 def test_loss_and_penalties_are_those_of_stage_five():
     given, theta = made(), np.random.default_rng(0).normal(size=6)
     for side in (given.labelled, given.wild, (np.float32(given.wild[0]), given.wild[1])):
-        ours, theirs = wild_methods.mean_bce(theta, *side, l2=0.1), stage.mean_bce(theta, [side], 0.1)
+        ours, theirs = wild_methods.mean_bce_of_head(theta, *side, l2=0.1), stage.mean_bce(theta, [side], 0.1)
         assert ours[0] == theirs[0] and np.array_equal(ours[1], theirs[1])
     assert wild_methods.L2 == stage.L2
 
@@ -103,7 +103,7 @@ def test_gradient_of_the_hidden_layer_is_its_slope():
     assert len(theta) == 5 * 3 + 3 + 3 + 1
 
     def loss(theta):
-        return wild_methods.mean_bce(theta, *side, head)
+        return wild_methods.mean_bce_of_head(theta, *side, head)
 
     slopes = [(loss(theta + 1e-6 * axis)[0] - loss(theta - 1e-6 * axis)[0]) / 2e-6 for axis in np.eye(len(theta))]
     np.testing.assert_allclose(loss(theta)[1], slopes, atol=1e-8)
@@ -140,7 +140,7 @@ def shared(change, target="HotShot", seed=0, clips=60):
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.25, 0.5])
-def test_fraction_of_the_target_among_the_wild_is_as_said(fraction):
+def test_fraction_of_the_target_among_the_wild_is_as_given(fraction):
     images, roles = shared(wild.noisy(fraction, total=60))
     drawn = np.mean(images.generator[roles.wild] == "HotShot")
     assert drawn == pytest.approx(fraction, abs=0.02) and 55 <= len(roles.wild) <= 65
@@ -173,7 +173,7 @@ def test_folds_are_averaged_by_image():
     clips = {}
     wild.add_scores(clips, np.array(["b", "a", "a"]), np.array([1.0, 2.0, 3.0]))
     wild.add_scores(clips, np.array(["a", "a"]), np.array([4.0, 7.0]))
-    assert wild.pooled(clips).tolist() == [3.0, 5.0, 1.0]
+    assert wild.mean_over_folds(clips).tolist() == [3.0, 5.0, 1.0]
 
 
 def test_outcome_is_the_mean_over_the_generators_of_a_role():

@@ -212,14 +212,15 @@ class Windows:
     def __init__(self, rows: list[Row], memory: int = 2 << 30):
         self.rows = rows
         self.video = np.repeat(np.arange(len(rows)), [row.windows for row in rows])
-        self.offset = window_numbers(self.video)
+        self.offset = np.arange(len(self.video)) - np.searchsorted(self.video, self.video)  # which of its video's, (N,)
         self.held = None
         if rows:
-            self.shape = map_tokens(self.file(0)).shape[1:]  # (L, T, D)
+            self.shape = map_tokens(features_file(rows[0].features, rows[0].path)).shape[1:]  # (L, T, D)
             if 2 * len(self.video) * math.prod(self.shape) <= memory:
                 self.held = np.empty((len(self.video), *self.shape), np.float16)
-                for i in range(len(self.video)):
-                    self.read(i, self.held[i])
+                ends = np.cumsum([row.windows for row in rows])
+                for row, end in zip(rows, ends, strict=True):
+                    self.read(end - row.windows, self.held[end - row.windows : end])
         self.workers = 1 if self.held is not None else 4  # batches read at once
 
     def __len__(self):
@@ -230,33 +231,27 @@ class Windows:
             return self.held[i]
         windows = np.empty((*np.shape(i), *self.shape), np.float16)
         for place in np.ndindex(np.shape(i)):
-            self.read(np.asarray(i)[place], windows[place])
+            self.read(np.asarray(i)[place], windows[place][None])
         return windows
 
-    def file(self, video):
-        return features_file(self.rows[video].features, self.rows[video].path)
-
     def mapped(self, i):
-        """The tokens (S, L, T, D) that hold window i, memory-mapped. Raises InputError where the index has others."""
-        file = self.file(self.video[i])
-        tokens = map_tokens(file)
-        if tokens.shape[1:] != self.shape or self.offset[i] >= len(tokens):
+        """The tokens (S, L, T, D) of window i's video, memory-mapped. Raises InputError where the index has others."""
+        row = self.rows[self.video[i]]
+        tokens = map_tokens(file := features_file(row.features, row.path))
+        if tokens.shape[1:] != self.shape or row.windows > len(tokens):
             raise InputError(
-                f"{file}: tokens {tokens.shape} do not match the index (window {self.offset[i]} of {self.shape});"
+                f"{file}: tokens {tokens.shape} do not match the index ({row.windows} windows of {self.shape});"
                 " delete the file and run 01 again"
             )
         return tokens
 
-    def read(self, i, window):
-        """Read window i into an array (L, T, D) of float16."""
-        window[...] = self.mapped(i)[self.offset[i]]
-        if not np.isfinite(window).all():
-            raise InputError(f"{self.file(self.video[i])}: tokens are not finite; delete the file and run 01 again")
-
-
-def window_numbers(video):
-    """Which of its video's windows each is, (N,), of the videos (N,) of windows in order."""
-    return np.arange(len(video)) - np.searchsorted(video, video)
+    def read(self, i, windows):
+        """Read window i and those after it into an array (n, L, T, D) of float16; all are of one video."""
+        windows[...] = self.mapped(i)[self.offset[i] :][: len(windows)]
+        if not np.isfinite(windows).all():
+            row = self.rows[self.video[i]]
+            file = features_file(row.features, row.path)
+            raise InputError(f"{file}: tokens are not finite; delete the file and run 01 again")
 
 
 def read_batches(windows, batches):

@@ -121,7 +121,7 @@ def list_videos(videos, table, limit=None):
     )  # millions of files lie in few folders
     rows, ignored = list_folder(videos, resolve) if videos.is_dir() else list_csv(videos, resolve)
     if not rows:
-        raise InputError(f"{videos}: no videos found; {describe(ignored) or 'it is empty'}")
+        raise InputError(f"{videos}: no videos found; {counts_text(ignored) or 'it is empty'}")
     rows.sort(key=lambda row: (row.path, row.file))
     for row, after in itertools.pairwise(rows):
         if row.path == after.path:
@@ -129,5 +129,5 @@ def list_videos(videos, table, limit=None):
     return (subsample(rows, ("generator",), limit, "limit") if limit else rows), ignored
 
 
-def describe(counts):
+def counts_text(counts):
     return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()) if count)

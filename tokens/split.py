@@ -1,7 +1,6 @@
 """Groups, folds, and which videos a stage trains on, validates on and tests: by level, split, generators, labels."""
 
 import hashlib
-import itertools
 import warnings
 from collections import Counter
 from typing import NamedTuple
@@ -117,35 +116,30 @@ def choose_videos(
     tested = named if other else trained
     if test_generators:
         tested = known_names(test_generators, table, other or rows)
+    tested = tested & named
+
     labels = {name: class_index(level, name, table) for name in present}
-
-    def trains(row):
-        return row.generator in trained and row.split != "test" and labels[row.generator] is not None
-
-    roles, excluded = {"train": [], "val": [], "test": [], "unseen": []}, Counter()
-    for row in filter(trains, rows):
-        roles["train" if train_on_val else row.split].append(row._replace(label=labels[row.generator]))
-    for row in other or itertools.filterfalse(trains, rows):
-        generator, label = row.generator, labels[row.generator]
-        if generator in table and label is None:
-            excluded[generator] += 1
-        elif generator in tested & named:
-            roles["test"].append(row._replace(label=label))
-        elif other or generator not in trained:
+    roles, left, excluded = {"train": [], "val": [], "test": [], "unseen": []}, [], Counter()
+    for row in rows:
+        if row.generator in trained and row.split != "test" and labels[row.generator] is not None:
+            roles["train" if train_on_val else row.split].append(row._replace(label=labels[row.generator]))
+        else:
+            left.append(row)
+    for row in other or left:
+        if row.generator in table and labels[row.generator] is None:
+            excluded[row.generator] += 1
+        elif row.generator in tested:
+            roles["test"].append(row._replace(label=labels[row.generator]))
+        elif other or row.generator not in trained:
             roles["unseen"].append(row)
-    roles["test"] = apart_from_training(roles)
-    if labels_per_class != "all":
-        roles["train"] = subsample(roles["train"], ("label",), labels_per_class, seed)
-    return keep_trained_classes(class_names(level, table), roles, dict(excluded))
-
-
-def apart_from_training(roles):
-    """The test videos whose group no training video shares."""
     groups = {row.group for row in roles["train"] + roles["val"]}
     apart = [row for row in roles["test"] if row.group not in groups]
     if len(apart) < len(roles["test"]):
         print(f"{len(roles['test']) - len(apart)} videos share a group with training videos and are not tested")
-    return apart
+    roles["test"] = apart
+    if labels_per_class != "all":
+        roles["train"] = subsample(roles["train"], ("label",), labels_per_class, seed)
+    return keep_trained_classes(class_names(level, table), roles, dict(excluded))
 
 
 def other_features(features, test_features):

@@ -13,7 +13,7 @@ from basics.artifacts import read_arrays, refuse_other, write_arrays, write_atom
 from basics.running import InputError
 from common import OUTPUTS, build_saga, keras
 from tokens.dataset import Windows
-from training.devices import check_alike, described, is_main_process, one_device, predict_on_batch
+from training.devices import check_alike, devices_text, is_main_process, one_device, predict_on_batch
 from training.evaluation import validation
 
 # ---------------------------------------------------------------- exact resume
@@ -38,9 +38,7 @@ def save_checkpoint(path, model, state: dict, best):
 
 
 def load_checkpoint(path, model, recipe):
-    """Restore a checkpoint into a compiled model; (state, best weights) or ({}, None) when there is none."""
-    if not path.exists():
-        return {}, None
+    """Restore a checkpoint into a compiled model; its state, and the best weights or None."""
     variables, remedy = saved_variables(model), "start anew with --overwrite"
     arrays = read_arrays(path, remedy=remedy)
     wanted = {"state", *(f"variable_{i}" for i in range(len(variables)))}
@@ -80,11 +78,11 @@ class EpochEnd(keras.callbacks.Callback):
         """The number of epochs that an interrupted run of the same recipe has behind it, with all that they left."""
         model.optimizer.build(model.trainable_variables)
         path, size = checkpoint_file(self.run, self.level), self.batches.batch_size
-        state, self.best = load_checkpoint(path, model, self.recipe)
+        state, self.best = load_checkpoint(path, model, self.recipe) if path.exists() else ({}, None)
         if state.get("batch_size", size) != size:
             raise InputError(
-                f"{path}: begun with {state['batch_size']} windows a batch, {described()} would take {size}; go on with"
-                " as many devices as before, or start anew with --overwrite"
+                f"{path}: begun with {state['batch_size']} windows a batch, {devices_text()} would take {size};"
+                " continue with as many devices as before, or start anew with --overwrite"
             )
         self.history, self.best_score = state.get("history", []), state.get("best_score")
         self.batches.epoch = state.get("epoch", 0)
@@ -192,7 +190,7 @@ def tensorboard(folder) -> list:
 
 def print_training(split, batches, labels_per_class="all"):
     """How many videos of each class train, and where there are fewer than asked for or than a batch wants."""
-    steps = f"{len(batches)} steps of {batches.batch_size} an epoch on {described()}"
+    steps = f"{len(batches)} steps of {batches.batch_size} an epoch on {devices_text()}"
     print(f"training on {len(split.train)} videos, {len(batches.windows)} windows, {steps}:")
     per_class = np.bincount([row.label for row in split.train], minlength=len(split.classes))
     counts = dict(zip(split.classes, per_class.tolist(), strict=True))

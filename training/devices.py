@@ -115,7 +115,7 @@ def is_main_process() -> bool:
     return processes()[0] == 0
 
 
-def described() -> str:
+def devices_text() -> str:
     count, hosts = replicas(), processes()[1]
     return f"{count} devices" + f" of {hosts} processes" * (hosts > 1) if count > 1 else "one device"
 

@@ -32,17 +32,15 @@ def drawable(embedding):
     return len(embedding) >= 5 and embedding.std(axis=0).max() > 1e-6
 
 
-def tsne_figure(embedding, groups, metrics, what, path):
-    figure, axes = plt.subplots(figsize=(7, 6))
-    tsne_panel(axes, embedding, groups, title(metrics, f", t-SNE by {what}"))
-    save_figure(figure, path)
-
-
-def tsne_panel(axes, embedding, groups, heading):
-    """t-SNE of embeddings (V, D), coloured by group (V,), as the paper's Fig. 4 and 5. Needs at least 5 videos."""
+def tsne(embedding):
+    """Places (V, 2) of embeddings (V, D) by t-SNE, as in the paper's Fig. 4 and 5."""
     from sklearn.manifold import TSNE
 
-    places = TSNE(perplexity=min(30, (len(embedding) - 1) / 3), init="pca", random_state=0).fit_transform(embedding)
+    return TSNE(perplexity=min(30, (len(embedding) - 1) / 3), init="pca", random_state=0).fit_transform(embedding)
+
+
+def tsne_panel(axes, places, groups, heading):
+    """Videos at their places (V, 2), coloured by group (V,)."""
     names = sorted(set(groups), key=lambda name: (name != "Real", name))
     colours = plt.get_cmap("tab20")
     for i, name in enumerate(names):
@@ -60,7 +58,11 @@ def roc_figure(labels, fake_probability, metrics, path):
     figure, axes = plt.subplots(figsize=(5, 5))
     axes.plot(false_alarms, hits, label=f"area {metrics['auc']:.3f}")
     axes.plot([0, 1], [0, 1], "k:", label="chance, 0.5")
-    axes.set(xlabel="Real called Fake", ylabel="Fake found", title=title(metrics))
+    axes.set(
+        xlabel="false positive rate: Real predicted as Fake",
+        ylabel="true positive rate (recall) of Fake",
+        title=title(metrics),
+    )
     axes.legend()
     save_figure(figure, path)
 
@@ -71,8 +73,11 @@ def draw_figures(metrics, arrays, run):
     confusion_figure(metrics, f"{stem}_confusion.png")
     drawn = np.random.default_rng(0).permutation(np.flatnonzero(test))[:TSNE_VIDEOS]
     if drawable(arrays["embedding"][drawn]):
+        places = tsne(arrays["embedding"][drawn])
         for what in ("class", "generator"):
-            tsne_figure(arrays["embedding"][drawn], arrays[what][drawn], metrics, what, f"{stem}_tsne_{what}.png")
+            figure, axes = plt.subplots(figsize=(7, 6))
+            tsne_panel(axes, places, arrays[what][drawn], title(metrics, f", t-SNE by {what}"))
+            save_figure(figure, f"{stem}_tsne_{what}.png")
     labels = arrays["class"][test] == "Fake"
     if metrics["level"] == "bin" and 0 < labels.sum() < len(labels):
         roc_figure(labels, arrays["probabilities"][test, 1], metrics, f"{stem}_roc.png")

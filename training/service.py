@@ -43,10 +43,10 @@ def served(batches, address, epochs):
     (B,) of each output. Raises InputError where nobody serves, or where there are several devices.
     """
     from common import OUTPUTS  # here, since dispatcher and workers do without Keras
-    from training.devices import described, processes, replicas
+    from training.devices import devices_text, processes, replicas
 
     if processes()[1] > 1 or replicas() > 1:
-        raise InputError(f"--data-service feeds one device, and there are {described()}; leave it out")
+        raise InputError(f"--data-service feeds one device, and there are {devices_text()}; leave it out")
     if not find_spec("tensorflow"):
         raise InputError("--data-service needs TensorFlow, with JAX too: pip install tensorflow")
     windows, shape = batches.windows, batches.windows.shape

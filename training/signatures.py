@@ -1,6 +1,6 @@
 """What 04_tsigs.py measures of signatures, and its controls.
 
-    table = measure(maps, grand_mean, labels, groups, split_groups_in_halves, repeats=200, seed=0)
+    table = identify(maps, grand_mean, labels, groups, split_groups_in_halves, repeats=200, seed=0)
 
 A clip's map (L, L) is the attention between its frames; a signature is the mean map of n clips of one class. Signatures
 of one half of a class's groups are matched with those of the other half.
@@ -42,7 +42,7 @@ def split_groups_in_halves(labels, groups, random):
 # ---------------------------------------------------------------- what is measured
 
 
-def compare(first, second, grand_mean):
+def compare_signatures(first, second, grand_mean):
     """MEASURES (7,) of two signatures per class (C, L, L): the accuracy, a class being correct whose nearest second
     signature is its own (Euclidean), and the mean correlation within and between classes, less the grand mean (L, L)
     and raw.
@@ -80,11 +80,11 @@ def compare_counts(maps, grand_mean, groups, sides, random):
                 np.stack([maps[np.resize(pairs[i][side], count)].mean(axis=0, dtype="float64") for i in able])
                 for side in (0, 1)
             )
-            measures[count].append(compare(first, second, grand_mean))
+            measures[count].append(compare_signatures(first, second, grand_mean))
     return measures
 
 
-def measure(maps, grand_mean, labels, groups, draw_sides, repeats, seed):
+def identify(maps, grand_mean, labels, groups, draw_sides, repeats, seed):
     """Identification and correlation by clips per signature: a dict for each n of COUNTS that two classes have, of
     maps (V, L, L), grand_mean (L, L), labels and groups (V,) as integers.
 
@@ -113,11 +113,11 @@ def measure(maps, grand_mean, labels, groups, draw_sides, repeats, seed):
 
 
 def measure_controls(maps, grand_mean, labels, groups, strata, repeats, seed):
-    """The tables of `measure` with labels permuted and, where strata (V,) have names, across strata."""
-    tables = {"labels permuted": measure(maps, grand_mean, labels, groups, permuted_halves, repeats, seed)}
+    """The tables of `identify` with labels permuted and, where strata (V,) have names, across strata."""
+    tables = {"labels permuted": identify(maps, grand_mean, labels, groups, permuted_halves, repeats, seed)}
     if largest_strata(strata):
         pairs = partial(across_strata, strata=strata)
-        tables["across strata"] = measure(maps, grand_mean, labels, groups, pairs, repeats, seed)
+        tables["across strata"] = identify(maps, grand_mean, labels, groups, pairs, repeats, seed)
     return tables
 
 
