@@ -66,7 +66,7 @@ def get_args(argv=None):
     add("--generators", default=str(TABLE), help="the generator table")
     add("--limit", type=positive, help="at most this many clips per generator: a small run")
     add("--shard", type=part_of_parts, default=(1, 1), metavar="I/N", help="do the I-th of N equal parts, 1/N to N/N")
-    add("--overwrite", action="store_true", help="extract anew what is there")
+    add("--overwrite", action="store_true", help="extract again what is there")
     # frames
     add("--fps", type=frame_rate, default=8, help="frames sampled per second")
     add("--frames", type=positive, default=8, help="frames per window (L)")
@@ -173,23 +173,23 @@ def open_features(folder, recipe, overwrite):
 
 def read_finished(rows, folder, digest):
     """{path: the row in its features file} of the videos whose features are there, made in the way of this digest."""
-    found = {}
+    finished = {}
     for row in rows:
         file = features_file(folder, row.path)
         if os.path.isfile(file):
             with suppress(InputError):  # a damaged file is made again
                 kept, made_by = read_row(file)
                 if made_by == digest:
-                    found[row.path] = kept
-    return found
+                    finished[row.path] = kept
+    return finished
 
 
 def print_videos(rows, ignored, table, videos):
     groups, splits = {}, Counter(row.split for row in rows)
     for row in rows:
         groups.setdefault(row.generator, set()).add(row.group)
-    shares = ", ".join(f"{splits[split]} {split}" for split in ("train", "val", "test"))
-    print(f"{videos}: {len(rows)} videos of {len(groups)} generators ({shares})")
+    counts = ", ".join(f"{splits[split]} {split}" for split in ("train", "val", "test"))
+    print(f"{videos}: {len(rows)} videos of {len(groups)} generators ({counts})")
     if unseen := sorted(name for name in groups if name not in table):
         print(f"not in the generator table, so unseen but for BIN-L: {', '.join(unseen)}; to train on them add")
         print(f"  {table_lines(unseen)}")

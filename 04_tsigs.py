@@ -70,7 +70,7 @@ def get_args(argv=None):
     add("--repeats", type=positive, default=200, help="random halvings of each class's groups")
     add("--controls", action="store_true", help="measure frames shuffled, untrained, labels permuted, across strata")
     add("--seed", type=int, default=0, help="seed of halvings, draws and controls")
-    add("--overwrite", action="store_true", help="compute anew although the run folder holds other results")
+    add("--overwrite", action="store_true", help="compute again, replacing other results in the run folder")
     args = parser.parse_args(argv)
     if not args.splits or set(args.splits) - set(ROLES):
         parser.error(f"argument --splits: expected some of {','.join(ROLES)}")

@@ -1,5 +1,5 @@
-"""Files that appear whole, one reader for each kind of file, and one comparison of how two things were made: with which
-settings, from what, and by which code.
+"""Files written atomically, one reader for each kind of file, and one comparison of how two things were made: with
+which settings, from what, and by which code.
 
     write_json("runs/zoo/gen.json", metrics)
     metrics = read_json("runs/zoo/gen.json", ("classes", "recipe"))
@@ -34,7 +34,7 @@ AGAIN = "delete it and run its stage again"
 
 
 def write_atomically(path, write, suffix=""):
-    """Let `write(temporary path)` make a file that appears at `path` whole or not at all."""
+    """Write a file by `write(temporary path)` so that it appears at `path` complete or not at all."""
     path = Path(path)
     # not the process's number: two containers on one file system may both be number 1
     temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}{suffix}")
@@ -54,7 +54,7 @@ def write_json(path, content: dict):
 
 
 def write_csv(path, columns, rows):
-    """Write rows, dicts; of each the columns alone."""
+    """Write rows, dicts, with these columns; other keys are left out."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, extrasaction="ignore")
     writer.writeheader()
@@ -159,18 +159,18 @@ def make_recipe(arguments: dict, paths=(), machine=(), packages=(), **made_from)
 
 
 def differing(one: dict, other: dict, besides=(), only=None) -> list[str]:
-    """The keys in which two recipes differ, of a dict in them as "prepare.size"; NOT_COMPARED and `besides` left aside,
-    or `only` some. Arguments stand by their own names.
+    """The keys in which two recipes differ, nested ones as "prepare.size" and arguments by their names. NOT_COMPARED
+    and `besides` are left out; `only` some are compared.
     """
-    found = []
+    keys = []
     for key in (one.keys() | other.keys()) - {*NOT_COMPARED, *besides} if only is None else only:
         mine, theirs = one.get(key), other.get(key)
         if isinstance(mine, dict) and isinstance(theirs, dict):
             prefix = "" if key == "arguments" else f"{key}."
-            found += [prefix + name for name in differing(mine, theirs, besides)]
+            keys += [prefix + name for name in differing(mine, theirs, besides)]
         elif mine != theirs:
-            found.append(key)
-    return sorted(found)
+            keys.append(key)
+    return sorted(keys)
 
 
 def differing_code(one: dict, other: dict) -> list[str]:
@@ -184,7 +184,7 @@ def differing_code(one: dict, other: dict) -> list[str]:
 
 
 def refuse_other(path, found: dict, wanted: dict, remedy="choose another --run, or --overwrite it", besides=()):
-    """Raise InputError naming what differs where `path` was made by another recipe: by other settings or other code."""
+    """Raise InputError naming what differs where the recipe `found` at `path` has other settings or code."""
     if keys := differing(found, wanted, besides):
         raise InputError(f"{path} was made with other settings ({', '.join(keys)}); {remedy}")
     if names := differing_code(found, wanted):
@@ -216,10 +216,10 @@ def finished_metrics(path, recipe, overwrite=False, unfinished=()) -> dict | Non
         Path(file).unlink(missing_ok=True)
     if not path.exists():
         return None
-    found = read_json(path, ("recipe",))
-    refuse_other(path, found["recipe"], recipe)
-    print(f"{path} is up to date (--overwrite makes it anew)")
-    return found
+    metrics = read_json(path, ("recipe",))
+    refuse_other(path, metrics["recipe"], recipe)
+    print(f"{path} is up to date (--overwrite makes it again)")
+    return metrics
 
 
 # ---------------------------------------------------------------- the code that made a thing
@@ -237,18 +237,18 @@ def code_of(*starts) -> dict[str, str]:
     """
     places = (os.path.relpath(sys.modules[start.__module__].__file__, ROOT).replace(os.sep, "/") for start in starts)
     waiting = [(file, start.__qualname__) for file, start in zip(places, starts, strict=True)]
-    own, found = {file for file, _ in waiting}, {}
+    starting_files, digests = {file for file, _ in waiting}, {}
     while waiting:
         file, name = waiting.pop()
         definitions, imported = read_code(file)
         if name in imported:
             file, name = imported[name]
-            if (file in own or file.startswith(FOLLOWED)) and file not in NOT_FOLLOWED:
+            if (file in starting_files or file.startswith(FOLLOWED)) and file not in NOT_FOLLOWED:
                 waiting.append((file, name))
-        elif name in definitions and f"{file}:{name}" not in found and not name.startswith(("print_", "draw_")):
-            found[f"{file}:{name}"] = definitions[name].digest
+        elif name in definitions and f"{file}:{name}" not in digests and not name.startswith(("print_", "draw_")):
+            digests[f"{file}:{name}"] = definitions[name].digest
             waiting += [(file, other) for other in definitions[name].names if other != "get_args"]
-    return dict(sorted(found.items()))
+    return dict(sorted(digests.items()))
 
 
 class Definition(NamedTuple):
@@ -278,8 +278,8 @@ class OnlyCode(ast.NodeTransformer):
     """Takes docstrings, printing and the messages of errors out of a definition."""
 
     def visit_Expr(self, node):
-        called = node.value.func if isinstance(node.value, ast.Call) else None
-        prints = isinstance(called, ast.Name) and called.id.startswith(("print", "draw_"))
+        function = node.value.func if isinstance(node.value, ast.Call) else None
+        prints = isinstance(function, ast.Name) and function.id.startswith(("print", "draw_"))
         return None if prints or isinstance(node.value, ast.Constant) else self.generic_visit(node)
 
     def visit_Raise(self, node):
@@ -308,8 +308,8 @@ def git_commit() -> str | None:
 
 def versions(*packages) -> dict[str, str]:
     """Of Python, NumPy and the packages named, as far as they are installed; none is imported."""
-    found = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for package in ("numpy", *packages):
         with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            numbers[package] = version(package)
+    return numbers

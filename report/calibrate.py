@@ -60,7 +60,7 @@ def temperature_interval(probabilities, labels, groups, repeats=100, seed=0):
 
 
 def resampled(groups, repeats, seed):
-    """How often each clip counts, (repeats, V), when its whole group is drawn with replacement."""
+    """Bootstrap weights (repeats, V) of clips over their groups (V,), as resample_groups."""
     random, member = np.random.default_rng(seed), np.unique(groups, return_inverse=True)[1]
     return np.array([resample_groups(member, random) for _ in range(repeats)])
 
