@@ -16,7 +16,7 @@ from measuring import alternated, compared, once, run_side, side
 
 FULL = dict(files=24, windows=4, frames=8, tokens=729, dim=1152)
 TINY = dict(files=4, windows=4, frames=8, tokens=4, dim=16)
-BATCH, READERS, ROUNDS = 4, 4, 3
+BATCH, ROUNDS = 4, 3
 SIDES = {"np_load": "np.load in a loop", "generator": "tf.data of a Python generator of np.load"}
 
 
@@ -79,11 +79,11 @@ def measured(read_all, folder, sizes, cold):
 
 def ours(folder, sizes, cold):
     from common import WindowBatches, keras
-    from tokens.dataset import Windows
+    from tokens.dataset import Row, Windows
 
-    rows = [{"features": folder, "path": str(i), "windows": sizes["windows"]} for i in range(sizes["files"])]
-    windows = Windows(rows, memory=0)
-    batches = WindowBatches(windows, np.zeros(len(windows)), BATCH, workers=READERS)
+    names = [str(i) for i in range(sizes["files"])]
+    windows = Windows([Row(name, "", name, windows=sizes["windows"], features=folder) for name in names], memory=0)
+    batches = WindowBatches(windows, np.zeros(len(windows)), BATCH)
     inputs = keras.Input(windows.shape, dtype="float16")
     # takes a number of each batch: what is left is bringing it there
     sink = keras.Model(inputs, keras.layers.Lambda(lambda tokens: tokens[:, 0, 0, 0], output_shape=())(inputs))

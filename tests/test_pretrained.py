@@ -449,6 +449,6 @@ def test_a_second_run_does_nothing_and_refuses_other_weights(presets, clips, tmp
         kernel[0, 0] += 1
     with pytest.raises(InputError, match=r"made with other settings \(weights_sha256.*--overwrite"):
         extract(*run[:-1], moved)
-    with pytest.raises(InputError, match="layer projection there, pooled now"):
+    with pytest.raises(InputError, match="other settings .dim, layer, weights_sha256"):
         extract(*run[:-1], moved, "--layer", "pooled")
     assert len(list((tmp_path / "f").rglob("*.npz"))) == 3

@@ -1,0 +1,30 @@
+"""A stage stays short to walk through: what runs of the project in a plain, small run (tests/reading.py)."""
+
+import pytest
+from reading import read_all
+
+# Per stage at most so many files, functions and jumps between files; of the lines that ran, at least this part in four
+# files and this in the stage itself (01, 05) or in the stage and common.py. The aims: 5 files at 01 and 05, 8 at the
+# others, 60 functions, 25 jumps, 0.8, and 0.4 at 01 and 05, 0.5 at the others. What lies beyond them is what is reached.
+LIMITS = {
+    "01": (9, 73, 31, 0.77, 0.23),
+    "02": (12, 95, 55, 0.55, 0.25),
+    "03": (12, 110, 65, 0.55, 0.30),
+    "04": (8, 60, 25, 0.8, 0.40),
+    "05": (5, 60, 25, 0.8, 0.35),
+}
+
+
+@pytest.fixture(scope="module")
+def readings(zoo, tmp_path_factory):
+    return {reading.stage[:2]: reading for reading in read_all(tmp_path_factory.mktemp("reading"), zoo)}
+
+
+@pytest.mark.slow
+@pytest.mark.graph
+@pytest.mark.parametrize("stage", LIMITS)
+def test_stage_is_short_to_walk_through(readings, stage):
+    reading, (files, functions, jumps, in_four, in_stage) = readings[stage], LIMITS[stage]
+    own = reading.in_stage if stage in ("01", "05") else reading.in_stage_or_common
+    assert len(reading.files) <= files and len(reading.functions) <= functions and reading.jumps <= jumps
+    assert reading.in_four >= in_four and own >= in_stage
