@@ -16,6 +16,7 @@ and a video that was deleted leaves the index. Many machines: `--shard I/N` on e
 """
 
 import argparse
+import errno
 import itertools
 import math
 import os
@@ -37,7 +38,6 @@ from basics.running import InputError, part_of_parts, positive, run_script
 from tokens.dataset import (
     SAME_TOKENS,
     features_file,
-    other_tokens,
     read_row,
     room_for_tokens,
     tokens_digest,
@@ -66,7 +66,7 @@ def get_args(argv=None):
     add("--generators", default=str(TABLE), help="the generator table")
     add("--limit", type=positive, help="at most this many clips per generator: a small run")
     add("--shard", type=part_of_parts, default=(1, 1), metavar="I/N", help="do the I-th of N equal parts, 1/N to N/N")
-    add("--overwrite", action="store_true", help="extract anew what is there")
+    add("--overwrite", action="store_true", help="extract again what is there")
     # frames
     add("--fps", type=frame_rate, default=8, help="frames sampled per second")
     add("--frames", type=positive, default=8, help="frames per window (L)")
@@ -153,43 +153,44 @@ def recipe_of(args, encoder, rows):
     zoos = {Path(folder).parent / "recipe.json" for folder in {os.path.dirname(row.file) for row in rows}}
     recipe["simulated"] = any(zoo.is_file() and bool(read_json(zoo).get("simulated")) for zoo in zoos)
     made_with = versions("keras", "keras-hub") | {"opencv": cv2.__version__, "av": av.__version__}
-    return recipe | {"versions": made_with, "git": git_commit(), "code": code_of(main, maker_of(args.encoder))}
+    return recipe | {
+        "versions": made_with,
+        "git": git_commit(),
+        "code": code_of(read_clip, make_windows, encode_clips, maker_of(args.encoder)),
+    }
 
 
 def open_features(folder, recipe, overwrite):
-    """Write the recipe of a new features folder, or of one whose features are to be overwritten by other ones.
-
-    Raises InputError when the folder holds features made in another way that are not to be overwritten.
-    """
+    """Write the recipe of a folder that is new or is overwritten. Raises InputError where it holds other features."""
     path = Path(folder) / "recipe.json"
     old = read_json(path) if path.exists() else None
     if old and not overwrite:
         refuse_other(folder, old, recipe, "choose another --features, or --overwrite", SAME_TOKENS)
-    for index in Path(folder).glob("index-*-of-*.csv") if old and other_tokens(old, recipe) else ():
+    for index in Path(folder).glob("index-*-of-*.csv") if old and tokens_digest(old) != tokens_digest(recipe) else ():
         index.unlink(missing_ok=True)  # its rows describe the other features
     if overwrite or not old:
         write_json(path, recipe)  # makes the folder
 
 
 def read_finished(rows, folder, digest):
-    """{path: the row in its features file} of the videos whose features are there, made in the way of this digest."""
-    found = {}
+    """{path: the row in its features file} of the videos that have one of this digest, no older than they are."""
+    finished = {}
     for row in rows:
         file = features_file(folder, row.path)
-        if os.path.isfile(file):
+        if os.path.isfile(file) and os.path.getmtime(file) >= os.path.getmtime(row.file):
             with suppress(InputError):  # a damaged file is made again
                 kept, made_by = read_row(file)
                 if made_by == digest:
-                    found[row.path] = kept
-    return found
+                    finished[row.path] = kept
+    return finished
 
 
 def print_videos(rows, ignored, table, videos):
     groups, splits = {}, Counter(row.split for row in rows)
     for row in rows:
         groups.setdefault(row.generator, set()).add(row.group)
-    shares = ", ".join(f"{splits[split]} {split}" for split in ("train", "val", "test"))
-    print(f"{videos}: {len(rows)} videos of {len(groups)} generators ({shares})")
+    counts = ", ".join(f"{splits[split]} {split}" for split in ("train", "val", "test"))
+    print(f"{videos}: {len(rows)} videos of {len(groups)} generators ({counts})")
     if unseen := sorted(name for name in groups if name not in table):
         print(f"not in the generator table, so unseen but for BIN-L: {', '.join(unseen)}; to train on them add")
         print(f"  {table_lines(unseen)}")
@@ -226,8 +227,8 @@ def main(argv=None):
     print(f"to encode: {len(todo)} videos, {size:.2g} MiB a second of video; {free:.3g} GiB are free")
 
     # ---------------------------------------------------------------- encode, save
-    sizes = {"fps": args.fps, "frames": args.frames, "size": args.equalize}
-    read = partial(read_clip, encoder=encoder, **sizes, folder=args.features)
+    how = dict(fps=args.fps, frames=args.frames, size=args.equalize, folder=args.features)
+    read = partial(read_clip, encoder=encoder, **how)
     short, clips = 0, encode_clips(todo, read, encoder, args.encoder_batch, args.threads)
     bar = tqdm(total=len(todo), unit="clip", dynamic_ncols=True, disable=not todo)
     try:
@@ -246,7 +247,12 @@ def main(argv=None):
                     # N frames in S windows of L, the last frame repeated as padding: (S, L, T, D), (S, L), (S, L)
                     windows, times, valid = make_windows(clip.tokens, clip.times, args.frames)
                     row = row._replace(windows=len(windows), **clip.facts)
-                    write_features(file, windows, times, valid, row, digest)
+                    try:
+                        write_features(file, windows, times, valid, row, digest)
+                    except InputError as error:  # a name too long, say; where nothing can be written, all ends
+                        if error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                            raise
+                        row = row._replace(windows=0, error=reason(error))
                     if len(clip.times) < clip.count:
                         bar.write(f"{row.source}: damaged, read up to {clip.times[-1]:.1f} s")
                 index.append(row)

@@ -55,8 +55,8 @@ def get_args(argv=None):
     add("--features", default="features/zoo", help="folder written by 01_extract_features.py")
     add("--run", default="runs/zoo", help="folder for models, metrics and figures")
     add("--generators", default=str(TABLE), help="the generator table")
-    add("--overwrite", action="store_true", help="train anew although the run folder holds other results")
-    # who trains and who is tested
+    add("--overwrite", action="store_true", help="train again, replacing other results in the run folder")
+    # which videos train and which are tested
     add("--train-generators", type=names, help="A,B,...: train on these and Real only, not on all of the table")
     add("--test-generators", type=names, help="A,B,...: test on these and Real, not on those trained on")
     add("--test-features", help="test on every video of this features folder, not on the test split")
@@ -67,7 +67,7 @@ def get_args(argv=None):
     # training; defaults are the paper's (Sec. S-2)
     add("--epochs", type=positive, default=10, help="passes over the training windows")
     add("--batch-size", type=positive, default=64, help="windows per step")
-    add("--batching", choices=("natural", "pk"), default="natural", help="shuffled, or dealt equally to the classes")
+    add("--batching", choices=("natural", "pk"), default="natural", help="shuffled, or equally many of each class")
     add("--learning-rate", type=not_negative, default=1e-5, help="AdamW's initial rate")
     add("--decay-steps", type=not_negative, default=1000, help="steps in which the rate halves, smoothly; 0: constant")
     add("--weight-decay", type=not_negative, default=0.004, help="AdamW's weight decay")
@@ -93,6 +93,7 @@ def main(argv=None):
     made_from |= {"table_sha256": file_digest(args.generators)}
     if args.test_features:
         made_from["test_index_sha256"] = index_digest(read_index(args.test_features))
+        made_from["tested_features"] = features_recipe(args.test_features)
     recipe = make_recipe(vars(args), PATHS, MACHINE, ("keras",), code=code_of(main), **made_from)
     unfinished = checkpoint_file(run, "bin")
     if (done := finished_metrics(run / "bin.json", recipe, args.overwrite, [unfinished])) is not None:

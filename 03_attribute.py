@@ -72,8 +72,8 @@ def get_args(argv=None):
     add("--features", default="features/zoo", help="folder written by 01_extract_features.py")
     add("--run", default="runs/zoo", help="folder for models, metrics and figures")
     add("--generators", default=str(TABLE), help="the generator table")
-    add("--overwrite", action="store_true", help="train anew although the run folder holds other results")
-    # who trains and who is tested
+    add("--overwrite", action="store_true", help="train again, replacing other results in the run folder")
+    # which videos train and which are tested
     add("--level", choices=LEVELS[1:], default="gen", help="attribution level")
     add("--init", help="stage 1's bin.keras, or scratch for one-stage training; default: RUN/bin.keras")
     add("--train-generators", type=names, help="A,B,...: train on these and Real only, not on all of the table")
@@ -92,7 +92,7 @@ def get_args(argv=None):
     # training; defaults are the paper's (Sec. S-2)
     add("--epochs", type=positive, default=10, help="passes over the training windows")
     add("--batch-size", type=positive, default=64, help="windows per step")
-    add("--batching", choices=("natural", "pk"), default="natural", help="shuffled, or dealt equally to the classes")
+    add("--batching", choices=("natural", "pk"), default="natural", help="shuffled, or equally many of each class")
     add("--learning-rate", type=not_negative, default=1e-5, help="AdamW's initial rate")
     add("--decay-steps", type=not_negative, default=1000, help="steps in which the rate halves, smoothly; 0: constant")
     add("--weight-decay", type=not_negative, default=0.004, help="AdamW's weight decay")
@@ -114,7 +114,10 @@ def unit(text):
 
 
 def stage_two_loss(loss, ce_weight, margin, positives, normalize):
-    """Keras's losses by output of the model and their weights: lambda CE + (1 - lambda) mining (Sec. 3.2)."""
+    """Losses and weights by output of the model, for compile: lambda CE + (1 - lambda) mining (Sec. 3.2).
+
+    CE is of labels (B,) and logits (B, C), mining of labels (B,) and embedding (B, D).
+    """
 
     def mining(labels, embedding):  # (B,), (B, D)
         labels, embedding = global_batch(labels, embedding)
@@ -168,6 +171,7 @@ def main(argv=None):
     made_from |= {"table_sha256": file_digest(args.generators)}
     if args.test_features:
         made_from["test_index_sha256"] = index_digest(read_index(args.test_features))
+        made_from["tested_features"] = features_recipe(args.test_features)
     made_from["init_sha256"] = None if args.init == "scratch" else file_digest(args.init)
     code = code_of(main, *(LOSSES[loss] for loss in [args.loss] if loss in LOSSES))
     recipe = make_recipe(vars(args), PATHS, MACHINE, ("keras",), code=code, **made_from)
@@ -215,7 +219,7 @@ def main(argv=None):
     batch_size = divisible_batch_size(min(args.batch_size, len(windows)))
     with WindowBatches(windows, labels, batch_size, args.seed, args.batching, processes()) as batches:
         mining = dict(loss=args.loss, margin=args.margin, positives=args.positives, normalize=args.normalize)
-        measure = partial(mined_pairs, **mining) if args.loss != "ce" else None
+        measure = partial(mined_pairs, **mining) if args.loss in ("semi", "hnm") else None
         epoch_end = EpochEnd(level, run, recipe, batches, split.val, args.batch_size, measure)
         done = epoch_end.restore(model)  # epochs of an interrupted run
         print_training(split, batches, args.labels_per_class)

@@ -26,7 +26,6 @@ from tqdm import tqdm
 
 from basics.artifacts import (
     code_of,
-    differing,
     file_digest,
     finished_metrics,
     make_recipe,
@@ -42,6 +41,7 @@ from tokens.dataset import (
     Windows,
     features_recipe,
     index_digest,
+    other_tokens,
     read_batches,
     read_index,
     read_valid,
@@ -70,7 +70,7 @@ def get_args(argv=None):
     add("--repeats", type=positive, default=200, help="random halvings of each class's groups")
     add("--controls", action="store_true", help="measure frames shuffled, untrained, labels permuted, across strata")
     add("--seed", type=int, default=0, help="seed of halvings, draws and controls")
-    add("--overwrite", action="store_true", help="compute anew although the run folder holds other results")
+    add("--overwrite", action="store_true", help="compute again, replacing other results in the run folder")
     args = parser.parse_args(argv)
     if not args.splits or set(args.splits) - set(ROLES):
         parser.error(f"argument --splits: expected some of {','.join(ROLES)}")
@@ -198,7 +198,7 @@ def main(argv=None):
         return done
     model = load_saga(files[0], args.level)
     print_other_code(files[0], model.config["recipe"])
-    if differ := differing(made_from["features"], model.config["features"]):
+    if differ := other_tokens(made_from["features"], model.config["features"]):
         raise InputError(f"{files[0]}: other features than {args.features} ({', '.join(differ)}); train it on these")
     if other := model.config["recipe"].get("paths", {}).get("test_features"):
         raise InputError(f"{files[0]} was tested on {other}; T-Sigs need a run whose clips are all in one folder")

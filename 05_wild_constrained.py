@@ -2,7 +2,7 @@
 features, trained on few labelled sources and fine-tuned on unlabelled wild images under a constraint.
 
     L0        the baseline's loss: mean binary cross-entropy (BCE) over the labelled images
-    min       mean BCE over the wild images, all taken for non-target (+ l2 / 2 |w|^2, as the baseline's)
+    min       mean BCE over the wild images, all taken as non-target (+ l2 / 2 |w|^2, as the baseline's)
     so that   mean BCE over the labelled images <= tau L0                                          (tau = 2)
 
 In      features/<set>/ by 01: a vector per image, of stills or of frames of clips; or runs/<run>/<level>_embeddings.npz
@@ -17,8 +17,8 @@ Out     runs/<run>/wild.json            AP, ROC AUC of each generator before and
     python 05_wild_constrained.py --apply features/new
 
 One logit, whose sigmoid is the probability of non-target (the paper's orientation). In metrics the target is the
-positive class and the score is the logit's negative. Expect ten seconds, without Keras: the problem is convex, so that
-SciPy solves it to the end without rates, epochs or random batches.
+positive class and the score is the logit's negative. It takes ten seconds and no Keras: the problem is convex, so SciPy
+finds its optimum without learning rates, epochs or random batches.
 """
 
 import argparse
@@ -59,11 +59,11 @@ def get_args(argv=None):
     add("--run", default="runs/wild", help="folder for classifier, metrics and figures")
     add("--generators", default=str(TABLE), help="the generator table, for aliases")
     add("--apply", metavar="FEATURES", help="score these features by the classifier in --run, and do nothing else")
-    add("--overwrite", action="store_true", help="train anew although the run folder holds other results")
+    add("--overwrite", action="store_true", help="train again, replacing other results in the run folder")
     # which images have which role
     add("--target", default="HotShot", help="the generator to attribute")
     add("--known", type=names, default=["Real", "SVD", "Lavie"], help="A,B,...: labelled as non-target")
-    unlabelled = f"A,B=5,...: unlabelled, taken for non-target, the target among them or not; of B 5 (default: {WILD})"
+    unlabelled = f"A,B=5,...: unlabelled, taken as non-target, may include the target; of B 5 images (default: {WILD})"
     add("--wild", type=names_with_counts, default=argparse.SUPPRESS, help=unlabelled)
     add("--unseen", type=names, default=["Gen2", "Pika", "Sora"], help="A,B,...: tested only")
     add("--target-count", type=positive, default=200, help="labelled images of the target, at most")
@@ -85,11 +85,11 @@ def get_args(argv=None):
 
 
 def print_ranking(metrics):
-    """The losses; a row per generator and per mean, the methods from left to right; what happens at the threshold."""
+    """Print the losses, a row of AP and AUC per generator and per mean, and the rates at the threshold."""
 
     def print_row(what, *entries):
         text = "{:.2f} ({:.2f}-{:.2f})".format
-        ap, auc = (" -> ".join(text(own[key], *own[f"{key}_interval"]) for own in entries) for key in RANKING)
+        ap, auc = (" -> ".join(text(each[key], *each[f"{key}_interval"]) for each in entries) for key in RANKING)
         print(f"{what:42}  {ap:34} {auc}")
 
     training = metrics["training"]
@@ -122,10 +122,10 @@ def draw_results(scores, roles, what, run):
 
     (target,) = roles["target"]
     histograms, curves = (Figure(size, layout="constrained") for size in ((7, 6), (12, 5)))
-    bins = np.histogram_bin_edges([score for own in scores.values() for score in np.concatenate([*own.values()])], 24)
-    for axis, (method, own) in zip(histograms.subplots(len(scores), sharex=True), scores.items(), strict=True):
+    bins = np.histogram_bin_edges(np.concatenate([part for own in scores.values() for part in own.values()]), 24)
+    for axis, (method, by_generator) in zip(histograms.subplots(len(scores), sharex=True), scores.items(), strict=True):
         for role, color in (("target", "lightsteelblue"), ("known", "C1"), ("unseen", "C2")):
-            if drawn := [own[name] for name in roles[role] if name in own]:
+            if drawn := [by_generator[name] for name in roles[role] if name in by_generator]:
                 part = np.concatenate(drawn)
                 weights, label = np.full(len(part), 1 / len(part)), f"{role}, {len(part)} images"
                 style = "stepfilled" if role == "target" else "step"
@@ -135,9 +135,9 @@ def draw_results(scores, roles, what, run):
     axis.legend()
     roc, precision_recall = curves.subplots(1, 2)
     for color, name in enumerate(roles["unseen"]):
-        for (method, own), style in zip(scores.items(), (":", "-"), strict=True):
-            labels = np.repeat([1, 0], [len(own[target]), len(own[name])])
-            values, line = np.concatenate([own[target], own[name]]), {"color": f"C{color}", "ls": style}
+        for (method, by_generator), style in zip(scores.items(), (":", "-"), strict=True):
+            pair, line = (by_generator[target], by_generator[name]), {"color": f"C{color}", "ls": style}
+            labels, values = np.repeat([1, 0], list(map(len, pair))), np.concatenate(pair)
             roc.plot(*roc_curve(labels, values)[:2], **line, label=f"{name}, {method}")
             precision, recall, _ = precision_recall_curve(labels, values)
             precision_recall.step(recall, precision, **line, where="post")
@@ -154,7 +154,7 @@ def draw_results(scores, roles, what, run):
 
 
 def logits_of(theta, vectors):
-    """Logits of non-target (n,) of vectors (n, D) by theta (D + 1,): weights and, last, the bias."""
+    """Logits of non-target (n,) for vectors (n, D) by theta (D + 1,): weights and, last, the bias."""
     weights = theta.astype(vectors.dtype)
     return vectors @ weights[:-1] + weights[-1]
 
@@ -192,8 +192,8 @@ def fit_early(labelled, val, start):
 
 
 def fine_tune(baseline, allowed, labelled, wild, l2):
-    """theta of the least mean BCE over the wild images, all taken for non-target, whose mean BCE over the labelled
-    images is at most what is allowed, tau L0; and a row per round of the solver.
+    """theta of the least mean BCE over the wild images, all taken as non-target, whose mean BCE over the labelled
+    images is at most `allowed`, tau L0; and a row per round of the solver.
     """
 
     def objective(theta):
@@ -229,7 +229,7 @@ def main(argv=None):
     other = np.float64(images.generator != target)
     labelled, val = ([(vectors[role], other[places[role]])] for role in ("labelled", "val"))
     parts = np.split(vectors["wild"], range(args.wild_batch, len(roles.wild), args.wild_batch))
-    wild = [(part, np.ones(len(part))) for part in parts]  # all taken for non-target
+    wild = [(part, np.ones(len(part))) for part in parts]  # all taken as non-target
 
     # ---------------------------------------------------------------- train: the baseline and its loss, L0
     start, l2, training = np.zeros(len(mean) + 1), args.l2, {}
@@ -248,20 +248,20 @@ def main(argv=None):
     # ---------------------------------------------------------------- evaluate: scores
     classifier = {"baseline": baseline, "constrained": constrained, "mean": mean, "scale": scale}
     for method in METHODS:
-        losses = (mean_bce(classifier[method], own)[0] for own in (labelled, wild))
+        losses = (mean_bce(classifier[method], batches)[0] for batches in (labelled, wild))
         training[method] = dict(zip(("labelled_loss", "wild_loss"), losses, strict=True))
     training |= {"l2": l2, "allowed": args.tau * L0, "rounds": rounds}
     chosen = np.concatenate(list(places.values()))
     rows = {key: getattr(images, key)[chosen] for key in ("path", "generator", "split", "group")}
-    rows["role"] = np.repeat(list(places), [len(own) for own in places.values()])
+    rows["role"] = np.repeat(list(places), [len(numbers) for numbers in places.values()])
     for method in METHODS:
         rows[method] = np.concatenate([-logits_of(classifier[method], vectors[role]) for role in places])
     tested = {name: (rows["role"] == "test") & (rows["generator"] == name) for name in roles.test}
-    scores = {method: {name: rows[method][own] for name, own in tested.items()} for method in METHODS}
-    groups = {name: rows["group"][own] for name, own in tested.items()}
+    scores = {method: {name: rows[method][mask] for name, mask in tested.items()} for method in METHODS}
+    groups = {name: rows["group"][mask] for name, mask in tested.items()}
     metrics = {"target": target, "roles": named, "training": training} | ranking_table(scores, groups, named)
-    metrics["test_images"] = {name: len(own) for name, own in groups.items()}
-    metrics["at_threshold"] = {method: at_threshold(own, target) for method, own in scores.items()}
+    metrics["test_images"] = {name: len(values) for name, values in groups.items()}
+    metrics["at_threshold"] = {method: at_threshold(values, target) for method, values in scores.items()}
     metrics["simulated"] = bool(images.recipe["features"].get("simulated"))
     print_ranking(metrics)
 
@@ -269,7 +269,7 @@ def main(argv=None):
     what = f"{target} against others, {len(places['test'])} test images{', simulated' * metrics['simulated']}"
     draw_results(scores, named, what, run)
     write_arrays(run / "wild_classifier.npz", classifier | {"recipe": recipe})
-    write_arrays(run / "wild_scores.npz", rows | {f"{role}_vectors": own for role, own in vectors.items()})
+    write_arrays(run / "wild_scores.npz", rows | {f"{role}_vectors": values for role, values in vectors.items()})
     metrics["recipe"] = recipe | {"seconds": round(time.time() - started, 1)}
     write_json(run / "wild.json", metrics)
     print(f"classifier, scores, metrics and figures are in {run}")

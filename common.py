@@ -28,10 +28,10 @@ __all__ = ["LEVELS", "class_index", "class_names", "load_generators"]
 class WindowBatches(keras.utils.PyDataset):
     """Training batches (tokens (B, L, T, D), labels (B,)) that depend only on seed, epoch and step.
 
-    Labels (N,) are per window. `natural` shuffles all windows anew each epoch; windows short of a full batch wait for a
-    later epoch's shuffle. `pk` deals the batch's slots round-robin over the classes; a class shows each of its videos
-    once before another window of one, and repeats windows only when it has no more. With `part` (i, n), the i-th of n
-    equal parts of each batch. Used with `with`, which ends the reading ahead and raises what it raised.
+    Labels (N,) are per window. `natural` shuffles all windows each epoch and leaves out an incomplete last batch. `pk`
+    gives the classes equally many slots of a batch; a class shows each of its videos once before another window of one,
+    and repeats windows only when it has no more. `part` (i, n) takes the i-th of n equal parts of each batch. Use it in
+    a `with` statement, which stops reading ahead and raises the errors of reading.
     """
 
     def __init__(self, windows: Windows, labels, batch_size=64, seed=0, batching="natural", part=(0, 1)):
@@ -45,7 +45,7 @@ class WindowBatches(keras.utils.PyDataset):
         self.ahead = windows.workers if windows.workers > 1 else 0
         _, first, count = np.unique(windows.video, return_index=True, return_counts=True)
         label = self.labels[first]
-        self.videos = {own: (first[label == own], count[label == own]) for own in np.unique(label).tolist()}
+        self.videos = {name: (first[label == name], count[label == name]) for name in np.unique(label).tolist()}
 
     def __len__(self):
         return len(self.windows) // self.batch_size
@@ -75,9 +75,9 @@ class WindowBatches(keras.utils.PyDataset):
         self.reading.clear()
 
     def chosen(self, step):
-        """Which windows are this epoch's batch of that step, or this part of it, (B,)."""
+        """The windows (B,) of this epoch's batch at a step, or of this part of it."""
         if self.batching == "pk":
-            batch = self.deal(np.random.default_rng((self.seed, self.epoch, step)))
+            batch = self.balanced_batch(np.random.default_rng((self.seed, self.epoch, step)))
         else:
             if self.order[0] != self.epoch:
                 random = np.random.default_rng((self.seed, self.epoch))
@@ -86,19 +86,19 @@ class WindowBatches(keras.utils.PyDataset):
         i, n = self.part
         return np.split(batch, n)[i]
 
-    def deal(self, random):
-        """Windows (B,) whose slots are dealt round-robin over the classes."""
-        dealt, classes = [], random.permutation(list(self.videos))
-        shares = np.bincount(np.arange(self.batch_size) % len(classes), minlength=len(classes))
-        for label, slots in zip(classes.tolist(), shares, strict=True):
+    def balanced_batch(self, random):
+        """Windows (B,), equally many of each class, up to one."""
+        batch, classes = [], random.permutation(list(self.videos))
+        slots_per_class = np.bincount(np.arange(self.batch_size) % len(classes), minlength=len(classes))
+        for label, slots in zip(classes.tolist(), slots_per_class, strict=True):
             first, count = self.videos[label]  # of each video of the class
             chosen = random.choice(len(first), min(slots, len(first)), replace=False)
             first, count = first[chosen], count[chosen]
             start = random.integers(count)
             rounds = range(count.max(initial=0) if slots > len(chosen) else 1)
             windows = [(first + (start + more) % count)[count > more] for more in rounds]
-            dealt.append(np.resize(np.concatenate(windows), slots))
-        return np.concatenate(dealt)
+            batch.append(np.resize(np.concatenate(windows), slots))
+        return np.concatenate(batch)
 
 
 # ---------------------------------------------------------------- model (Sec. 3.1)
@@ -113,10 +113,11 @@ class TransformerEncoder(keras_hub.layers.TransformerEncoder):  # files of weigh
     def build(self, inputs_shape):
         super().build(inputs_shape)
         if self.compute_dtype != "float32":
-            attention_layer(self)._softmax = softmax_in_float32
+            set_softmax(self, softmax_in_float32)
 
 
 def softmax_in_float32(scores, mask):
+    """Softmax of attention scores (B, H, L, L) over the last axis, computed in float32 and cast back."""
     assert mask is None, "SAGA masks no token"
     return ops.cast(ops.softmax(ops.cast(scores, "float32"), axis=-1), scores.dtype)
 
@@ -158,6 +159,7 @@ class SAGA(keras.Model):
         }
 
     def frame_vectors(self, tokens, training):
+        """Tokens (B, L, T, D) through the spatial block, averaged per frame: (B, L, D)."""
         frames, count, dim = (self.config[key] for key in ("frames", "tokens", "dim"))
         x = ops.reshape(tokens, (-1, count, dim))  # (B L, T, D)
         x = self.spatial(x, training=training)
@@ -186,7 +188,9 @@ def build_saga(
 
 
 def load_saga(path, level) -> SAGA:
-    """The model of a level. Raises InputError when the file is not one, naming the stage that writes it."""
+    """The model of a level, not compiled. Raises InputError naming its stage when the file cannot be read or is no
+    SAGA.
+    """
     try:
         model = keras.saving.load_model(path, compile=False)
     except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
@@ -201,7 +205,7 @@ def load_saga(path, level) -> SAGA:
 
 
 def adamw(learning_rate, decay_steps, weight_decay):
-    """AdamW whose rate halves every `decay_steps` steps, smoothly, which the paper does not say; 0: a constant rate."""
+    """AdamW whose rate halves every `decay_steps` steps; smoothly, which the paper does not say. 0: a constant rate."""
     if decay_steps:
         learning_rate = keras.optimizers.schedules.ExponentialDecay(learning_rate, decay_steps, 0.5)
     return keras.optimizers.AdamW(learning_rate, weight_decay=weight_decay)
@@ -226,7 +230,7 @@ def same_label_mask(labels):
 
 
 def positive_pairs(same, distances, positives="all"):
-    """True (B, B) at the ordered pairs (a, p), a != p, that enter the loss.
+    """True (B, B) at the ordered pairs (a, p), a != p, that enter the loss, of `same` and `distances` (B, B).
 
     "hardest" and "random" keep one p per anchor (Eq. 5's index i): the farthest, or the next of its class in the
     batch, which is a random one because the batch is shuffled.
@@ -235,11 +239,11 @@ def positive_pairs(same, distances, positives="all"):
     pairs = ops.logical_and(same, ops.logical_not(ops.eye(size, dtype="bool")))
     if positives == "all":
         return pairs
-    place = ops.arange(size)
-    ahead = ops.cast((place[None, :] - place[:, None]) % size, "float32")
+    position = ops.arange(size)
+    ahead = ops.cast((position[None, :] - position[:, None]) % size, "float32")
     rank = distances if positives == "hardest" else -ahead
     best = ops.argmax(ops.where(pairs, rank, -np.inf), axis=1)  # (B,)
-    return ops.logical_and(pairs, best[:, None] == place[None, :])
+    return ops.logical_and(pairs, best[:, None] == position[None, :])
 
 
 def hardest_negative(same, distances):
@@ -250,20 +254,21 @@ def hardest_negative(same, distances):
 def semi_hard_negative(same, distances):
     """d(a, n) (B, B) of the nearest negative farther than p for each pair (a, p), infinite without one (Eq. 3).
 
-    Each anchor's negatives are sorted and p's place among them is found by halving: memory is O(B^2), time
+    Each anchor's negatives are sorted and p's rank among them is found by binary search: memory O(B^2), time
     O(B^2 log B).
     """
     ranked = ops.sort(ops.where(same, np.inf, distances), axis=1)
-    size, place = ops.shape(distances)[1], ops.zeros_like(distances, dtype="int32")
+    size, rank = ops.shape(distances)[1], ops.zeros_like(distances, dtype="int32")
     for bit in reversed(range((distances.shape[1] or 1 << 16).bit_length())):
-        further = ops.minimum(place + (1 << bit), size)
+        further = ops.minimum(rank + (1 << bit), size)
         passed = ops.take_along_axis(ranked, further - 1, axis=1) <= distances
-        place = ops.where(passed, further, place)  # so many negatives are not farther than p
-    return ops.take_along_axis(ranked, ops.minimum(place, size - 1), axis=1)  # p may be at an infinite distance
+        rank = ops.where(passed, further, rank)  # the number of negatives that are not farther than p
+    return ops.take_along_axis(ranked, ops.minimum(rank, size - 1), axis=1)  # p may be at an infinite distance
 
 
 def triplet_terms(labels, embeddings, margin, semi_hard=False, positives="all"):
-    """max(0, d(a, p) - d(a, n) + margin) (B, B) of Eq. (2) with mined negatives, and the mask of pairs that count.
+    """max(0, d(a, p) - d(a, n) + margin) (B, B) of Eq. (2) with mined negatives, and the float mask (B, B) of the pairs
+    that count, of labels (B,) or (B, 1) and embeddings (B, D).
 
     DEVIATION: Eq. (4) and (5) print the margin with the other sign; margin=-1 is that reading.
     """
@@ -276,27 +281,41 @@ def triplet_terms(labels, embeddings, margin, semi_hard=False, positives="all"):
 
 
 def mean_over_pairs(terms, pairs):
+    """The mean of terms (B, B) over the pairs of a mask (B, B); 0 without a pair."""
     return ops.sum(terms * pairs) / ops.maximum(ops.sum(pairs), 1.0)
 
 
 def hard_negative_loss(labels, embeddings, margin=1.0, positives="all"):
-    """Hard negative mining, Eq. (5) and (6), averaged over all pairs (a, p); 0 without a pair or a negative."""
+    """Hard negative mining, Eq. (5) and (6): a scalar, the mean over all pairs (a, p) of labels (B,) and embeddings
+    (B, D); 0 without a pair or a negative.
+    """
     return mean_over_pairs(*triplet_terms(labels, embeddings, margin, positives=positives))
 
 
 def semi_hard_negative_loss(labels, embeddings, margin=1.0, positives="all"):
-    """Semi-hard mining, Eq. (3) and (4): a pair without a semi-hard negative adds 0 and still counts."""
+    """Semi-hard mining, Eq. (3), (4), as hard_negative_loss. A pair without a semi-hard negative adds 0 and counts."""
     return mean_over_pairs(*triplet_terms(labels, embeddings, margin, semi_hard=True, positives=positives))
 
 
-# ---------------------------------------------------------------- private parts of Keras, here alone
+# ---------------------------------------------------------------- the only uses of private parts of Keras
 
 KERAS_TRIED = "3.15.1"  # another version may have other private parts; tests/test_model.py tries them
 
 
-def attention_layer(block):
-    """The attention of an encoder block, whose private parts are _softmax, _compute_attention, _key_dim, _dropout."""
-    return block._self_attention_layer
+def set_softmax(block, softmax):
+    """Let softmax(scores (N, H, T, T), mask) stand for that of an encoder block's attention."""
+    block._self_attention_layer._softmax = softmax
+
+
+def get_attention(block):
+    """Of an encoder block's attention: (query, key, value, ...) -> (output, scores), a head's width, the dropout."""
+    layer = block._self_attention_layer
+    return layer._compute_attention, layer._key_dim, layer._dropout
+
+
+def set_attention(block, compute):
+    """Let compute(query, key, value, ...) -> (output, scores) stand for that of an encoder block's attention."""
+    block._self_attention_layer._compute_attention = compute
 
 
 def without_autocast():

@@ -1,4 +1,4 @@
-"""Experiments by name: each runs the stages it needs, goes on where it was interrupted, and prints its table.
+"""Experiments by name: each runs the stages it needs, resumes where it was interrupted, and prints its table.
 
     python reproduce.py --list
     python reproduce.py demo
@@ -7,14 +7,14 @@
     python reproduce.py table-7 --data equalized --corpus ../shared/corpus
 
 table-N, figure-N  the paper's tables and figures, on the simulated zoo without further arguments
-ablation-WHAT, ... what else was asked of SAGA, in the same form; `--list` has them all
+ablation-WHAT, ... further questions about SAGA, in the same form; `--list` has them all
 demo               simulate the zoo, extract, pretrain, attribute at four levels; one table; results in runs/demo
 steps              the five stages on a small zoo, with the keys and shapes of what each leaves
 compare RUN RUN    two runs or more on the same test clips: accuracies, exact McNemar's test with Holm's correction
-paper              every table, figure and question, one after the other, each in a process of its own
+paper              every table, figure and question, one after the other, each in its own process
 readme             make the tables in README.md and docs/ from results/
 
-All others write results/<name>.json and .md, figures a .png too; for other data in a folder of its own in it.
+All others write results/<name>.json and .md, figures a .png too; results on other data are in subfolders.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def get_args(argv=None):
     add("--run", help="folder of the runs; default runs/paper, demo, report or unseen")
     add("--seeds", type=positive, help="all but demo: other weights, choice of labels and corpus folds; 3, wild 5")
     add("--level", choices=LEVELS, help="compare: at this level alone; default: at every level that all the runs have")
-    add("--overwrite", action="store_true", help="train and extract anew what is there; paper: in each entry")
+    add("--overwrite", action="store_true", help="train and extract again what is there; paper: in each entry")
     add("--limit", type=positive, help="at most this many clips per generator: a small run")
     args = parser.parse_args(argv)
     args.runs = args.name[1:] if args.name[:1] == ["compare"] else []

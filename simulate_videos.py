@@ -275,7 +275,7 @@ def make_clips(jobs: list[tuple]):
         try:
             list(tqdm(pool.map(make_clip, jobs, chunksize=4), "simulate", len(jobs), unit="clip"))
         except BrokenExecutor as error:
-            raise OSError("a rendering process died; run the same command to make the rest") from error
+            raise InputError("a rendering process died; run the same command to make the rest") from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -1,5 +1,5 @@
-"""Files that appear whole, one reader for each kind of file, and one comparison of how two things were made: with which
-settings, from what, and by which code.
+"""Files written atomically, one reader for each kind of file, and one comparison of how two things were made: with
+which settings, from what, and by which code.
 
     write_json("runs/zoo/gen.json", metrics)
     metrics = read_json("runs/zoo/gen.json", ("classes", "recipe"))
@@ -34,7 +34,7 @@ AGAIN = "delete it and run its stage again"
 
 
 def write_atomically(path, write, suffix=""):
-    """Let `write(temporary path)` make a file that appears at `path` whole or not at all."""
+    """Write a file by `write(temporary path)` so that it appears at `path` complete or not at all."""
     path = Path(path)
     # not the process's number: two containers on one file system may both be number 1
     temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}{suffix}")
@@ -46,7 +46,8 @@ def write_atomically(path, write, suffix=""):
         why = error.strerror or error
         raise InputError(f"{path} cannot be written ({why}); make room or name another folder") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder of a file's name has none
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path, content: dict):
@@ -54,7 +55,7 @@ def write_json(path, content: dict):
 
 
 def write_csv(path, columns, rows):
-    """Write rows, dicts; of each the columns alone."""
+    """Write rows, dicts, with these columns; other keys are left out."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, extrasaction="ignore")
     writer.writeheader()
@@ -83,7 +84,10 @@ def read_json(path, keys=()) -> dict:
         raise InputError(f"{path} is missing; run the stage that writes it") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); {AGAIN}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); {AGAIN}") from error
     missing = set(keys) - set(content) if isinstance(content, dict) else {"everything"}
+    missing |= {"recipe"} if not missing and not isinstance(content.get("recipe", {}), dict) else set()
     if missing:
         raise InputError(f"{path} lacks {', '.join(sorted(missing))}; {AGAIN}")
     return content
@@ -99,7 +103,7 @@ def read_csv(path, columns, remedy=AGAIN) -> list[dict]:
             return list(reader)
     except FileNotFoundError as error:
         raise missing_file(path, remedy) from error
-    except (csv.Error, UnicodeDecodeError) as error:
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: not a CSV file in UTF-8 ({error}); {remedy}") from error
 
 
@@ -111,7 +115,7 @@ def read_arrays(path, keys=None, remedy=AGAIN, aligned=()) -> dict:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in keys or archive.files}
         for key in {"recipe", "row", "state"} & arrays.keys():
-            arrays[key] = json.loads(str(arrays[key]))
+            arrays[key] = dict(json.loads(str(arrays[key])))
         if len({len(arrays[key]) for key in aligned}) > 1:
             raise ValueError("arrays of different lengths")
         if not np.isfinite(arrays.get("embedding", 0)).all():
@@ -123,6 +127,15 @@ def read_arrays(path, keys=None, remedy=AGAIN, aligned=()) -> dict:
     return arrays
 
 
+def open_output(path, mode="w", newline=None):
+    """A text file open for writing, in a folder that is made with it. Raises InputError where that cannot be."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        return open(path, mode, newline=newline, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); name another file") from error
+
+
 @contextlib.contextmanager
 def open_zip(path, remedy=AGAIN):
     """The zip file, open for reading; damage that shows while it is read is an InputError as well."""
@@ -131,7 +144,7 @@ def open_zip(path, remedy=AGAIN):
             yield archive
     except FileNotFoundError as error:
         raise missing_file(path, remedy) from error
-    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError, NotImplementedError, OSError) as error:
         raise InputError(f"{path}: damaged zip ({error}); {remedy}") from error
 
 
@@ -159,18 +172,18 @@ def make_recipe(arguments: dict, paths=(), machine=(), packages=(), **made_from)
 
 
 def differing(one: dict, other: dict, besides=(), only=None) -> list[str]:
-    """The keys in which two recipes differ, of a dict in them as "prepare.size"; NOT_COMPARED and `besides` left aside,
-    or `only` some. Arguments stand by their own names.
+    """The keys in which two recipes differ, nested ones as "prepare.size" and arguments by their names. NOT_COMPARED
+    and `besides` are left out; `only` some are compared.
     """
-    found = []
+    keys = []
     for key in (one.keys() | other.keys()) - {*NOT_COMPARED, *besides} if only is None else only:
         mine, theirs = one.get(key), other.get(key)
         if isinstance(mine, dict) and isinstance(theirs, dict):
             prefix = "" if key == "arguments" else f"{key}."
-            found += [prefix + name for name in differing(mine, theirs, besides)]
+            keys += [prefix + name for name in differing(mine, theirs, besides)]
         elif mine != theirs:
-            found.append(key)
-    return sorted(found)
+            keys.append(key)
+    return sorted(keys)
 
 
 def differing_code(one: dict, other: dict) -> list[str]:
@@ -184,7 +197,7 @@ def differing_code(one: dict, other: dict) -> list[str]:
 
 
 def refuse_other(path, found: dict, wanted: dict, remedy="choose another --run, or --overwrite it", besides=()):
-    """Raise InputError naming what differs where `path` was made by another recipe: by other settings or other code."""
+    """Raise InputError naming what differs where the recipe `found` at `path` has other settings or code."""
     if keys := differing(found, wanted, besides):
         raise InputError(f"{path} was made with other settings ({', '.join(keys)}); {remedy}")
     if names := differing_code(found, wanted):
@@ -196,9 +209,11 @@ def first_names(names, count=3):
 
 
 def print_other_code(path, recipe: dict):
-    """Say in one line where an input was made by other code than today's. It is used as it is."""
-    changed = []
-    for name, digest in recipe.get("code", {}).items():
+    """Say in one line where an input, or the features that it was made from, is of other code than today's."""
+    changed, code = [], {}
+    for part in (recipe, recipe.get("features", {})):
+        code |= part.get("code", {})
+    for name, digest in code.items():
         file, _, definition = name.rpartition(":")
         today = read_code(file)[0].get(definition) if (ROOT / file).is_file() else None
         changed += [name] if today is None or today.digest != digest else []
@@ -216,10 +231,10 @@ def finished_metrics(path, recipe, overwrite=False, unfinished=()) -> dict | Non
         Path(file).unlink(missing_ok=True)
     if not path.exists():
         return None
-    found = read_json(path, ("recipe",))
-    refuse_other(path, found["recipe"], recipe)
-    print(f"{path} is up to date (--overwrite makes it anew)")
-    return found
+    metrics = read_json(path, ("recipe",))
+    refuse_other(path, metrics["recipe"], recipe)
+    print(f"{path} is up to date (--overwrite makes it again)")
+    return metrics
 
 
 # ---------------------------------------------------------------- the code that made a thing
@@ -236,20 +251,24 @@ def code_of(*starts) -> dict[str, str]:
     flag chose is another start. Digests leave out comments, docstrings, printing and the messages of errors: nothing of
     it changes a number.
     """
-    places = (os.path.relpath(sys.modules[start.__module__].__file__, ROOT).replace(os.sep, "/") for start in starts)
-    waiting = [(file, start.__qualname__) for file, start in zip(places, starts, strict=True)]
-    own, found = {file for file, _ in waiting}, {}
+    waiting = []
+    for start in starts:
+        file = os.path.realpath(sys.modules[start.__module__].__file__)
+        waiting.append((os.path.relpath(file, ROOT).replace(os.sep, "/"), getattr(start, "__qualname__", "")))
+        if waiting[-1][1] not in read_code(waiting[-1][0])[0]:
+            raise InputError(f"{file}: {start} has no name there, so a recipe cannot keep its code; make it a function")
+    starting_files, digests = {file for file, _ in waiting}, {}
     while waiting:
         file, name = waiting.pop()
         definitions, imported = read_code(file)
         if name in imported:
             file, name = imported[name]
-            if (file in own or file.startswith(FOLLOWED)) and file not in NOT_FOLLOWED:
+            if (file in starting_files or file.startswith(FOLLOWED)) and file not in NOT_FOLLOWED:
                 waiting.append((file, name))
-        elif name in definitions and f"{file}:{name}" not in found and not name.startswith(("print_", "draw_")):
-            found[f"{file}:{name}"] = definitions[name].digest
+        elif name in definitions and f"{file}:{name}" not in digests and not name.startswith(("print_", "draw_")):
+            digests[f"{file}:{name}"] = definitions[name].digest
             waiting += [(file, other) for other in definitions[name].names if other not in CHOICES]
-    return dict(sorted(found.items()))
+    return dict(sorted(digests.items()))
 
 
 class Definition(NamedTuple):
@@ -260,18 +279,22 @@ class Definition(NamedTuple):
 @functools.lru_cache(maxsize=64)
 def read_code(file):
     """Of a module's file its definitions by name, and its imports from the project {name: (file, name there)}."""
-    definitions, imported = {}, {}
-    for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ImportFrom) and (ROOT / (module := node.module.replace(".", "/") + ".py")).is_file():
+    tree, definitions, imported = ast.parse((ROOT / file).read_text(encoding="utf-8")), {}, {}
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and (ROOT / (module := f"{node.module}".replace(".", "/") + ".py")).is_file()
+        ):
             imported |= {alias.asname or alias.name: (module, alias.name) for alias in node.names}
-        names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else []
-        for target in getattr(node, "targets", [getattr(node, "target", None)]):  # of an assignment, annotated or not
-            names += [part.id for part in ast.walk(target) if isinstance(part, ast.Name)] if target else []
-        if names:
-            node = OnlyCode().visit(node)
-            digest = hashlib.sha256(ast.unparse(node).encode()).hexdigest()[:12]
-            used = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
-            definitions |= dict.fromkeys(names, Definition(digest, used - set(names)))
+    for node in filter(None, map(OnlyCode().visit, tree.body)):
+        names = {part for part in ast.walk(node) if isinstance(part, ast.Name)}
+        defined = {part.id for part in names if isinstance(part.ctx, ast.Store)}  # by an assignment, also under an `if`
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            defined = {node.name}
+        for name in defined:
+            before = definitions.get(name, Definition("", set()))
+            digest = hashlib.sha256((before.digest + ast.unparse(node)).encode()).hexdigest()[:12]
+            definitions[name] = Definition(digest, before.names | {part.id for part in names} - {name})
     return definitions, imported
 
 
@@ -279,8 +302,9 @@ class OnlyCode(ast.NodeTransformer):
     """Takes docstrings, printing and the messages of errors out of a definition."""
 
     def visit_Expr(self, node):
-        called = node.value.func if isinstance(node.value, ast.Call) else None
-        prints = isinstance(called, ast.Name) and called.id.startswith(("print", "draw_"))
+        function = node.value.func if isinstance(node.value, ast.Call) else None
+        name = getattr(function, "id", getattr(function, "attr", ""))  # print(...), bar.write(...)
+        prints = name == "write" or name.startswith(("print", "draw_"))
         return None if prints or isinstance(node.value, ast.Constant) else self.generic_visit(node)
 
     def visit_Raise(self, node):
@@ -296,6 +320,8 @@ def file_digest(path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; name a file that is there") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); name a file that can") from error
 
 
 def git_commit() -> str | None:
@@ -309,8 +335,8 @@ def git_commit() -> str | None:
 
 def versions(*packages) -> dict[str, str]:
     """Of Python, NumPy and the packages named, as far as they are installed; none is imported."""
-    found = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for package in ("numpy", *packages):
         with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            numbers[package] = version(package)
+    return numbers

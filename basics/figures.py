@@ -1,4 +1,4 @@
-"""What all figures share: files that appear whole, and grids of attention maps."""
+"""Figures: atomic saving, and grids of attention maps."""
 
 import matplotlib
 
@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first
 
 
 def save_figure(figure, path):
+    """Write a figure as PNG, and close it."""
     write_atomically(path, lambda file: figure.savefig(file, dpi=120, bbox_inches="tight"), suffix=".png")
     plt.close(figure)
 
@@ -43,4 +44,5 @@ def draw_maps(grid, what, path, diverging=False):
 
 
 def wrap_panels(name, panels, columns=7):
+    """Rows for draw_maps: the panels [(label, map), ...] in rows of so many columns, all of one name."""
     return [(name, panels[start : start + columns]) for start in range(0, len(panels), columns)]

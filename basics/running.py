@@ -1,5 +1,6 @@
-"""How a command runs: its errors, its exit status, and the numbers and names that its flags take."""
+"""Running a command: its errors, its exit status, and the types of its flags."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ ROOT = Path(__file__).resolve().parent.parent  # of the project
 
 
 class InputError(ValueError):
-    """What the user can mend. The message is one line that names the file and the remedy."""
+    """An error that the user can fix. The message is one line that names the file and the remedy."""
 
 
 def run_script(main, interrupted="the same command goes on (without --overwrite)"):
@@ -17,6 +18,8 @@ def run_script(main, interrupted="the same command goes on (without --overwrite)
         main()
     except InputError as error:
         sys.exit(f"{script}: {error}")
+    except BrokenPipeError:  # whoever read the output has ended, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.exit(f"{script}: interrupted; {interrupted}")
 
@@ -58,10 +61,10 @@ def names(text: str) -> list[str]:
 def names_with_counts(text: str) -> dict[str, int | None]:
     """A,B=5,...: {"A": None, "B": 5}."""
     parts = [name.partition("=") for name in names(text)]
-    found = {name.strip(): positive(count) if equals else None for name, equals, count in parts}
-    if len(found) < len(parts):
+    counts = {name.strip(): positive(count) if equals else None for name, equals, count in parts}
+    if len(counts) < len(parts):
         raise ValueError(text)
-    return found
+    return counts
 
 
 def part_of_parts(text: str) -> tuple[int, int]:

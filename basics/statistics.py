@@ -1,5 +1,5 @@
-"""Intervals of accuracies, the bootstrap of whole groups, how well a score ranks one class above another, and the
-minimum of a loss under a constraint.
+"""Intervals of accuracies, the bootstrap over groups, average precision and ROC AUC, comparisons of classifiers, and
+the minimum of a loss under a constraint.
 
     theta, rounds = minimize_constrained(objective, constraint, theta, unit=0.8)      so that constraint(theta) <= 0
 """
@@ -29,25 +29,25 @@ def macro_interval(correct, count, z=1.96):
 
 
 def resample_groups(groups, random):
-    """How often each of V clips counts, (V,), when as many whole groups (V,) are drawn with replacement.
-
-    The bootstrap of groups (Efron & Tibshirani 1993): clips of one source are alike, so that they come together.
+    """The weights (V,) of V clips in a bootstrap over their groups (V,): how often a clip's group is drawn when as many
+    groups as there are are drawn with replacement (Efron & Tibshirani 1993). Clips of one source are alike, so they are
+    drawn together.
     """
     names, member = np.unique(groups, return_inverse=True)
     return np.bincount(random.integers(len(names), size=len(names)), minlength=len(names))[member]
 
 
-# ---------------------------------------------------------------- how well a score ranks one class above another
+# ---------------------------------------------------------------- ranking: average precision and ROC AUC
 
 RANKING = ("ap", "auc")  # average precision, area under the ROC curve
 
 
 def ranking(target, other, target_weight=None, other_weight=None):
-    """Average precision and ROC AUC, (2,), of scores (N,) of the positive class and (M,) of the other, each score as
-    often as its weight says.
+    """Average precision and ROC AUC, (2,), of scores (N,) of the positive class and (M,) of the other, with weights
+    (N,) and (M,).
 
-    scikit-learn's average_precision_score and roc_auc_score, which are four times as slow together as the curve that
-    both are read off: a bootstrap wants thousands.
+    scikit-learn's average_precision_score and roc_auc_score, but computed from one curve, four times as fast as both
+    together: a bootstrap needs thousands.
     """
     from sklearn.metrics import roc_curve  # here, since few of those who import this room want it
 
@@ -62,7 +62,7 @@ def ranking(target, other, target_weight=None, other_weight=None):
 
 def ranking_table(scores, groups, roles, repeats=300, seed=0):
     """AP and AUC of the target against each other generator, by method, and their means over the generators of a role,
-    with 95% bootstrap intervals: whole groups are drawn.
+    with 95% intervals by bootstrap over groups.
 
     scores    {method: {generator: (N,)}}, higher where likelier the target; groups: {generator: (N,)}
     roles     {"target": [name], "known": names, "unseen": names}; those that are not tested are left out
@@ -73,7 +73,7 @@ def ranking_table(scores, groups, roles, repeats=300, seed=0):
     from sklearn import config_context
 
     (target,) = roles["target"]
-    numbers = {name: np.unique(own, return_inverse=True)[1] for name, own in groups.items()}
+    numbers = {name: np.unique(values, return_inverse=True)[1] for name, values in groups.items()}
     others, methods, random = [name for name in groups if name != target], list(scores), np.random.default_rng(seed)
 
     def rank_all(weights):  # (generators, methods, 2)
@@ -184,13 +184,13 @@ def stop_early(objective, held_out, start, rate, patience=200, steps=20000):
     return best, at
 
 
-# ---------------------------------------------------------------- classifiers beside each other on the same clips
+# ---------------------------------------------------------------- comparing classifiers on the same clips
 
 
 def bootstrap_accuracies(correct, classes, groups, repeats=2000, seed=0):
     """Bootstrap draws (repeats, R, 2) of micro and macro accuracy of R runs: correct (R, V) bool; class and group (V,).
 
-    Whole groups are drawn, the same ones for all runs. A class that a draw has no clip of is left out of its mean.
+    Groups are drawn, the same ones for all runs. A class without a clip in a draw is left out of its mean.
     """
     names, number = np.unique(classes, return_inverse=True)
     _, groups = np.unique(groups, return_inverse=True)
@@ -206,7 +206,8 @@ def bootstrap_accuracies(correct, classes, groups, repeats=2000, seed=0):
 
 def mcnemar(one, other):
     """McNemar's exact two-sided test (McNemar 1947) that two classifiers are equally often correct, (V,) and (V,) bool,
-    on the same clips: how many the first alone has correct, how many the second alone, and p, 1 where they agree.
+    on the same clips. Returns how many clips only the first has correct, how many only the second, and p (1 where they
+    agree).
     """
     from scipy.stats import binomtest
 

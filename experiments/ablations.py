@@ -248,10 +248,10 @@ def render_labels(results):
             rows.append([level_name(level), f"{point['labels']}", used, *overall_cells(point)])
     header = ["level", "labels per class", "labelled videos (per cent)", *OVERALL]
     what = "Accuracy against labels, stage 1 itself at BIN-L, else two stages with CE+HNM"
-    return [caption(results, what), "", *markdown(header, rows), "", LABELS]
+    return [caption(results, what), "", *markdown(header, rows), "", LABELS_NOTE]
 
 
-LABELS = (
+LABELS_NOTE = (
     "All points train for the same number of steps, at most 60 epochs, and `all` for twice as many. The paper's figure"
     " has no numbers."
 )

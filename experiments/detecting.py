@@ -168,7 +168,7 @@ def detect(name, videos, data_root, run, seed, equalize=None, steps=300, full=Fa
     """Train and test a detector at GEN-L, unless `run` holds this very detector; stages.tested reads the run folder.
 
     Writes gen_embeddings.npz, arrays over the test videos: probabilities (V, C), class, generator, group, video and
-    split (V,); and, last, gen.json. `overwrite` trains anew whatever is there.
+    split (V,); and, last, gen.json. `overwrite` trains again what is there.
     """
     run, detector = Path(run), DETECTORS[name]
     setting = detector.full if full else detector.small

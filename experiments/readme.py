@@ -19,7 +19,7 @@ SUMMARY = {"zoo": "", "real clips, dct": "equalized-dct", "real clips, mobilenet
 
 
 def write_readme(args=None):
-    """Render all results anew and fill README.md and docs/ with them."""
+    """Render all results again and fill README.md and docs/ with them."""
     for path in sorted((ROOT / "results").rglob("*.json")):
         if path.stem in ENTRIES:
             lines = ENTRIES[path.stem].render(read_json(path))

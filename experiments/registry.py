@@ -84,7 +84,7 @@ OTHERS = {  # name: what it does, and the function of reproduce.py's arguments
     ),
     "paper": ("Every table, figure and question above these, one after the other; runs are shared.", None),
     "readme": (
-        "Render results/ anew and make the tables in README.md and docs/ from them.",
+        "Render results/ again and make the tables in README.md and docs/ from them.",
         "experiments.readme:write_readme",
     ),
 }

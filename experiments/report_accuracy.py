@@ -24,7 +24,7 @@ from tokens.generators import LEVELS, level_name
 from tokens.split import fold_splits
 from training.evaluation import at_level, score_names
 
-FILES = (".keras", ".json", "_embeddings.npz")
+ENDINGS = (".keras", ".json", "_embeddings.npz")
 RELIABILITY = {"nll": "NLL", "brier": "Brier", "ece": "ECE"}
 
 
@@ -68,7 +68,7 @@ def assemble(args, data, seed, only):
     run.mkdir(parents=True, exist_ok=True)
     for level in LEVELS:
         (trained,) = train_arm(args, data, STAGE_ONE if level == "bin" else ALL_CE, level, seed, only)
-        for ending in FILES:
+        for ending in ENDINGS:
             shutil.copyfile(trained / f"{level}{ending}", run / f"{level}{ending}")
     return run
 

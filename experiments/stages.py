@@ -105,7 +105,7 @@ PAPER_MINING = {"loss": "hnm", "ce_weight": 0.5, "margin": 1.0, "positives": "al
 SMALL_DATA = {"batch_size": 32, "learning_rate": 3e-4, "decay_steps": 0}
 # On few clips the paper's margin of 1 and lambda of 0.5 can pull all embeddings to one point.
 SMALL_MINING = {"normalize": True, "margin": 0.2, "ce_weight": 0.8}
-LOSSES = {"CE": "ce", "CE+semi-HNM": "semi", "CE+HNM": "hnm"}  # as tables have them: the values of 03's --loss
+LOSS_FLAGS = {"CE": "ce", "CE+semi-HNM": "semi", "CE+HNM": "hnm"}  # as tables have them: the values of 03's --loss
 
 
 class Arm(NamedTuple):
@@ -113,7 +113,7 @@ class Arm(NamedTuple):
 
     stages: int
     labels: str | int  # few: the paper's 0.5%, 500 labels per class; all: its 100%; or a number
-    loss: str = ""  # of LOSSES; stage 1 has none of its own
+    loss: str = ""  # of LOSS_FLAGS; stage 1 has no choice
 
     def __str__(self):
         return f"{self.stages}-stage {self.labels} {self.loss}".strip()
@@ -142,7 +142,7 @@ def arm_settings(args, data, arm, level, fold, only, last):
     settings |= {"labels_per_class": data.few if arm.labels == "few" else arm.labels}
     settings |= {"limit": args.limit} if args.limit else {}
     if level != "bin":
-        settings |= PAPER_MINING | {"loss": LOSSES[arm.loss]}
+        settings |= PAPER_MINING | {"loss": LOSS_FLAGS[arm.loss]}
         settings |= {} if args.full or settings["loss"] == "ce" else SMALL_MINING
     # a fold has no val to choose by
     return settings | only | last | ({"best": "last"} if fold else {})

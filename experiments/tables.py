@@ -1,4 +1,4 @@
-"""SAGA's tables by name, each on the data at hand, beside the paper's numbers (Tables 2 to 7, S-3).
+"""SAGA's tables by name, each on the given data, beside the paper's numbers (Tables 2 to 7, S-3).
 
 reads   a features folder (datasets.py); trains what is not up to date (stages.py)
 writes  results/<entry>.json: accuracies per seed, test clips, chance; <entry>.md: mean +- std over seeds, in per cent

@@ -75,7 +75,7 @@ def measure_signatures(args, data):
     return described(data, levels=levels)
 
 
-CONDITIONS = ("trained", "frames shuffled", "untrained", "labels permuted")
+SHOWN_CONDITIONS = ("trained", "frames shuffled", "untrained", "labels permuted")
 
 
 def signature_row(tables, clips, conditions):
@@ -99,9 +99,9 @@ def signature_header(*accuracies):
 def render_signatures(results):
     rows = []
     for level, tables in results["levels"].items():
-        cells = [signature_row(tables, clips, CONDITIONS) for clips in SHOWN]
+        cells = [signature_row(tables, clips, SHOWN_CONDITIONS) for clips in SHOWN]
         rows += [[level_name(level), *own] for own in cells if own]
-    header = ["level", *signature_header("accuracy", *CONDITIONS[1:])]
+    header = ["level", *signature_header("accuracy", *SHOWN_CONDITIONS[1:])]
     what = "T-Sigs of n clips of one half of a class's groups, matched with all classes' of the other half"
     return [caption(results, what), "", *markdown(header, rows), "", WITHIN]
 

@@ -1,4 +1,4 @@
-"""Unknown-aware attribution beside what it could be replaced by, and what it depends on (arXiv 2601.00218).
+"""Unknown-aware attribution compared with other methods, and its dependence on settings (arXiv 2601.00218).
 
 reads   a features folder (datasets.py), four frames of a clip as images; SAGA trained on the labelled generators alone
 writes  runs/paper/<place of the features>/wild-<target>-<settings>/, a run of 05 per trial
@@ -296,7 +296,7 @@ def edited_scores(folder, run, edited, target):
 
 # ---------------------------------------------------------------- tables
 
-COLUMNS = {
+TABLE_COLUMNS = {
     "unseen AP": lambda own: own["unseen"]["ap"],
     "unseen AUC": lambda own: own["unseen"]["auc"],
     "known AP": lambda own: own["known"]["ap"],
@@ -318,9 +318,11 @@ def render(results, what):
         for name in rows[0]["seeds"][0]["methods"]:
             seeds = zip(*(row["seeds"] for row in rows), strict=True)
             owns = [[target["methods"][name] for target in seed] for seed in seeds]
-            values = [mean_std([np.mean([read(own) for own in seed]) for seed in owns]) for read in COLUMNS.values()]
+            values = [
+                mean_std([np.mean([read(own) for own in seed]) for seed in owns]) for read in TABLE_COLUMNS.values()
+            ]
             cells.append([*[condition] * bool(condition), name, *values, f"{loss:.4f}"])
-    header = [*["condition"] * bool(condition), "method", *COLUMNS, "L0"]
+    header = [*["condition"] * bool(condition), "method", *TABLE_COLUMNS, "L0"]
     targets = list(dict.fromkeys(row["target"] for row in results["rows"]))
     images = results["rows"][0]["seeds"][0]["methods"]["constrained"]["images"]
     lines = [f"{what}; {data_line(results)} Per cent; chance AUC 50.", "", *markdown(header, cells), ""]

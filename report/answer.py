@@ -23,7 +23,7 @@ UNKNOWN, TOO_LITTLE = "unknown generator", "too little evidence"
 BLANK, FROZEN = 2.0, 0.1  # grey levels: deviation within a frame, change between frames; 328 real clips have 12.9, 0.27
 NEAREST = 5  # training clips named
 SAME = 0.05  # a file nearer than this fraction of the usual distance to a training clip is taken for that clip
-FEW = 500  # clips of a class: the paper's few labels
+PAPER_LABELS = 500  # clips of a class: the paper's few labels
 
 
 def attribute(paths, run="runs/zoo", encoder=None, **options) -> list[dict]:
@@ -239,10 +239,10 @@ def run_warnings(run):
         )
         return
     seen, levels, unknown = (run.calibration[key] for key in ("trained_on", "levels", "unknown"))
-    if seen["fewest"] < FEW:
+    if seen["fewest"] < PAPER_LABELS:
         yield (
             f"This run was trained on few clips: {seen['videos']}, of which {seen['fewest']} of {seen['fewest_class']}."
-            f" The paper uses {FEW} labels per class after pretraining on millions of clips."
+            f" The paper uses {PAPER_LABELS} labels per class after pretraining on millions of clips."
         )
     if untested := [level for level, entry in levels.items() if entry["temperature"] is None]:
         yield f"There are no val clips, so the probabilities are not calibrated at {names_of(untested)}."

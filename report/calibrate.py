@@ -17,13 +17,13 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 
-from basics.artifacts import differing, make_recipe, read_arrays, write_arrays, write_json
+from basics.artifacts import make_recipe, read_arrays, write_arrays, write_json
 from basics.running import InputError
 from basics.statistics import resample_groups, wilson_interval
 from report.look import look_at_clips, nearest
 from report.run import CALIBRATION, CLIPS, TRAINING_CLIPS, clips_with_maps, fingerprint, load_run
 from report.scores import SCORES, as_clips, auroc, fit_scores, group_bootstrap
-from tokens.dataset import features_recipe, index_digest, read_index, subsample, usable
+from tokens.dataset import features_recipe, index_digest, other_tokens, read_index, subsample, usable
 from tokens.generators import LEVELS, class_index, class_names, level_name, load_generators, stage_of
 from training.evaluation import sum_members
 
@@ -60,7 +60,7 @@ def temperature_interval(probabilities, labels, groups, repeats=100, seed=0):
 
 
 def resampled(groups, repeats, seed):
-    """How often each clip counts, (repeats, V), when its whole group is drawn with replacement."""
+    """Bootstrap weights (repeats, V) of clips over their groups (V,), as resample_groups."""
     random, member = np.random.default_rng(seed), np.unique(groups, return_inverse=True)[1]
     return np.array([resample_groups(member, random) for _ in range(repeats)])
 
@@ -156,7 +156,7 @@ def calibrate(run, features, rate=0.05, score="Mahalanobis", limit=200, seed=0) 
     if not folder.is_dir():
         raise InputError(f"{run}: calibrating wants the folder that 02 and 03 wrote")
     run, arrays, index = load_run(folder, calibrated=False), {}, read_index(features)
-    if keys := differing(features_recipe(features), run.features):
+    if keys := other_tokens(features_recipe(features), run.features):
         raise InputError(f"{folder} was trained on other features than {features} ({', '.join(keys)})")
     for level in run.models:
         path, again = folder / f"{level}_embeddings.npz", f"run {stage_of(level)} again"

@@ -19,11 +19,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from basics.artifacts import differing, open_zip, read_arrays, read_json, write_atomically
+from basics.artifacts import open_zip, read_arrays, read_json, write_atomically
 from basics.running import InputError
 from common import build_saga, load_saga
 from report.scores import SCORES, Clips
 from report.text import template
+from tokens.dataset import other_tokens
 from tokens.generators import LEVELS, level_name
 from tokens.pretrained import build_encoder, one_line
 from training.evaluation import batch_outputs
@@ -74,7 +75,7 @@ def load_run(run, dtype=None, calibrated=True) -> Run:
         models = {level: load_level(folder, level, dtype) for level in levels}
     (first, model), *others = models.items()
     for level, other in others:
-        if keys := differing(model.config["features"], other.config["features"]):
+        if keys := other_tokens(model.config["features"], other.config["features"]):
             raise InputError(
                 f"{run}: {first}.keras and {level}.keras were trained on different features ({', '.join(keys)}); train"
                 " all levels of a run on one features folder"

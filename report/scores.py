@@ -167,7 +167,7 @@ def fpr_at_tpr(seen, unseen, tpr=0.95) -> float:
 
 def group_bootstrap(seen, unseen, seen_group, unseen_group, tpr=0.95, repeats=1000, seed=0) -> dict:
     """95% percentile intervals {"auroc": [low, high], "fpr_at_tpr": [low, high]} of scores (V,), (U,) in groups (V,),
-    (U,): whole groups are drawn with replacement, seen and unseen ones separately (Efron & Tibshirani 1993).
+    (U,): groups are drawn with replacement, seen and unseen ones separately (Efron & Tibshirani 1993).
 
     None where a side has a single group, since a bootstrap then shows no variation. Scores of the same clips with the
     same seed meet the same draws.

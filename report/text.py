@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from basics.artifacts import write_atomically
+from basics.artifacts import open_output, write_atomically
 from basics.running import InputError
 from tokens.generators import LEVELS, level_name
 
@@ -177,9 +177,7 @@ def answered(path) -> set[str]:
 def open_json(path, add=False):
     """write(report): one line each, without the frames' pictures; `add` keeps what is there, "-" is standard output."""
     with contextlib.ExitStack() as stack:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        mode = "a" if add else "w"
-        file = sys.stdout if path == "-" else stack.enter_context(open(path, mode, encoding="utf-8"))
+        file = sys.stdout if path == "-" else stack.enter_context(open_output(path, "a" if add else "w"))
 
         def write(report):
             if report["error"] is None:
@@ -199,8 +197,7 @@ def open_csv(path):
     for level in LEVELS:
         columns += [level, f"{level}_probability", f"{level}_summed"]
     columns += ["unknown", "unknown_score", "unknown_threshold", "warnings"]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open_output(path, newline="") as file:
         writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
         writer.writeheader()
 

@@ -208,7 +208,7 @@ def test_an_install_without_tensorflow_takes_jax():
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_on_jax(by_jax):
-    assert "going on after epoch 1" in (by_jax / "printed.txt").read_text()
+    assert "resuming after epoch 1" in (by_jax / "printed.txt").read_text()
     whole, resumed = (
         keras.saving.load_model(by_jax / run / "bin_last.keras", compile=False).get_weights()
         for run in ("run", "resumed")

@@ -148,7 +148,7 @@ def test_heads_that_the_kernel_refuses_keep_keras_attention(monkeypatch):
     monkeypatch.setattr(devices, "BACKEND", "jax")
     monkeypatch.setitem(sys.modules, "jax", types.SimpleNamespace(default_backend=lambda: "gpu"))
     for dim, fused in ((144, False), (1024, False), (1152, True)):  # heads of 12, 85 and 96
-        attention = types.SimpleNamespace(_key_dim=dim // 12, _compute_attention="Keras's")
+        attention = types.SimpleNamespace(_key_dim=dim // 12, _compute_attention="Keras's", _dropout=0)
         devices.fuse_attention(types.SimpleNamespace(spatial=types.SimpleNamespace(_self_attention_layer=attention)))
         assert (attention._compute_attention != "Keras's") == fused
 

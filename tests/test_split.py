@@ -109,7 +109,7 @@ def test_pk_batch_draws_as_many_numbers_as_it_holds(features, monkeypatch):
     random = np.random.default_rng(0)
     kind = type("Random", (), {name: getattr(random, name) for name in ("choice", "integers")})
     kind.permutation = lambda values: drawn.append(len(values)) or random.permutation(values)
-    assert len(batches.deal(kind)) == 16 and drawn == [2]
+    assert len(batches.balanced_batch(kind)) == 16 and drawn == [2]
 
 
 def test_damaged_features_raise_naming_the_file(features, tmp_path):

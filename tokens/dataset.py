@@ -64,10 +64,10 @@ def read_index(features) -> list[Row]:
     files = sorted(Path(features).glob("index-*-of-*.csv"), key=lambda file: file.stat().st_mtime)
     if not files:
         raise InputError(f"{features}: no index-*.csv; run 01_extract_features.py --features {features} first")
-    found = {file.name for file in files}
-    if found != {f"index-{part}-of-{len(files)}.csv" for part in range(1, len(files) + 1)}:
+    names = {file.name for file in files}
+    if names != {f"index-{part}-of-{len(files)}.csv" for part in range(1, len(files) + 1)}:
         raise InputError(
-            f"{features}: {', '.join(sorted(found))}: not all parts of an index; run 01 for each --shard I/N"
+            f"{features}: {', '.join(sorted(names))}: not all parts of an index; run 01 for each --shard I/N"
         )
     rows = {}
     for file in files:
@@ -107,7 +107,7 @@ def tokens_digest(recipe: dict) -> str:
 
 
 def usable(rows, features):
-    """The rows that have features, each told its folder."""
+    """The rows that have features, with `features` set to their folder."""
     return [row._replace(features=str(features)) for row in rows if row.windows and not row.error]
 
 
@@ -132,9 +132,9 @@ def features_file(features, path: str) -> Path:
 
 
 def write_features(path, tokens, times, valid, row: Row | None = None, recipe=""):
-    """Save tokens (S, L, T, D) float16, times (S, L) in seconds, valid (S, L) bool, uncompressed and whole.
+    """Save tokens (S, L, T, D) float16, times (S, L) in seconds, valid (S, L) bool, uncompressed, atomically.
 
-    01 adds the clip's own index row and the tokens_digest of the recipe that made it.
+    01 adds the clip's index row and the tokens_digest of the recipe that made it.
     """
     arrays = {"tokens": np.asarray(tokens, np.float16), "times": np.asarray(times), "valid": np.asarray(valid, bool)}
     if row:

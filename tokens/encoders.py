@@ -52,9 +52,11 @@ class BlockDCT:
         self.tokens = pooled_tokens(GRID, pool)
 
     def prepare(self, frame):
+        """Standardised statistics (T, D) of an RGB uint8 frame (H, W, 3)."""
         return (block_statistics(frame) - SHIFT) / SCALE  # (T, D)
 
     def encode(self, prepared):
+        """Tokens (N, T, D) of a list of N prepared frames."""
         tokens = np.stack(prepared)  # (N, T, D)
         return tokens if self.pool == 1 else pool_tokens(tokens, self.pool)
 
@@ -159,7 +161,7 @@ def pool_tokens(tokens, pool: int):
 
 # ---------------------------------------------------------------- the encoders by name
 
-# What makes the encoder of a name, from those of the options pool, layer, weights and dtype that it has.
+# name: function of the options pool, layer, weights and dtype, as far as it has them, that returns the encoder.
 ENCODERS = {"dct": BlockDCT}
 DTYPES = ("float32", "bfloat16", "mixed_bfloat16", "float16", "mixed_float16")
 
@@ -168,11 +170,12 @@ DTYPES = ("float32", "bfloat16", "mixed_bfloat16", "float16", "mixed_float16")
 
 
 def encode_clips(clips, read, encoder, batch=64, threads=None):
-    """Yield (clip, part, tokens (n, T, D)) for the (part, n prepared frames) that `read(clip)` yields on a thread.
+    """Decode on threads, encode in batches: yield (clip, part, tokens (n, T, D)) for each (part, n prepared frames)
+    that `read(clip)` yields.
 
-    The parts of a clip come in order, those of several clips mixed; a part is whatever the caller wants to find again,
-    and may have no frames. The encoder gets `batch` frames at a time, of several clips. Where `read` raises, the
-    exception is the clip's last part, without tokens, and the other clips go on.
+    The parts of a clip come in order, those of several clips mixed. A part is any object by which the caller knows the
+    frames; it may have none. The encoder gets `batch` frames at a time, of several clips. Where `read` raises, the
+    exception is the clip's last part, without tokens, and the other clips continue.
     """
     waiting, frames, tokens = deque(), [], []  # (clip, part, n); their prepared frames; the frames' tokens (T, D)
     for item in itertools.chain(decode_ahead(clips, read, threads or os.cpu_count()), [None]):
@@ -190,36 +193,36 @@ def encode_clips(clips, read, encoder, batch=64, threads=None):
 
 
 def decode_ahead(clips, read, threads):
-    """Yield (clip, part, prepared frames) as `threads` come by them, each at work on a clip of its own.
+    """Yield (clip, part, prepared frames) in the order in which threads finish them; each thread reads one clip.
 
     The queue is bounded: the threads wait for the encoder, however long a clip is.
     """
     clips = list(clips)
     running = min(threads, len(clips))
-    upcoming, found, stop = iter(clips), queue.Queue(2 * running), threading.Event()
+    upcoming, decoded, stop = iter(clips), queue.Queue(2 * running), threading.Event()
 
     def work():
         try:
             for clip in upcoming:  # each thread takes the next one
                 try:
                     for part, prepared in read(clip):
-                        found.put((clip, part, prepared))
+                        decoded.put((clip, part, prepared))
                         if stop.is_set():
                             return
                 except Exception as error:
-                    found.put((clip, error, []))
+                    decoded.put((clip, error, []))
         finally:
-            found.put(None)  # this thread has ended
+            decoded.put(None)  # this thread has ended
 
     for _ in range(running):
         threading.Thread(target=work, daemon=True).start()
     try:
         while running:
-            if (item := found.get()) is None:
+            if (item := decoded.get()) is None:
                 running -= 1
             else:
                 yield item
     finally:
         stop.set()
-        while running:  # nobody takes what the threads still put
-            running -= found.get() is None
+        while running:  # discards what the threads still put
+            running -= decoded.get() is None

@@ -82,12 +82,13 @@ def class_index(level: str, generator: str, generators: dict[str, Generator] | N
 
 
 def table_lines(names) -> str:
-    """What to add to a generator table for generators that it lacks, as words of a message."""
+    """The rows to add to a generator table for generators that it lacks, in words for a message."""
     lines = "; ".join(f"{name},,Unknown,Unknown,Unknown" for name in names)
     return f"to it (--generators), with task, SD version and team where they are known: {lines}"
 
 
 def level_name(level: str) -> str:
+    """The paper's name of a level: GEN-L of gen."""
     return f"{level.upper()}-L"
 
 

@@ -40,7 +40,7 @@ from tokens.split import assign_splits, fold_splits
 
 
 class Images(NamedTuple):
-    """Arrays over the same N images; those of a clip share its path and group."""
+    """Arrays over the same N images; images of one clip have its path and group."""
 
     vectors: np.ndarray  # (N, D) float32
     path: np.ndarray  # (N,) of the index
@@ -50,14 +50,14 @@ class Images(NamedTuple):
     recipe: dict  # how the vectors were made
 
     def rows(self, chosen):
-        """The same arrays of the images (M,) chosen by place or by mask."""
-        return Images(*(own[chosen] for own in self[:-1]), self.recipe)
+        """The Images chosen by numbers (M,) or by a mask (N,)."""
+        return Images(*(array[chosen] for array in self[:-1]), self.recipe)
 
 
 def read_images(source, per_clip=1, fold=None, limit=None, seed=0) -> Images:
-    """The images of a features folder, `per_clip` frames of each clip, evenly spread; or the embeddings of a run of 02
-    or 03, one per clip. `fold` (k, n): split test is fold k of n and nobody is val; `limit`: clips per generator and
-    split.
+    """The Images of a features folder, up to `per_clip` frames of each clip, evenly spread; or the embeddings of a run
+    of 02 or 03, one per clip. `fold` (k, n): split test is fold k of n and val is empty; `limit`: clips per generator
+    and split.
     """
     if not str(source).endswith(".npz"):
         return read_frames(source, per_clip, fold, limit, seed)
@@ -67,9 +67,7 @@ def read_images(source, per_clip=1, fold=None, limit=None, seed=0) -> Images:
 
 
 def on_disk(parts, width) -> np.ndarray:
-    """Vectors (n, D) of one part after the other as one array (N, D) of float32, kept in a file without a name and not
-    in memory.
-    """
+    """The vectors (n, D) of all parts as one array (N, D) of float32, kept in an unnamed file and not in memory."""
     with tempfile.TemporaryFile() as file:
         for part in parts:
             file.write(np.float32(part).tobytes())
@@ -153,20 +151,20 @@ def read_embeddings(path, limit, seed):
 
 
 class Roles(NamedTuple):
-    """Places (M,) among some images. Those that train share no group with those that test."""
+    """Numbers (M,) of images by role. No group is both in training and in test."""
 
-    labelled: np.ndarray  # of target and known
-    val: np.ndarray  # of target and known
-    wild: np.ndarray  # whatever the wild generators are, the target among them or not
+    labelled: np.ndarray  # target and known
+    val: np.ndarray  # target and known
+    wild: np.ndarray  # unlabelled; may include the target
     test: dict[str, np.ndarray]  # by generator: target, known, unseen
 
 
 def resolve_roles(images, named, table=TABLE) -> dict[str, list[str]]:
-    """The generators by role as the images name them.
+    """{role: generators} as the images name them.
 
-    `named` are {"target": [name], "known": names, "wild": names, "unseen": names}; what the images do not name so may
-    be an alias in the generator table, a file. A wild generator may have another role as well, for other images.
-    Raises InputError where a name is of no image or has two roles.
+    `named` are {"target": [name], "known": names, "wild": names, "unseen": names}; a name may be an alias in `table`,
+    the path of a generator table. A wild generator may have another role as well, for other images. Raises InputError
+    where a name is of no image, or has two roles.
     """
     present, roles = set(images.generator.tolist()), {}
     for role, names in named.items():
@@ -190,8 +188,8 @@ def resolve_roles(images, named, table=TABLE) -> dict[str, list[str]]:
 
 
 def assign_roles(images, roles, counts, seed) -> Roles:
-    """Give the images of `roles` (resolve_roles) their places: of each generator of a role at most as many as `counts`
-    says, {"target", "known", "wild": a number per generator of that role}.
+    """Assign images to the `roles` of resolve_roles, of each generator at most as many as `counts` says: {"target",
+    "known", "wild": [a number of images per generator of that role]}.
 
     Labelled and wild images are of split train; what is left over of a group has no role. Val images are all of split
     val, or where target or known have none there a fifth of their groups of split train (of one group, of its clips).
@@ -231,11 +229,11 @@ def assign_roles(images, roles, counts, seed) -> Roles:
 
 def first_groups(images, order, generator, fraction=0.2):
     """The images of the first groups of a generator in the given order; of the first clips where it has one group."""
-    own = order[images.generator[order] == generator]
-    units = images.group[own] if len(set(images.group[own])) > 1 else images.path[own]
+    numbers = order[images.generator[order] == generator]
+    units = images.group[numbers] if len(set(images.group[numbers])) > 1 else images.path[numbers]
     names = list(dict.fromkeys(units.tolist()))
     count = max(round(fraction * len(names)), 1) if len(names) > 1 else 0
-    return own[np.isin(units, names[:count])]
+    return numbers[np.isin(units, names[:count])]
 
 
 def choose_images(images, order, name, count, used):
@@ -261,10 +259,11 @@ def refuse_same_images(images, roles):
 
 
 def standardize(vectors, places, batch):
-    """Vectors (n, D) by role, minus the labelled ones' mean and divided by their scale; and that mean and scale (D,).
+    """{role: standardised vectors (n, D)}, with mean 0 and deviation 1 over the labelled ones; and their mean, scale
+    (D,).
 
-    `places` of the vectors (N, D), by role. A dimension that does not vary among the labelled keeps its scale. Wild
-    vectors may be many: they are float32 and on disk, `batch` of them at a time in memory.
+    `places` are the numbers of the vectors (N, D) by role. A dimension that does not vary among the labelled keeps its
+    scale. Wild vectors may be many: they are float32 and on disk, `batch` of them at a time in memory.
     """
     labelled = np.float64(vectors[places["labelled"]])
     mean, deviation = labelled.mean(axis=0), labelled.std(axis=0)
@@ -281,7 +280,7 @@ def score_images(source, run, batch) -> int:
     """
     run, methods = Path(run), ("baseline", "constrained")
     keys = (*methods, "mean", "scale", "recipe")
-    classifier = read_arrays(run / "wild_classifier.npz", keys, "train it first, without --apply (--overwrite: anew)")
+    classifier = read_arrays(run / "wild_classifier.npz", keys, "train it first, without --apply")
     ours = classifier["recipe"]
     images = read_images(source, ours["arguments"]["images_per_clip"])
     differ = other_tokens(images.recipe["features"], ours["features"])

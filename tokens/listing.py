@@ -1,4 +1,4 @@
-"""Which files are videos, and whose: folders in every layout that people have, or a CSV.
+"""List the videos of each generator, in a folder of any usual layout or in a CSV.
 
 rows, ignored = list_videos("folder or CSV", load_generators())
 """
@@ -23,8 +23,8 @@ def list_folder(root, resolve):
         parts, suffix = source.split("/"), suffix_of(source)
         if suffix not in VIDEO_SUFFIXES | STILL_SUFFIXES:
             ignored[f"*.{suffix}" if suffix else "without extension"] += 1
-        elif found := label(parts, resolve):
-            generator, tail = found
+        elif labelled := label(parts, resolve):
+            generator, tail = labelled
             path = "/".join((generator, *tail))
             rows.append(Row(path, generator, group=path, source=source, file=os.path.join(root, source)))
         else:
@@ -43,10 +43,10 @@ def walk(root, ignored):
     """Paths of the files below a folder, symbolic links followed, without hidden and system files."""
     seen = set()
     for folder, folders, files in os.walk(root, followlinks=True):
-        if (place := os.path.realpath(folder)) in seen:
+        if (target := os.path.realpath(folder)) in seen:
             folders.clear()
             continue
-        seen.add(place)
+        seen.add(target)
         ignored["hidden or system"] += sum(not is_shown(name) for name in folders + files)
         folders[:] = filter(is_shown, folders)
         for name in filter(is_shown, files):
@@ -107,7 +107,7 @@ def list_csv(path, resolve):
 
 
 def list_videos(videos, table, limit=None):
-    """Rows of all videos by path, and a Counter of what is ignored.
+    """The Rows of all videos sorted by path, and a Counter of what is ignored; `limit` is per generator.
 
     Raises InputError naming both files when two would share a features file.
     """
@@ -130,4 +130,5 @@ def list_videos(videos, table, limit=None):
 
 
 def counts_text(counts):
+    """A Counter in words, for messages."""
     return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()) if count)

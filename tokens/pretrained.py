@@ -105,7 +105,7 @@ def load_preset(name: str, layer=None, dtype="float32", pool=1) -> Pretrained:
 
 @contextlib.contextmanager
 def plain_errors(preset):
-    """Whatever KerasHub, a hub's client or HDF5 raises becomes an InputError of one line that says what to do."""
+    """Turn what KerasHub, a hub's client or HDF5 raises into an InputError of one line that says what to do."""
     try:
         yield
     except Exception as error:
@@ -281,14 +281,14 @@ def mobilenet(blocks, dtype, weights):
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype)
     try:
-        whole = keras.applications.MobileNet((224, 224, 3), include_top=False, weights=weights)
+        network = keras.applications.MobileNet((224, 224, 3), include_top=False, weights=weights)
     finally:
         keras.config.set_dtype_policy(policy)
-    return keras.Model(whole.input, whole.get_layer(f"conv_pw_{blocks}_relu").output)
+    return keras.Model(network.input, network.get_layer(f"conv_pw_{blocks}_relu").output)
 
 
 def standardised(norm):
-    """What a batch normalisation makes of its input by its moving statistics alone, without learned scale and shift.
+    """The input of a batch normalisation standardised by its moving statistics, without the learned scale and shift.
 
     After them and the ReLU tokens are nearly the same in all clips (98% of the energy of mean tokens, 51% as they are
     here; conv_pw_3 on 328 real clips, equalized), and hard negative mining then pulls every embedding to one point.
@@ -323,7 +323,7 @@ def maker_of(name: str):
 
 
 def build_encoder(name: str, pool: int = 1, layer=None, weights=None, dtype=None):
-    """The encoder called `name` in ENCODERS, or of a KerasHub preset of SigLIP, DINOv2 or CLIP: its name, handle or
+    """The encoder of this name in ENCODERS, or of a KerasHub preset of SigLIP, DINOv2 or CLIP by name, handle or
     folder.
 
     `pool` averages its token grid pool x pool; `layer` chooses among the outputs of clip and mobilenet; `weights` is a

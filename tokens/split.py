@@ -6,7 +6,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from basics.running import InputError
-from tokens.dataset import features_recipe, other_tokens, read_index, subsample, usable
+from tokens.dataset import Row, features_recipe, other_tokens, read_index, subsample, usable
 from tokens.generators import class_index, class_names, resolve_generator, table_lines
 
 # ---------------------------------------------------------------- groups and the recorded split
@@ -34,17 +34,20 @@ def assign_splits(groups, generators, recorded=None) -> dict[str, str]:
     recorded, members = recorded or {}, groups_of_generators(groups, generators)
     splits = {}
     for group in groups:
-        place = group_hash(group)
-        splits[group] = recorded.get(group) or ("test" if place < 0.2 else "val" if place < 0.28 else "train")
-    for own in members.values():
-        free = [group for group in own if group not in recorded]
-        if len(own) > 1 and free and "test" not in map(splits.get, own):
+        number = group_hash(group)
+        splits[group] = recorded.get(group) or ("test" if number < 0.2 else "val" if number < 0.28 else "train")
+    for names in members.values():
+        free = [group for group in names if group not in recorded]
+        if len(names) > 1 and free and "test" not in map(splits.get, names):
             splits[free[0]] = "test"
     return train_every_generator(splits, members, recorded)
 
 
 def set_splits(rows, recorded):
-    """The rows, each with its split: a CSV's own, else the one recorded for its group, else by hash."""
+    """The rows with their splits: that of the CSV, else the recorded one of the group, else by hash.
+
+    Raises InputError when a CSV has two splits for a group.
+    """
     given = {}
     for row in rows:
         if row.split and given.setdefault(row.group, row.split) != row.split:
@@ -54,27 +57,27 @@ def set_splits(rows, recorded):
 
 
 def train_every_generator(splits, members, fixed=()) -> dict[str, str]:
-    """A generator left without a train group gets its group of the highest hash back; groups in `fixed` stay."""
+    """{group: split} where each generator has a train group: if need be its group of the highest hash not `fixed`."""
     splits = dict(splits)
-    for own in members.values():
-        free = [group for group in own if group not in fixed]
-        if free and "train" not in map(splits.get, own):
+    for names in members.values():
+        free = [group for group in names if group not in fixed]
+        if free and "train" not in map(splits.get, names):
             splits[free[-1]] = "train"
     return splits
 
 
-# ---------------------------------------------------------------- who trains and who is tested
+# ---------------------------------------------------------------- which videos train and which are tested
 
 
 class Split(NamedTuple):
     """Rows by role; those of train, val and test have a label, a number among `classes`."""
 
     classes: tuple[str, ...]
-    train: list[dict]
-    val: list[dict]
-    test: list[dict]
-    unseen: list[dict]  # by generators that were not trained on and are not asked for
-    excluded: dict[str, int]  # generator: videos, where its field is Unknown or Mixed
+    train: list[Row]
+    val: list[Row]
+    test: list[Row]
+    unseen: list[Row]  # of generators that are neither trained on nor tested
+    excluded: dict[str, int]  # generator: number of videos, of those that are Unknown or Mixed at the level
 
 
 def choose_videos(
@@ -92,7 +95,7 @@ def choose_videos(
     train_on_val=False,
     seed=0,
 ) -> Split:
-    """Who trains, validates and tests at a level, of the index rows of a features folder and the generator table.
+    """The Split at a level of index rows, of the features folder `features`, by a `table` from load_generators.
 
     `train_generators` and `test_generators` are names, beside which Real always counts; `test_features` is another
     folder, all of whose videos are tested; `fold` (k, n) tests on fold k of n; `limit` is per generator and split.
@@ -162,7 +165,7 @@ def known_names(wanted, table, rows):
 
 
 def fold_splits(rows, k, n, seed):
-    """Grouped cross-validation: rows whose split is test in fold k of n and train elsewhere; nobody is val.
+    """Grouped cross-validation: rows whose split is test in fold k of n and train elsewhere; val is empty.
 
     Folds are stratified by generator and drawn by seed. A generator without training videos in a fold gets a group
     back, so a generator of one group is never tested.
@@ -179,7 +182,9 @@ def fold_splits(rows, k, n, seed):
 
 
 def keep_trained_classes(classes, roles, excluded):
-    """Drop classes nobody trains; their videos are unseen. Says which, and which classes have no test video."""
+    """The Split of the classes that have training rows; rows of the others become unseen. Prints which those are, and
+    which classes have no test row. Raises InputError for fewer than two classes or no test row.
+    """
     present = sorted({row.label for row in roles["train"]})
     if len(present) < 2:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Video files: what they are, and their frames by the time on screen.
+"""Read video files: their facts, and their frames by the time on screen.
 
 for seconds, frame in sample_frames("clip.mp4", fps=8): ...     RGB uint8 (H, W, 3), one at a time
 """
@@ -79,12 +79,12 @@ class Video:
         check_pixels(stream.width, stream.height)
         packets = read_packets(self.input, stream)
         self.packets = list(packets) if hold else None
-        found = [(p.pts, p.dts, p.duration, p.is_keyframe) for p in (self.packets if hold else packets) if is_frame(p)]
-        if not found:
+        stamps = [(p.pts, p.dts, p.duration, p.is_keyframe) for p in (self.packets if hold else packets) if is_frame(p)]
+        if not stamps:
             raise InputError("no video frames in the file")
         # AVI stores no presentation times, and those that FFmpeg guesses can be out of order.
-        self.times, self.length, self.marks = timeline(found, stream, stored=self.container != "avi")
-        self.runs = key_frame_runs(found) if self.marks is not None and self.codec in SEEKABLE else None
+        self.times, self.length, self.marks = timeline(stamps, stream, stored=self.container != "avi")
+        self.runs = key_frame_runs(stamps) if self.marks is not None and self.codec in SEEKABLE else None
         self.stream = stream
         if not hold:
             self.input.close()
@@ -97,7 +97,7 @@ class Video:
         return stream
 
     def facts(self) -> dict[str, str]:
-        """What the index says of the file: fps, size, length, container, codec."""
+        """The columns of the index about the file: fps, size, length, container, codec."""
         facts = {"fps": f"{self.fps:.3f}", "size": self.size, "length": f"{self.length:.3f}"}
         return facts | {"container": self.container, "codec": self.codec}
 
@@ -171,8 +171,8 @@ def read_stills(path, kind):
     check_still(path)
     data = np.fromfile(path, np.uint8)  # OpenCV cannot open every name that a file system allows
     if kind == "webp":
-        found, animation = cv2.imdecodeanimation(data)
-        frames = [from_opencv(frame) for frame in animation.frames] if found else []
+        decoded, animation = cv2.imdecodeanimation(data)
+        frames = [from_opencv(frame) for frame in animation.frames] if decoded else []
         ends = np.cumsum(np.clip(animation.durations, 1, 1000 * LONGEST_GAP)) / 1000 if len(frames) > 1 else [0.0]
         if frames:
             return frames, [0.0, *ends[:-1]], float(ends[-1])

@@ -1,4 +1,4 @@
-"""Videos written: the one writer of H.264, and clips made equal, so that metadata tells nothing of their generator."""
+"""Write videos: the one writer of H.264, and --equalize, after which metadata does not reveal the generator."""
 
 import io
 import itertools
@@ -33,13 +33,13 @@ class TooShortError(InputError):
 
 
 def equalize(samples, size: int, fps: float, frames: int):
-    """A clip as H.264 in an mp4 of one size, rate and length, or TooShortError when it is shorter than that.
+    """A clip as an mp4 (BytesIO, H.264) of one size, rate and length, from samples (seconds, RGB frame (H, W, 3)).
 
-    The centre square of the first `frames` samples is scaled to size x size: afterwards metadata tells nothing.
+    The centre square of the first `frames` samples is scaled to size x size. Raises TooShortError when there are fewer.
     """
     squares = [centre_square(frame, size) for _, frame in itertools.islice(samples, frames)]
     if len(squares) < frames:
-        # Not padded: a frame that repeats would tell the length.
+        # not padded: repeated frames would reveal the length
         raise TooShortError(f"{TooShortError.REASON}{frames / fps:g} s; cannot be equalized")
     file = io.BytesIO()
     write_mp4(file, squares, fps, crf="23", threads="1")

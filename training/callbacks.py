@@ -1,4 +1,4 @@
-"""What stages 1 and 2 do beside Keras's fit: validation per clip, the best epoch, exact resume, and ending a run that
+"""Around Keras's fit in stages 1 and 2: validation per clip, the best epoch, exact resume, and stopping a run that
 fails or collapses.
 """
 
@@ -24,7 +24,7 @@ def checkpoint_file(run, level) -> Path:
 
 
 def saved_variables(model):
-    """All that training changes: weights, optimizer, and the dropout generators that a .keras file leaves out."""
+    """All that training changes: weights, optimizer, and the seeds of dropout, which a .keras file leaves out."""
     seeds = [variable for variable in model.variables if variable.name == "seed_generator_state"]
     return [*model.weights, *seeds, *model.optimizer.variables]
 
@@ -39,7 +39,7 @@ def save_checkpoint(path, model, state: dict, best):
 
 def load_checkpoint(path, model, recipe):
     """Restore a checkpoint into a compiled model; its state, and the best weights or None."""
-    variables, remedy = saved_variables(model), "start anew with --overwrite"
+    variables, remedy = saved_variables(model), "start again with --overwrite"
     arrays = read_arrays(path, remedy=remedy)
     wanted = {"state", *(f"variable_{i}" for i in range(len(variables)))}
     if "best_0" in arrays:
@@ -52,7 +52,7 @@ def load_checkpoint(path, model, recipe):
     best = [arrays[f"best_{i}"] for i in range(len(model.weights))] if "best_0" in arrays else None
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
-    print(f"going on after epoch {state['epoch']} from {path}")
+    print(f"resuming after epoch {state['epoch']} from {path}")
     return state, best
 
 
@@ -62,8 +62,9 @@ def load_checkpoint(path, model, recipe):
 class EpochEnd(keras.callbacks.Callback):
     """After each epoch: stop a failed run, validate, keep the best weights, write history and checkpoint.
 
-    `batches` are the WindowBatches that train, `val` rows with labels; windows are predicted `batch_size` at a time.
-    `measure(labels (B,), embedding (B, D))` gives what else is written of a fixed training batch, by name.
+    `batches` are the WindowBatches of training, `val` the rows (V) of validation with their labels. `batch_size`
+    windows are predicted at a time. `measure(labels (B,), embedding (B, D))` returns {name: number} of a fixed training
+    batch, for the history.
     """
 
     def __init__(self, level, run, recipe, batches, val, batch_size, measure=None):
@@ -75,14 +76,17 @@ class EpochEnd(keras.callbacks.Callback):
         self.history, self.best_score, self.best = [], None, None
 
     def restore(self, model) -> int:
-        """The number of epochs that an interrupted run of the same recipe has behind it, with all that they left."""
+        """Restore an interrupted run of the same recipe into the model and this callback. Returns its number of epochs.
+
+        Raises InputError where the run had another batch size.
+        """
         model.optimizer.build(model.trainable_variables)
         path, size = checkpoint_file(self.run, self.level), self.batches.batch_size
         state, self.best = load_checkpoint(path, model, self.recipe) if path.exists() else ({}, None)
         if state.get("batch_size", size) != size:
             raise InputError(
                 f"{path}: begun with {state['batch_size']} windows a batch, {devices_text()} would take {size};"
-                " continue with as many devices as before, or start anew with --overwrite"
+                " continue with as many devices as before, or start again with --overwrite"
             )
         self.history, self.best_score = state.get("history", []), state.get("best_score")
         self.batches.epoch = state.get("epoch", 0)
@@ -124,7 +128,7 @@ def number(variable) -> float:
 
 
 class Interruption(keras.callbacks.Callback):
-    """Ctrl-C ends training after the batch at hand.
+    """Ctrl-C ends training after the current batch.
 
     Keras 3.15 passes over any exception while it reads a batch's loss (pythonify_logs), and on JAX, which computes in
     the background, nearly all of a fit is spent waiting there.
@@ -153,18 +157,18 @@ class Interruption(keras.callbacks.Callback):
 
 
 def variance_fraction(embedding) -> float:
-    """Total variance of embeddings (B, D) over their mean squared norm; 0: all are equal."""
+    """Total variance of embeddings (B, D) over their mean squared norm, in [0, 1]; 0: all embeddings are equal."""
     return float(embedding.var(axis=0).sum() / max(np.square(embedding).sum(axis=1).mean(), 1e-12))
 
 
 class CollapseError(InputError):
-    """Mining holds all embeddings together at a point."""
+    """All embeddings have collapsed to one point."""
 
 
 def check_training(history):
-    """Raise InputError when the loss is not finite, CollapseError when mining holds the embeddings together at a point.
+    """Raise InputError when the loss is not finite, CollapseError when mining has collapsed all embeddings to a point.
 
-    Coming from stage 1, where all fakes are one class, the first epoch may pass through such a point; two may not.
+    After stage 1, where all fakes are one class, a single epoch may end at such a point; two in a row may not.
     """
     row = history[-1]
     if not np.isfinite(row["loss"]):
@@ -189,18 +193,18 @@ def tensorboard(folder) -> list:
 
 
 def print_training(split, batches, labels_per_class="all"):
-    """How many videos of each class train, and where there are fewer than asked for or than a batch wants."""
+    """Print the number of training videos by class, and which classes have fewer than requested or than batch slots."""
     steps = f"{len(batches)} steps of {batches.batch_size} an epoch on {devices_text()}"
     print(f"training on {len(split.train)} videos, {len(batches.windows)} windows, {steps}:")
     per_class = np.bincount([row.label for row in split.train], minlength=len(split.classes))
     counts = dict(zip(split.classes, per_class.tolist(), strict=True))
     print("  " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-    if labels_per_class != "all" and (short := [name for name in counts if counts[name] < labels_per_class]):
-        print(f"  fewer than the {labels_per_class} labels per class asked for, so all there are: {', '.join(short)}")
+    if labels_per_class != "all" and (few := [name for name in counts if counts[name] < labels_per_class]):
+        print(f"  fewer than the {labels_per_class} labels per class requested, so all are used: {', '.join(few)}")
     slots = -(-batches.batch_size // len(split.classes))
-    short = [name for i, name in enumerate(split.classes) if np.count_nonzero(batches.labels == i) < slots]
-    if batches.batching == "pk" and short:
-        print(f"  fewer windows than their {slots} slots a batch, so repeated in it: {', '.join(short)}")
+    few = [name for i, name in enumerate(split.classes) if np.count_nonzero(batches.labels == i) < slots]
+    if batches.batching == "pk" and few:
+        print(f"  fewer windows than their {slots} slots a batch, so repeated in it: {', '.join(few)}")
     if not split.val:
         print("  no val video, so the last epoch is kept")
 

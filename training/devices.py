@@ -1,7 +1,7 @@
 """What a run computes on: one device, several GPUs, a TPU, many hosts. The numbered scripts call `use_devices` first.
 
 A batch of B windows is split over the devices; losses that compare windows see all B of them (`global_batch`). Every
-process of many hosts reads its share of each batch and computes the same weights; the first one writes the files.
+process of many hosts reads its part of each batch and computes the same weights; the first one writes the files.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import os
 import numpy as np
 
 from basics.running import InputError
-from common import attention_layer, keras
+from common import get_attention, keras, set_attention
 
 BACKEND = keras.backend.backend()
 HOSTS = ("KERAS_DISTRIBUTION_JOB_ADDRESSES", "KERAS_DISTRIBUTION_NUM_PROCESSES", "KERAS_DISTRIBUTION_PROCESS_ID")
@@ -46,7 +46,7 @@ def use_jax_devices(tpu):
             f"--tpu: JAX sees no TPU here, only {jax.default_backend()}; leave --tpu out, or install jax[tpu]"
         )
     several = jax.device_count() > 1
-    # Shares are cut by WindowBatches, not by Keras.
+    # WindowBatches split the batch over processes, not Keras.
     keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False) if several else None)
 
 
@@ -68,7 +68,7 @@ def use_tensorflow_devices(tpu):
         tf.distribute.experimental_set_strategy(mirrored_strategy(tuple(device.name for device in devices)))
 
 
-@functools.cache  # a second one in a process would count its collective operations anew, and they would collide
+@functools.cache  # a second one in a process would count its collective operations again, and they would collide
 def mirrored_strategy(names):
     import tensorflow as tf
 
@@ -102,7 +102,7 @@ def replicas() -> int:
 
 
 def processes() -> tuple[int, int]:
-    """This process's place and how many compute together; process 0 is the one that writes."""
+    """(number of this process, number of processes that compute together); process 0 writes the files."""
     if BACKEND != "jax":
         return 0, 1
     import jax
@@ -111,16 +111,18 @@ def processes() -> tuple[int, int]:
 
 
 def is_main_process() -> bool:
+    """Whether this process writes the files."""
     return processes()[0] == 0
 
 
 def devices_text() -> str:
+    """The devices in words, for messages."""
     count, hosts = replicas(), processes()[1]
     return f"{count} devices" + f" of {hosts} processes" * (hosts > 1) if count > 1 else "one device"
 
 
 def check_alike(*facts):
-    """Raise InputError, on all of several processes, unless they say the same; else they would wait without end."""
+    """Raise InputError in all processes of a run unless their facts are equal; else they would wait for each other."""
     if processes()[1] == 1:
         return
     from jax.experimental import multihost_utils
@@ -136,7 +138,7 @@ def check_alike(*facts):
 
 @contextlib.contextmanager
 def one_device():
-    """Models made here are this process's own: on JAX, making one on all devices takes all processes."""
+    """A context in which models are made on one device: on JAX, making one on all devices takes all processes."""
     if BACKEND != "jax":
         yield
         return
@@ -177,7 +179,7 @@ def global_batch(*arrays):
 
 
 def predict_on_batch(model, tokens):
-    """The model's outputs in NumPy for tokens (B, L, T, D), every device doing its part; every process has them all."""
+    """Outputs {name: (B, ...)} in NumPy for tokens (B, L, T, D), computed on all devices, given to all processes."""
     count = replicas()
     if count == 1:
         return model.predict_on_batch(tokens)
@@ -212,16 +214,16 @@ def states(model):
 
 @functools.lru_cache(maxsize=1)
 def forward(model):
-    """The compiled forward pass of the model in use; its outputs are whole on every device."""
+    """The compiled forward pass of the model in use; every device has all outputs."""
     import jax
 
     mesh = keras.distribution.distribution().device_mesh.backend_mesh
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
     def call(weights, state, tokens):
         return model.stateless_call(weights, state, tokens, training=False)[0]
 
-    return jax.jit(call, out_shardings=whole)
+    return jax.jit(call, out_shardings=replicated)
 
 
 def fuse_attention(model, implementation="cudnn"):
@@ -235,14 +237,12 @@ def fuse_attention(model, implementation="cudnn"):
         return
     import jax
 
-    attention = attention_layer(model.spatial)
-    width = attention._key_dim
+    plain, width, dropout = get_attention(model.spatial)
     if implementation == "cudnn" and (jax.default_backend() != "gpu" or width % 8 or width > 128):
         return
-    plain = attention._compute_attention
 
     def fused(query, key, value, mask=None, training=None, *more, **named):
-        if query.dtype != "bfloat16" or (training and attention._dropout):
+        if query.dtype != "bfloat16" or (training and dropout):
             return plain(query, key, value, mask, training, *more, **named)
         count = query.shape[1]
         query, key, value = (jax.numpy.pad(x, [(0, 0), (0, count % 2), (0, 0), (0, 0)]) for x in (query, key, value))
@@ -251,4 +251,4 @@ def fuse_attention(model, implementation="cudnn"):
         output = jax.nn.dot_product_attention(query, key, value, implementation=implementation, **lengths)
         return output[:, :count], None
 
-    attention._compute_attention = fused
+    set_attention(model.spatial, fused)

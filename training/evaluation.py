@@ -1,4 +1,4 @@
-"""From a trained model to numbers: predictions per video, metrics as functions of arrays, and what a stage prints.
+"""Evaluate a trained model: predictions per video, metrics as functions of arrays, and their printing.
 
 for numbers, outputs in batch_outputs(model, Windows(rows), 64): outputs["embedding"]      (b, D)
 """
@@ -22,7 +22,7 @@ ROLES = ("train", "val", "test", "unseen")
 
 
 def batch_outputs(model, windows, batch_size=64, compiled=True):
-    """Yield (numbers (b,), outputs {name: (b, ...)}) of windows (N, L, T, D).
+    """Yield (numbers (b,), outputs {name: (b, ...)}) of windows (N, L, T, D), in order; the numbers are below N.
 
     All batches have one shape, so that the model is compiled once: the last one is filled up with its last window.
     Without `compiled`, fewer windows than a batch are neither filled up nor compiled for.
@@ -31,11 +31,11 @@ def batch_outputs(model, windows, batch_size=64, compiled=True):
     filled = compiled or count >= batch_size
     starts = range(0, count, batch_size)
     ends = [start + batch_size if filled else count for start in starts]
-    places = [np.minimum(np.arange(*pair), count - 1) for pair in zip(starts, ends, strict=True)]
-    for start, place, tokens in zip(starts, places, read_batches(windows, places), strict=True):
+    batches = [np.minimum(np.arange(*pair), count - 1) for pair in zip(starts, ends, strict=True)]
+    for start, batch, tokens in zip(starts, batches, read_batches(windows, batches), strict=True):
         outputs = predict_on_batch(model, tokens) if filled else model(np.asarray(tokens, "float32"))
         real = min(batch_size, count - start)
-        yield place[:real], {name: keras.ops.convert_to_numpy(values)[:real] for name, values in outputs.items()}
+        yield batch[:real], {name: keras.ops.convert_to_numpy(values)[:real] for name, values in outputs.items()}
 
 
 def predict(model, windows: Windows, batch_size=64):
@@ -52,7 +52,9 @@ def predict(model, windows: Windows, batch_size=64):
 
 
 def validation(model, windows, rows, batch_size) -> dict[str, float]:
-    """Accuracy, macro accuracy and cross-entropy in nats of videos whose rows have labels, from their `windows`."""
+    """{"val_accuracy", "val_macro_accuracy", "val_cross_entropy" in nats} over V videos: predictions are means over
+    their `windows` (Windows of `rows`), labels those of the rows (V,).
+    """
     labels = np.array([row.label for row in rows])
     probabilities = predict(model, windows, batch_size)[1]
     scores = score(labels, probabilities, model.config["class_names"])
@@ -100,7 +102,7 @@ def score_names(labels, predicted) -> dict:
         "videos": len(labels),
         "classes": len(per_class),
         "micro": float(correct.mean()),
-        "macro": float(np.mean([own / videos for videos, own in per_class.values()])),
+        "macro": float(np.mean([hits / videos for videos, hits in per_class.values()])),
         "majority": max(videos for videos, _ in per_class.values()) / len(labels),
         "uniform": 1 / len(per_class),
         "per_class": {str(name): counts for name, counts in per_class.items()},
@@ -133,24 +135,24 @@ def evaluate(model, videos, level, batch_size) -> tuple[dict, dict]:
 def sum_to_level(probabilities, classes, level):
     """GEN-L's probabilities (V, C) summed along the generator table: those of a level's classes (V, K), and the names.
 
-    The share of generators that are Unknown or Mixed at the level is left out, so a row may sum to less than 1.
+    The probability of generators that are Unknown or Mixed at the level is left out, so a row may sum to less than 1.
     """
     return sum_members(probabilities, at_level(np.array(classes), level).tolist())
 
 
 def sum_members(probabilities, members):
-    """Probabilities (..., C) summed over those of one name in members (C,): (..., K), and the K names. Whose name is
-    empty or None is left out.
+    """Probabilities (..., C) summed over equal names in members (C,): (..., K), and the K names. Members that are empty
+    or None are left out.
     """
     names = [name for name in dict.fromkeys(members) if name]
-    return probabilities @ np.array([[own == name for name in names] for own in members], float), names
+    return probabilities @ np.array([[member == name for name in names] for member in members], float), names
 
 
 def at_level(generators, level):
-    """What generators (V,) are at a level, (V,); empty where Unknown or Mixed there, or outside the table."""
+    """The class names (V,) of generators (V,) at a level; empty where Unknown or Mixed there, or outside the table."""
     table, names = load_generators(), (*class_names(level), "")
-    places = {name: class_index(level, name, table) for name in set(generators.tolist())}
-    return np.array([names[-1 if places[name] is None else places[name]] for name in generators.tolist()])
+    numbers = {name: class_index(level, name, table) for name in set(generators.tolist())}
+    return np.array([names[-1 if numbers[name] is None else numbers[name]] for name in generators.tolist()])
 
 
 def unseen_report(generators, predicted):
@@ -167,7 +169,7 @@ def unseen_report(generators, predicted):
 
 
 def title(metrics, what="", videos="test videos"):
-    """What a table or figure shows, of which videos, and that it is simulated where it is."""
+    """The title of a table or figure: the level, how many videos, and whether they are simulated."""
     simulated = ", simulated" * metrics["simulated"]
     return f"{level_name(metrics['level'])}, {metrics['videos']} {videos}{simulated}{what}"
 

@@ -7,18 +7,18 @@ from training.evaluation import title
 
 
 def confusion_figure(metrics, path):
-    """Confusion matrix: rows true, columns predicted, coloured by the row's share, labelled by videos."""
+    """Confusion matrix: rows true, columns predicted, coloured by the fraction of the row, labelled by counts."""
     confusion, classes = np.array(metrics["confusion"]), metrics["classes"]
-    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    fraction = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     side = 2.5 + 0.36 * len(classes)
     figure, axes = plt.subplots(figsize=(side, side))
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(classes)), classes, rotation=90)
     axes.set_yticks(range(len(classes)), classes)
     for (i, j), count in np.ndenumerate(confusion):
         if count:
             axes.text(
-                j, i, count, ha="center", va="center", fontsize=8, color="white" if share[i, j] > 0.5 else "black"
+                j, i, count, ha="center", va="center", fontsize=8, color="white" if fraction[i, j] > 0.5 else "black"
             )
     axes.set(xlabel="predicted", ylabel="true", title=title(metrics))
     save_figure(figure, path)

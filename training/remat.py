@@ -1,13 +1,13 @@
 """Training in less memory (--remat): the same gradients, with the spatial block's activations, which are nearly all,
-held for one frame at a time and computed again going back. In prediction too, where scores alone take 12 GiB for 64
-windows of full size in float32.
+held for one frame at a time and computed again in the backward pass. Prediction uses it too: attention scores alone
+would take 12 GiB for 64 windows of full size in float32.
 """
 
 from common import SAGA, keras, ops, without_autocast
 
 
 class RematSAGA(SAGA):
-    """SAGA for training alone: what is saved of it is a SAGA with its weights."""
+    """A SAGA for training; it is saved as a plain SAGA with the same weights."""
 
     def frame_vectors(self, tokens, training):
         def vector(frame):  # (B, T, D) -> (B, D)
@@ -17,11 +17,11 @@ class RematSAGA(SAGA):
 
 
 def scan_with_remat(function, layer, inputs):
-    """function(x) of each x of inputs (N, ...), stacked; going back, each is computed again rather than remembered.
+    """function(x) of each x of inputs (N, ...), stacked; the backward pass computes each again instead of storing it.
 
-    `function` uses the layer's variables alone. Its dropout draws the same masks again: the states of its generators,
-    the only other variables, go in and out as values. Weights stay in float32, so that
-    gradients accumulate in float32.
+    `function` uses only the layer's variables. Its dropout draws the same masks again, since the states of its random
+    generators, the only other variables, are passed as values. Weights stay in float32, so that gradients accumulate in
+    float32.
     """
     with without_autocast():
         weights = [variable.value for variable in layer.trainable_variables]
@@ -36,10 +36,10 @@ def scan_with_remat(function, layer, inputs):
             y = function(x)
         return y, [ops.cast(scope.get_current_value(state), kind) for state in states]
 
-    again = keras.remat(pure)
+    rematted = keras.remat(pure)
 
     def step(values, x):
-        y, values = again(weights, values, x)
+        y, values = rematted(weights, values, x)
         return values, y
 
     values, outputs = scan(step, [ops.cast(state.value, kind) for state in states], inputs)

@@ -30,7 +30,7 @@ def service_address(text: str) -> str:
 
 
 def check_dispatcher(address):
-    """Raise InputError when nobody listens at grpc://HOST:PORT; the service itself would try for an hour."""
+    """Raise InputError when no dispatcher listens at grpc://HOST:PORT; the service itself would retry for an hour."""
     host, port = address.removeprefix("grpc://").rsplit(":", 1)
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
@@ -40,7 +40,7 @@ def check_dispatcher(address):
 
 def served(batches, address, epochs):
     """A tf.data dataset without end of what WindowBatches give from their epoch on: tokens (B, L, T, D) and the labels
-    (B,) of each output. Raises InputError where nobody serves, or where there are several devices.
+    (B,) of each output. Raises InputError without a dispatcher, or with several devices.
     """
     from common import OUTPUTS  # here, since dispatcher and workers do without Keras
     from training.devices import devices_text, processes, replicas

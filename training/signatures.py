@@ -1,4 +1,4 @@
-"""What 04_tsigs.py measures of signatures, and its controls.
+"""Measures of T-Sigs for 04_tsigs.py, and their controls.
 
     table = identify(maps, grand_mean, labels, groups, split_groups_in_halves, repeats=200, seed=0)
 
@@ -25,11 +25,13 @@ MEASURES = ("accuracy", "within", "between", "raw_within", "raw_between", "class
 STRATA = 6  # the largest are shown and compared
 SAMPLE = 10000  # clips that k-means sees at a time
 
-# ---------------------------------------------------------------- who is compared: no group on both sides
+# ---------------------------------------------------------------- halves without a common group
 
 
 def split_groups_in_halves(labels, groups, random):
-    """Per class (first, second) clips: each of its groups is dealt to one half. labels, groups (V,) are integers."""
+    """One comparison [(first, second) per class]: each of a class's groups is in one half. `first` and `second` are
+    numbers (n,) of clips below V; labels and groups (V,) are integers.
+    """
     sides = []
     for label in range(labels.max() + 1):
         clips = np.flatnonzero(labels == label)
@@ -44,8 +46,8 @@ def split_groups_in_halves(labels, groups, random):
 
 def compare_signatures(first, second, grand_mean):
     """MEASURES (7,) of two signatures per class (C, L, L): the accuracy, a class being correct whose nearest second
-    signature is its own (Euclidean), and the mean correlation within and between classes, less the grand mean (L, L)
-    and raw.
+    signature is of the same class (Euclidean), and the mean correlation within and between classes, less the grand mean
+    (L, L) and raw.
     """
     classes = len(first)
     first, second, shift = first.reshape(classes, -1), second.reshape(classes, -1), grand_mean.reshape(1, -1)
@@ -64,20 +66,20 @@ def compare_counts(maps, grand_mean, groups, sides, random):
     maps (V, L, L), grand_mean (L, L), groups (V,); sides are per class two arrays of clips, each a number below V.
     """
     drawn = [[random.permutation(clips) for clips in pair] for pair in sides]
-    again = [
+    resampled = [
         [random.permutation(np.repeat(clips, resample_groups(groups[clips], random))) for clips in pair]
         for pair in sides
     ]
     measures = {}
     for count in COUNTS:
-        able = [i for i, pair in enumerate(sides) if min(map(len, pair)) >= count]
-        if len(able) < 2:
+        classes = [i for i, pair in enumerate(sides) if min(map(len, pair)) >= count]
+        if len(classes) < 2:
             break
         measures[count] = []
-        for pairs in (drawn, again):
-            # the first clips of each side; resampled ones that are too few come again
+        for pairs in (drawn, resampled):
+            # the first clips of each side; where resampled ones are too few they repeat
             first, second = (
-                np.stack([maps[np.resize(pairs[i][side], count)].mean(axis=0, dtype="float64") for i in able])
+                np.stack([maps[np.resize(pairs[i][side], count)].mean(axis=0, dtype="float64") for i in classes])
                 for side in (0, 1)
             )
             measures[count].append(compare_signatures(first, second, grand_mean))
@@ -89,8 +91,8 @@ def identify(maps, grand_mean, labels, groups, draw_sides, repeats, seed):
     maps (V, L, L), grand_mean (L, L), labels and groups (V,) as integers.
 
     `draw_sides(labels, groups, random)` gives comparisons, each a pair of sets of clips per class; a repeat's value is
-    the mean over them. Values are means over repeats; an interval holds 95 per cent of the repeats when each side's
-    groups are drawn again with replacement. Resampling groups repeats clips, so the interval is biased downwards.
+    the mean over them. Values are means over repeats. An interval holds 95 per cent of the repeats with each side's
+    groups resampled with replacement. Resampling groups repeats clips, so the interval is biased downwards.
     """
     random, by_count = np.random.default_rng(seed), {}
     for _ in range(repeats):
@@ -122,13 +124,13 @@ def measure_controls(maps, grand_mean, labels, groups, strata, repeats, seed):
 
 
 def untrained(model, seed):
-    """A model of the same sizes with weights drawn anew."""
+    """A model of the same sizes with newly drawn weights."""
     keras.utils.set_random_seed(seed)
     return build_saga(**model.config, dtype=model.dtype_policy)
 
 
 def permuted_halves(labels, groups, random):
-    """Halves after dealing the classes anew among all classes' groups; a class keeps its number of groups."""
+    """Halves after permuting the classes among all classes' groups; a class keeps its number of groups."""
     width = groups.max() + 1
     units, member = np.unique(labels * width + groups, return_inverse=True)
     return split_groups_in_halves(random.permutation(units // width)[member], groups, random)
@@ -148,7 +150,7 @@ def across_strata(labels, groups, random, strata):
 
 
 def drop_shared_groups(one, other, groups, random):
-    """Two sets of clips without a common group: a shared group stays, by a coin, on one side only."""
+    """Two sets of clips (n,), (m,) without a common group: each shared group stays on one side, drawn at random."""
     shared = np.intersect1d(groups[one], groups[other])
     stays = random.random(len(shared)) < 0.5
     return one[~np.isin(groups[one], shared[~stays])], other[~np.isin(groups[other], shared[stays])]
@@ -158,8 +160,8 @@ def drop_shared_groups(one, other, groups, random):
 
 
 def name_strata(rows, index, given):
-    """Each row's stratum (V,), and where strata come from. `given` is a CSV path,stratum, of which videos outside the
-    index are ignored, or "kmeans": three clusters of the mean token.
+    """The stratum (V,) of each row, and the source of the strata. `given` is a CSV path,stratum, of which videos
+    outside the index are ignored, or "kmeans": three clusters of the mean token.
     """
     if given != "kmeans":
         table = {row["path"]: row["stratum"] for row in read_csv(given, ("path", "stratum"), "strata are path,stratum")}
