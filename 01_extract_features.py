@@ -47,7 +47,7 @@ from tokens.dataset import (
 from tokens.encoders import DTYPES, ENCODERS, encode_clips
 from tokens.generators import TABLE, load_generators, table_lines
 from tokens.listing import counts_text, list_videos
-from tokens.pretrained import build_encoder
+from tokens.pretrained import build_encoder, maker_of
 from tokens.split import set_splits
 from tokens.videos import Video, reason
 from tokens.writing import TooShortError, equalize
@@ -153,7 +153,7 @@ def recipe_of(args, encoder, rows):
     zoos = {Path(folder).parent / "recipe.json" for folder in {os.path.dirname(row.file) for row in rows}}
     recipe["simulated"] = any(zoo.is_file() and bool(read_json(zoo).get("simulated")) for zoo in zoos)
     made_with = versions("keras", "keras-hub") | {"opencv": cv2.__version__, "av": av.__version__}
-    return recipe | {"versions": made_with, "git": git_commit(), "code": code_of(main, type(encoder))}
+    return recipe | {"versions": made_with, "git": git_commit(), "code": code_of(main, maker_of(args.encoder))}
 
 
 def open_features(folder, recipe, overwrite):

@@ -226,14 +226,15 @@ def finished_metrics(path, recipe, overwrite=False, unfinished=()) -> dict | Non
 
 FOLLOWED = ("common.py", "tokens/", "training/", "basics/statistics.py")
 NOT_FOLLOWED = ("training/plots.py", "training/service.py")
+CHOICES = ("get_args", "build_encoder", "maker_of", "ENCODERS", "LOSSES")  # what flags choose from, and what chooses
 
 
 def code_of(*starts) -> dict[str, str]:
     """A digest of every definition that some functions or classes reach by name, such as {"common.py:SAGA": "1f0e..."}.
 
-    A name is followed into the starts' own files and FOLLOWED, not into what prints, draws or reads flags, nor
-    into upper-case dicts: they hold what a flag chooses from, and what it chose is another start. Digests leave out
-    comments, docstrings, printing and the messages of errors: nothing of it changes a number.
+    A name is followed into the starts' own files and FOLLOWED, not into what prints or draws, nor into CHOICES: what a
+    flag chose is another start. Digests leave out comments, docstrings, printing and the messages of errors: nothing of
+    it changes a number.
     """
     places = (os.path.relpath(sys.modules[start.__module__].__file__, ROOT).replace(os.sep, "/") for start in starts)
     waiting = [(file, start.__qualname__) for file, start in zip(places, starts, strict=True)]
@@ -247,7 +248,7 @@ def code_of(*starts) -> dict[str, str]:
                 waiting.append((file, name))
         elif name in definitions and f"{file}:{name}" not in digests and not name.startswith(("print_", "draw_")):
             digests[f"{file}:{name}"] = definitions[name].digest
-            waiting += [(file, other) for other in definitions[name].names if other != "get_args"]
+            waiting += [(file, other) for other in definitions[name].names if other not in CHOICES]
     return dict(sorted(digests.items()))
 
 
@@ -264,9 +265,9 @@ def read_code(file):
         if isinstance(node, ast.ImportFrom) and (ROOT / (module := node.module.replace(".", "/") + ".py")).is_file():
             imported |= {alias.asname or alias.name: (module, alias.name) for alias in node.names}
         names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else []
-        for target in node.targets if isinstance(node, ast.Assign) else ():
-            names += [part.id for part in ast.walk(target) if isinstance(part, ast.Name)]
-        if names and not (names[0].isupper() and isinstance(getattr(node, "value", None), ast.Dict)):
+        for target in getattr(node, "targets", [getattr(node, "target", None)]):  # of an assignment, annotated or not
+            names += [part.id for part in ast.walk(target) if isinstance(part, ast.Name)] if target else []
+        if names:
             node = OnlyCode().visit(node)
             digest = hashlib.sha256(ast.unparse(node).encode()).hexdigest()[:12]
             used = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}

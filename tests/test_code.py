@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small import SMALL
 from stages import module, stage
@@ -13,6 +14,7 @@ from stages import module, stage
 from basics import artifacts
 from basics.artifacts import code_of, print_other_code, read_json
 from basics.running import ROOT, InputError
+from tokens.pretrained import maker_of
 
 ONE, TWO, LOSS = "02_pretrain_binary", "03_attribute", "common.py:hard_negative_loss"
 
@@ -49,8 +51,14 @@ def test_definitions_are_those_reached_by_name():
     assert "common.py:semi_hard_negative_loss" not in two and "common.py:hardest_negative" in two
     assert {"common.py:SAGA", "common.py:WindowBatches", "tokens/split.py:choose_videos"} <= one.keys() & two.keys()
     assert not [name for name in two if "print_" in name or "draw_" in name or "plots" in name or "get_args" in name]
-    assert any("videos.py" in name for name in digests("01_extract_features"))
     assert not any("videos.py" in name for name in two)
+
+
+def test_features_are_made_by_the_code_of_their_own_encoder():
+    plain, clip, mobilenet = (digests("01_extract_features", maker_of(name)) for name in ("dct", "clip", "mobilenet"))
+    assert all(any("videos.py" in name for name in code) for code in (plain, clip, mobilenet))
+    own = ("tokens/encoders.py:BlockDCT", "tokens/pretrained.py:clip_tokens", "tokens/pretrained.py:load_mobilenet")
+    assert [[name in code for name in own] for code in (plain, clip, mobilenet)] == np.eye(3, dtype=bool).tolist()
 
 
 @pytest.mark.parametrize(
@@ -141,6 +149,7 @@ def test_edit_of_a_checkout_is_noticed_from_the_shell(zoo, tmp_path):
     assert (
         run(ONE, *train, "--overwrite")[1].count("features/zoo was made by other code (tokens/videos.py:to_rgb)") == 1
     )
+    assert run(TWO, *train, "--overwrite")[0] == 0
     change("common.py", "margin, positives=positives))", "2 * margin, positives=positives))")
     assert "up to date" in run(ONE, *train)[1]
     status, text = run(TWO, *train)

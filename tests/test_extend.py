@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from small import moving, write_clip
 
+import common
 from basics.artifacts import read_json
 from basics.running import ROOT
 
@@ -20,6 +22,22 @@ STAGE_ONE = "python 02_pretrain_binary.py --batch-size 32 --epochs 2 --learning-
 def test_a_change_takes_at_most_ten_lines(diff):
     changed = [line for line in diff.splitlines() if line[0] in "+-" and line[:4] not in ("+++ ", "--- ")]
     assert 0 < len(changed) <= 10
+
+
+def test_the_own_loss_equals_a_loop_over_pairs():
+    added = CHANGES[0][0].partition("+++ b/common.py")[2]
+    names = dict(vars(common))
+    exec("\n".join(line[1:] for line in added.splitlines() if line.startswith("+")), names)
+    random = np.random.default_rng(0)
+    embeddings, labels = random.normal(size=(12, 6)).astype("float32"), random.integers(0, 4, 12)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    weights, terms = np.exp(embeddings @ embeddings.T / 0.1), []
+    for a in range(12):
+        others = [i for i in range(12) if i != a]
+        for p in others:
+            if labels[p] == labels[a]:
+                terms.append(-np.log(weights[a, p] / sum(weights[a, i] for i in others)))
+    assert float(names["contrastive_loss"](labels, embeddings, 1.0, "all")) == pytest.approx(np.mean(terms), rel=1e-5)
 
 
 @pytest.fixture

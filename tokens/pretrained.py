@@ -316,6 +316,12 @@ ENCODERS |= {"mobilenet": load_mobilenet} | {name: functools.partial(load_preset
 FLAGS = {"pool": "--pool", "layer": "--layer", "weights": "--encoder-weights", "dtype": "--encoder-dtype"}
 
 
+def maker_of(name: str):
+    """The function or class that makes the encoder of a name."""
+    make = ENCODERS.get(name, load_preset)
+    return make.func if isinstance(make, functools.partial) else make
+
+
 def build_encoder(name: str, pool: int = 1, layer=None, weights=None, dtype=None):
     """The encoder of this name in ENCODERS, or of a KerasHub preset of SigLIP, DINOv2 or CLIP by name, handle or
     folder.

@@ -84,8 +84,7 @@ def tpu_strategy():
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, OSError, RuntimeError, ImportError, tf.errors.OpError) as error:
-        why = str(error).split("\n")[0]
-        raise InputError(f"--tpu: TensorFlow finds no TPU here ({why}); leave --tpu out, or set TPU_NAME") from error
+        raise InputError("--tpu: TensorFlow finds no TPU here; leave --tpu out, or set TPU_NAME") from error
     return tf.distribute.TPUStrategy(resolver)
 
 
