@@ -192,8 +192,7 @@ def print_videos(rows, ignored, table, videos):
     counts = ", ".join(f"{splits[split]} {split}" for split in ("train", "val", "test"))
     print(f"{videos}: {len(rows)} videos of {len(groups)} generators ({counts})")
     if unseen := sorted(name for name in groups if name not in table):
-        print(f"not in the generator table, so unseen but for BIN-L: {', '.join(unseen)}; to train on them add")
-        print(f"  {table_lines(unseen)}")
+        print("not in the generator table, so unseen but for BIN-L; to train on them, add", table_lines(unseen))
     if single := sorted(name for name in groups if name in table and len(groups[name]) == 1):
         print(f"a single group, so train only and not evaluated: {', '.join(single)}")
     if any(ignored.values()):
@@ -230,38 +229,37 @@ def main(argv=None):
     how = dict(fps=args.fps, frames=args.frames, size=args.equalize, folder=args.features)
     read = partial(read_clip, encoder=encoder, **how)
     short, clips = 0, encode_clips(todo, read, encoder, args.encoder_batch, args.threads)
-    bar = tqdm(total=len(todo), unit="clip", dynamic_ncols=True, disable=not todo)
     try:
-        with bar, closing(clips):
+        with closing(clips), tqdm(total=len(todo), unit="clip", dynamic_ncols=True, disable=not todo) as bar:
             for row, clip, tokens in clips:
                 if len(tokens):
                     clip.add(tokens)  # (n, T, D) of its next frames
                     continue
                 file = features_file(args.features, row.path)
-                if isinstance(clip, Exception):
-                    row, short = row._replace(error=reason(clip)), short + isinstance(clip, TooShortError)
-                    bar.write(f"{row.source}: {row.error}")
-                    if os.path.isfile(file):
-                        file.unlink()  # of an older run: the row would come back from it
-                else:
+                if not isinstance(clip, Exception):
                     # N frames in S windows of L, the last frame repeated as padding: (S, L, T, D), (S, L), (S, L)
                     windows, times, valid = make_windows(clip.tokens, clip.times, args.frames)
                     row = row._replace(windows=len(windows), **clip.facts)
-                    try:
-                        write_features(file, windows, times, valid, row, digest)
-                    except InputError as error:  # a name too long, say; where nothing can be written, all ends
-                        if error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-                            raise
-                        row = row._replace(windows=0, error=reason(error))
                     if len(clip.times) < clip.count:
                         bar.write(f"{row.source}: damaged, read up to {clip.times[-1]:.1f} s")
+                    try:
+                        write_features(file, windows, times, valid, row, digest)
+                    except InputError as error:  # of this file, such as too long a name; a full disk ends all
+                        if error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                            raise
+                        clip = error
+                if isinstance(clip, Exception):
+                    row, short = row._replace(windows=0, error=reason(clip)), short + isinstance(clip, TooShortError)
+                    bar.write(f"{row.source}: {row.error}")
+                    if row.path in finished:
+                        file.unlink()  # of an older run: the row would come back from it
                 index.append(row)
                 bar.update()
     finally:
         write_index(Path(args.features) / f"index-{part}-of-{parts}.csv", index)
-        for other in Path(args.features).glob("index-*-of-*.csv"):
-            if not other.name.endswith(f"-of-{parts}.csv"):
-                other.unlink(missing_ok=True)
+        parts_now = set(Path(args.features).glob(f"index-*-of-{parts}.csv"))
+        for other in set(Path(args.features).glob("index-*-of-*.csv")) - parts_now:
+            other.unlink(missing_ok=True)
 
     # ---------------------------------------------------------------- report
     seconds = time.time() - started

@@ -254,7 +254,9 @@ def code_of(*starts) -> dict[str, str]:
     waiting = []
     for start in starts:
         file = os.path.realpath(sys.modules[start.__module__].__file__)
-        waiting.append((os.path.relpath(file, ROOT).replace(os.sep, "/"), getattr(start, "__qualname__", "")))
+        waiting.append(
+            (os.path.relpath(file, ROOT).replace(os.sep, "/"), getattr(start, "__qualname__", "").split(".")[0])
+        )
         if waiting[-1][1] not in read_code(waiting[-1][0])[0]:
             raise InputError(f"{file}: {start} has no name there, so a recipe cannot keep its code; make it a function")
     starting_files, digests = {file for file, _ in waiting}, {}

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import av
@@ -20,7 +21,7 @@ from stages import module, stage
 
 from basics.artifacts import read_arrays, read_json, write_atomically, write_csv
 from basics.running import ROOT, InputError, run_script
-from tokens.dataset import read_index
+from tokens.dataset import map_tokens, read_index
 
 CORPUS = SHARED / "corpus"
 
@@ -83,6 +84,45 @@ def test_a_second_run_makes_only_what_is_missing(clips, tmp_path):
     assert (again["videos"], again["skipped"]) == (1, 8)
     changed = [path for path, when in made.items() if path.stat().st_mtime_ns != when]
     assert changed == [next(iter(made))] and (tmp_path / "index-1-of-1.csv").read_bytes() == index
+
+
+def test_video_that_was_made_again_is_extracted_again(tmp_path):
+    for i in range(3):
+        write_clip(tmp_path / "videos" / "SVD" / f"{i}.mp4")
+    place = ["--videos", tmp_path / "videos", "--features", tmp_path / "f"]
+    extract(*place)
+    before = map_tokens(tmp_path / "f" / "SVD" / "1.mp4.npz").copy()
+    later = time.time() + 5
+    write_clip(tmp_path / "videos" / "SVD" / "1.mp4", count=16)
+    os.utime(tmp_path / "videos" / "SVD" / "1.mp4", (later, later))
+    assert extract(*place)["videos"] == 1
+    assert map_tokens(tmp_path / "f" / "SVD" / "1.mp4.npz").shape != before.shape or not np.array_equal(
+        map_tokens(tmp_path / "f" / "SVD" / "1.mp4.npz"), before
+    )
+
+
+def test_shards_of_other_code_are_never_mixed(clips, tmp_path, monkeypatch):
+    place = ["--videos", clips, "--features", tmp_path, "--pool", 2]
+    extract(*place, "--shard", "1/2")
+    extract(*place, "--shard", "2/2")
+    assert len(read_index(tmp_path)) == 9
+    script, code = module("01_extract_features"), {"tokens/encoders.py:BlockDCT": "another"}
+    monkeypatch.setattr(script, "code_of", lambda *starts: code)
+    with pytest.raises(InputError, match="made by other code .*--overwrite"):
+        extract(*place, "--shard", "1/2")
+    extract(*place, "--shard", "1/2", "--overwrite")
+    with pytest.raises(InputError, match="2"):  # the second part is still to be made
+        read_index(tmp_path)
+
+
+def test_file_whose_features_cannot_be_written_is_an_error_of_its_own(clips, tmp_path):
+    videos = Path(shutil.copytree(clips, tmp_path / "videos"))
+    (videos / "SVD" / "0.mp4").rename(videos / "SVD" / f"{'a' * 248}.mp4")
+    with pytest.raises(InputError, match="1 of 9 videos could not be read"):
+        extract("--videos", videos, "--features", tmp_path / "f")
+    assert sum(row.windows > 0 for row in read_index(tmp_path / "f")) == 8
+    (row,) = [row for row in read_index(tmp_path / "f") if row.error]
+    assert "cannot be written" in row.error and row.windows == 0
 
 
 def test_features_made_in_another_way_are_refused_or_overwritten(clips, tmp_path):

@@ -174,6 +174,34 @@ def test_programming_error_shows_its_traceback(error):
         run_script(main)
 
 
+def test_closed_pipe_ends_a_command_quietly():
+    command = f"{sys.executable} reproduce.py --list | head -1"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["01_extract_features.py", "--features", "{file}"],
+        ["01_extract_features.py", "--features", "{file}/x"],
+        ["01_extract_features.py", "--generators", "{folder}"],
+        ["simulate_videos.py", "--out", "{file}", "--clips-per-generator", "1", "--limit", "1"],
+        ["05_wild_constrained.py", "--generators", "{folder}", "--features", "{folder}"],
+        ["reproduce.py", "compare", "{folder}", "{file}"],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_folder_for_a_file_or_a_file_for_a_folder_is_one_line(command, clips, tmp_path):
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "folder").mkdir()
+    more = ["--videos", str(clips)] if command[0].startswith("01") else []
+    filled = [part.format(file=tmp_path / "file", folder=tmp_path / "folder") for part in command]
+    done = subprocess.run([sys.executable, *filled, *more], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"{command[0]}: ")
+
+
 def test_error_of_the_user_is_one_line_and_status_1():
     def main():
         raise InputError("a.csv: no column path; add one")
