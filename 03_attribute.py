@@ -173,8 +173,8 @@ def main(argv=None):
         made_from["test_index_sha256"] = index_digest(read_index(args.test_features))
         made_from["tested_features"] = features_recipe(args.test_features)
     made_from["init_sha256"] = None if args.init == "scratch" else file_digest(args.init)
-    code = code_of(main, *(LOSSES[loss] for loss in [args.loss] if loss in LOSSES))
-    recipe = make_recipe(vars(args), PATHS, MACHINE, ("keras",), code=code, **made_from)
+    made_from["code"] = code_of(main, *([LOSSES[args.loss]] if args.loss != "ce" else []))
+    recipe = make_recipe(vars(args), PATHS, MACHINE, ("keras",), **made_from)
     unfinished = checkpoint_file(run, level)
     if (done := finished_metrics(run / f"{level}.json", recipe, args.overwrite, [unfinished])) is not None:
         return done
