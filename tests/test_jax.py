@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from presets import tiny_presets
-from stages import stage
+from stages import module, stage
 
 from basics.artifacts import read_json
 from basics.running import ROOT
@@ -111,10 +111,11 @@ def jax_side(inputs, out):
     place = ["--features", out / "features" / "dct"]
     pretrain = [*place, *SMALL, "--epochs", 2, "--run"]
     stage("02_pretrain_binary", *pretrain, out / "run")
-    whole, callbacks.EpochEnd = callbacks.EpochEnd, Interrupt
+    script = module("02_pretrain_binary")
+    script.EpochEnd = Interrupt
     with pytest.raises(KeyboardInterrupt):
         stage("02_pretrain_binary", *pretrain, out / "resumed")
-    callbacks.EpochEnd = whole
+    script.EpochEnd = callbacks.EpochEnd
     stage("02_pretrain_binary", *pretrain, out / "resumed")
     stage("03_attribute", *place, *SMALL, "--epochs", 1, "--level", "gen", "--run", out / "run")
     gen = keras.saving.load_model(out / "run" / "gen.keras", compile=False)

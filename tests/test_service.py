@@ -55,21 +55,23 @@ def window_batches(rows, **options):
 def expected(rows, epoch, **options):
     """The epoch's batches in training as bytes, read by NumPy whole and chosen by WindowBatches."""
     tokens = np.concatenate([np.load(features_file(row.features, row.path))["tokens"] for row in rows])
-    batches = window_batches(rows, start_epoch=epoch + 1, **options)  # fit ends an epoch before its first
+    batches = window_batches(rows, **options)
+    batches.epoch = epoch + 1  # fit ends an epoch before its first
     chosen = [batches.chosen(step) for step in range(len(batches))]
     return [tokens[own].tobytes() + (own % 3).astype("int32").tobytes() for own in chosen]
 
 
 def came(data, count):
     elements = data.take(count).as_numpy_iterator()
-    return [tokens.tobytes() + labels.tobytes() for tokens, labels in elements]
+    return [tokens.tobytes() + labels["logits"].tobytes() for tokens, labels in elements]
 
 
 @pytest.mark.slow
 @pytest.mark.graph
 @pytest.mark.parametrize("batching", ["natural", "pk"])
 def test_service_reads_the_batches_of_the_epochs(service, rows, batching):
-    batches = window_batches(rows, batching=batching, start_epoch=1)
+    batches = window_batches(rows, batching=batching)
+    batches.epoch = 1
     steps = len(batches)
     assert steps == 49
     wanted = {*expected(rows, 1, batching=batching), *expected(rows, 2, batching=batching)}
@@ -99,7 +101,7 @@ def test_killed_worker_takes_its_batches_along_and_the_other_goes_on(service, ro
     wanted, found = set(expected(rows, 0, batch_size=2)), []
     for i in range(len(batches)):
         tokens, labels = next(elements)
-        found.append(tokens.tobytes() + labels.tobytes())
+        found.append(tokens.tobytes() + labels["logits"].tobytes())
         if i == 30:
             service[1][0].kill()
     assert len(found) == len(wanted) and set(found) <= wanted
