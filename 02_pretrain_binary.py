@@ -95,9 +95,9 @@ def main(argv=None):
         made_from["test_index_sha256"] = index_digest(read_index(args.test_features))
         made_from["tested_features"] = features_recipe(args.test_features)
     recipe = make_recipe(vars(args), PATHS, MACHINE, ("keras",), code=code_of(main), **made_from)
-    unfinished = checkpoint_file(run, "bin")
-    if (done := finished_metrics(run / "bin.json", recipe, args.overwrite, [unfinished])) is not None:
-        return done
+    checkpoint = checkpoint_file(run, "bin")
+    if (finished := finished_metrics(run / "bin.json", recipe, args.overwrite, [checkpoint])) is not None:
+        return finished
     print_other_code(args.features, features)
     split = choose_videos(
         rows,
@@ -137,12 +137,12 @@ def main(argv=None):
     batch_size = divisible_batch_size(min(args.batch_size, len(windows)))
     with WindowBatches(windows, labels, batch_size, args.seed, args.batching, processes()) as batches:
         epoch_end = EpochEnd("bin", run, recipe, batches, split.val, args.batch_size)
-        done = epoch_end.restore(model)  # epochs of an interrupted run
+        epochs_done = epoch_end.restore(model)  # by an interrupted run
         print_training(split, batches, args.labels_per_class)
         model.fit(
             served(batches, args.data_service, args.epochs) if args.data_service else batches,
             epochs=args.epochs,
-            initial_epoch=done,
+            initial_epoch=epochs_done,
             steps_per_epoch=len(batches),
             shuffle=False,
             callbacks=[Interruption(), keras.callbacks.TerminateOnNaN(), epoch_end, *tensorboard(run / "logs" / "bin")],
@@ -164,7 +164,7 @@ def main(argv=None):
         write_arrays(run / "bin_embeddings.npz", arrays | {"recipe": recipe})
         draw_figures(metrics, arrays, run)
         write_json(run / "bin.json", metrics)  # last: it marks the run as finished
-        unfinished.unlink(missing_ok=True)
+        checkpoint.unlink(missing_ok=True)
         print(f"model, metrics and figures are in {run}")
     return metrics
 

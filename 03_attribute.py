@@ -175,9 +175,9 @@ def main(argv=None):
     made_from["init_sha256"] = None if args.init == "scratch" else file_digest(args.init)
     made_from["code"] = code_of(main, *([LOSSES[args.loss]] if args.loss != "ce" else []))
     recipe = make_recipe(vars(args), PATHS, MACHINE, ("keras",), **made_from)
-    unfinished = checkpoint_file(run, level)
-    if (done := finished_metrics(run / f"{level}.json", recipe, args.overwrite, [unfinished])) is not None:
-        return done
+    checkpoint = checkpoint_file(run, level)
+    if (finished := finished_metrics(run / f"{level}.json", recipe, args.overwrite, [checkpoint])) is not None:
+        return finished
     print_other_code(args.features, features)
     split = choose_videos(
         rows,
@@ -221,12 +221,12 @@ def main(argv=None):
         mining = dict(loss=args.loss, margin=args.margin, positives=args.positives, normalize=args.normalize)
         measure = partial(mined_pairs, **mining) if args.loss in ("semi", "hnm") else None
         epoch_end = EpochEnd(level, run, recipe, batches, split.val, args.batch_size, measure)
-        done = epoch_end.restore(model)  # epochs of an interrupted run
+        epochs_done = epoch_end.restore(model)  # by an interrupted run
         print_training(split, batches, args.labels_per_class)
         model.fit(
             served(batches, args.data_service, args.epochs) if args.data_service else batches,
             epochs=args.epochs,
-            initial_epoch=done,
+            initial_epoch=epochs_done,
             steps_per_epoch=len(batches),
             shuffle=False,
             callbacks=[Interruption(), keras.callbacks.TerminateOnNaN(), epoch_end, *tensorboard(run / "logs" / level)],
@@ -248,7 +248,7 @@ def main(argv=None):
         write_arrays(run / f"{level}_embeddings.npz", arrays | {"recipe": recipe})
         draw_figures(metrics, arrays, run)
         write_json(run / f"{level}.json", metrics)  # last: it marks the run as finished
-        unfinished.unlink(missing_ok=True)
+        checkpoint.unlink(missing_ok=True)
         print(f"model, metrics and figures are in {run}")
     return metrics
 

@@ -87,9 +87,10 @@ def read_json(path, keys=()) -> dict:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); {AGAIN}") from error
     missing = set(keys) - set(content) if isinstance(content, dict) else {"everything"}
-    missing |= {"recipe"} if not missing and not isinstance(content.get("recipe", {}), dict) else set()
     if missing:
         raise InputError(f"{path} lacks {', '.join(sorted(missing))}; {AGAIN}")
+    if not isinstance(content.get("recipe", {}), dict):
+        raise InputError(f"{path}: its recipe is not a JSON object; {AGAIN}")
     return content
 
 
@@ -144,7 +145,7 @@ def open_zip(path, remedy=AGAIN):
             yield archive
     except FileNotFoundError as error:
         raise missing_file(path, remedy) from error
-    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError, NotImplementedError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError, OSError) as error:
         raise InputError(f"{path}: damaged zip ({error}); {remedy}") from error
 
 
@@ -254,11 +255,10 @@ def code_of(*starts) -> dict[str, str]:
     waiting = []
     for start in starts:
         file = os.path.realpath(sys.modules[start.__module__].__file__)
-        waiting.append(
-            (os.path.relpath(file, ROOT).replace(os.sep, "/"), getattr(start, "__qualname__", "").split(".")[0])
-        )
-        if waiting[-1][1] not in read_code(waiting[-1][0])[0]:
+        name = getattr(start, "__qualname__", "").split(".")[0]  # of a nested function the outer one
+        if name not in read_code(file)[0]:
             raise InputError(f"{file}: {start} has no name there, so a recipe cannot keep its code; make it a function")
+        waiting.append((os.path.relpath(file, ROOT).replace(os.sep, "/"), name))
     starting_files, digests = {file for file, _ in waiting}, {}
     while waiting:
         file, name = waiting.pop()
