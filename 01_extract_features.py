@@ -34,7 +34,7 @@ import numpy as np
 from tqdm import tqdm
 
 from basics.artifacts import code_of, git_commit, read_json, refuse_other, versions, write_json
-from basics.running import InputError, part_of_parts, positive, run_script
+from basics.running import InputError, part_of_parts, positive, reason, run_script
 from tokens.dataset import (
     SAME_TOKENS,
     features_file,
@@ -49,7 +49,7 @@ from tokens.generators import TABLE, load_generators, table_lines
 from tokens.listing import counts_text, list_videos
 from tokens.pretrained import build_encoder, maker_of
 from tokens.split import set_splits
-from tokens.videos import Video, reason
+from tokens.videos import Video
 from tokens.writing import TooShortError, equalize
 
 CHUNK = 32  # frames that a thread hands over at a time

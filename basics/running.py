@@ -11,6 +11,12 @@ class InputError(ValueError):
     """An error that the user can fix. The message is one line that names the file and the remedy."""
 
 
+def reason(error) -> str:
+    """One line on why a file could not be read."""
+    text = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+    return text if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
+
+
 def run_script(main, interrupted="the same command goes on (without --overwrite)"):
     """Exit with status 0, or with 1 and one line on standard error for an InputError. All else shows its traceback."""
     script = Path(sys.argv[0]).name

@@ -10,13 +10,12 @@ import numpy as np
 from scipy.special import softmax
 from tqdm import tqdm
 
-from basics.running import InputError
+from basics.running import InputError, reason
 from report.calibrate import apply_temperature, sum_along_taxonomy
 from report.look import clip_values, expand, file_name, look, nearest
 from report.run import LIMITS, MEASURED, Run, load_encoder, load_run
 from report.scores import Clips
 from tokens.generators import level_name
-from tokens.videos import reason
 
 VERSION = 1  # of report.schema.json
 UNKNOWN, TOO_LITTLE = "unknown generator", "too little evidence"

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from basics.artifacts import file_digest, make_recipe, read_arrays, write_arrays
-from basics.running import InputError
+from basics.running import InputError, reason
 from report.look import file_name, look
 from report.scores import NAMINGS
 from report.text import printable
 from tokens.generators import load_generators, resolve_generator, stage_of
-from tokens.videos import reason
 from training.callbacks import variance_fraction
 from training.evaluation import score_names
 

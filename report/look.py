@@ -23,7 +23,8 @@ from report.run import WINDOWS_OF_CLIPS, window_outputs
 from tokens.dataset import Windows, features_file, read_valid
 from tokens.encoders import encode_clips
 from tokens.listing import is_shown, suffix_of
-from tokens.videos import STILL_SUFFIXES, VIDEO_SUFFIXES, Video
+from tokens.pictures import STILL_SUFFIXES
+from tokens.videos import VIDEO_SUFFIXES, Video
 from tokens.writing import TooShortError, equalize
 
 STRIP = 8  # frames shown of a file

@@ -1,6 +1,8 @@
 """The right frames of every kind of video file, at the right time, in the right colours."""
 
+import contextlib
 import math
+import re
 import struct
 import zlib
 from fractions import Fraction
@@ -9,11 +11,12 @@ import av
 import cv2
 import numpy as np
 import pytest
-from small import CODECS, number_of, numbered, write_clip
+from PIL import Image
+from small import CODECS, moving, number_of, numbered, write_clip
 
 from basics.running import InputError
-from tokens import videos
-from tokens.videos import Video, sample_frames
+from tokens import pictures, videos
+from tokens.videos import Video, probe, sample_frames
 from tokens.writing import equalize
 
 
@@ -60,79 +63,12 @@ def test_large_frames_are_sampled_like_small_ones(tmp_path):
     assert sampled(path) == [k * 30 // 8 for k in range(10)]
 
 
-SEEKABLE = {
-    "closed": ("mp4", "libx264", {"g": "12", "bf": "3", "x264-params": "open-gop=0"}),
-    "open": ("mkv", "libx264", {"g": "12", "bf": "3", "x264-params": "open-gop=1:b-adapt=0"}),
-    "hevc": ("mp4", "libx265", {"x265-params": "keyint=12:bframes=3:log-level=none"}),
-    "vp9": ("webm", "libvpx-vp9", {"g": "12", "deadline": "realtime", "cpu-used": "8"}),
-    "mpeg4": ("mp4", "mpeg4", {"g": "12", "bf": "2"}),
-}
-
-
-@pytest.mark.parametrize("kind", SEEKABLE)
-def test_chosen_frames_are_those_of_the_whole_video(tmp_path, kind, monkeypatch):
-    """Only the key frames' runs that hold a chosen frame are decoded, also where pictures refer across a key frame."""
-    suffix, codec, options = SEEKABLE[kind]
-    path = tmp_path / f"clip.{suffix}"
-    with av.open(str(path), "w") as output:
-        stream = output.add_stream(codec, rate=24, options=options)
-        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
-        for i in range(200):
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(i), format="rgb24")))
-        output.mux(stream.encode())
-    whole = dict(sample_frames(path))
-    decoded, decode = [], videos.decode
-
-    def counted(packets, context, needed=None):
-        for frame in decode(packets, context, needed):
-            decoded.append(frame.pts)
-            yield frame
-
-    monkeypatch.setattr(videos, "decode", counted)
-    for hold in (videos.HELD_BYTES, 0):
-        monkeypatch.setattr(videos, "HELD_BYTES", hold)
-        for chosen in ([30], [2, 3, 33, 65], [0, 31, 32], [66]):
-            decoded.clear()
-            with Video(path) as video:
-                found = dict(video.sample(8, chosen))
-            assert list(found) == [k / 8 for k in chosen]
-            for seconds, frame in found.items():
-                assert np.array_equal(frame, whole[seconds]) and number_of(frame) == round(24 * seconds)
-            assert len(decoded) < 26 * len(chosen)
-
-
 def test_a_picture_larger_than_memory_is_refused(tmp_path):
     header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII5B", 13, b"IHDR", 60000, 60000, 1, 0, 0, 0, 0)
     header += struct.pack(">I", zlib.crc32(header[12:]))
     (tmp_path / "bomb.png").write_bytes(header + struct.pack(">I4s", 0, b"IEND"))
     with pytest.raises(InputError, match="million pixels"):
         Video(tmp_path / "bomb.png")
-    animation = cv2.Animation()
-    animation.frames, animation.durations = [np.zeros((64, 64, 4), np.uint8) + np.uint8(i) for i in range(9)], [99] * 9
-    cv2.imwriteanimation(str(tmp_path / "many.webp"), animation)
-    assert len(Video(tmp_path / "many.webp").times) == 9
-    data = (tmp_path / "many.webp").read_bytes()
-    place = data.index(b"VP8X") + 12  # the canvas: 16384 x 8192, nine times
-    canvas = (16383).to_bytes(3, "little") + (8191).to_bytes(3, "little")
-    (tmp_path / "many.webp").write_bytes(data[:place] + canvas + data[place + 6 :])
-    with pytest.raises(InputError, match="9 frames of 16384x8192 do not fit"):
-        Video(tmp_path / "many.webp")
-
-
-def test_rotation_is_upright_as_opencv_shows_it(tmp_path):
-    scene = np.zeros((32, 64, 3), np.uint8)
-    scene[:16, :16] = (255, 0, 0)  # a red corner
-    path = write_clip(tmp_path / "clip.mp4", frames=[scene] * 3)
-    data = bytearray(path.read_bytes())
-    matrix = data.index(b"tkhd") + 4 + 40
-    for turned in ((0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)):
-        a, b, c, d = (value << 16 for value in turned)
-        data[matrix : matrix + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
-        path.write_bytes(data)
-        ours = next(sample_frames(path))[1]
-        capture = cv2.VideoCapture(str(path))
-        theirs = cv2.cvtColor(capture.read()[1], cv2.COLOR_BGR2RGB)
-        assert ours.shape == theirs.shape and np.abs(ours.astype(int) - theirs).mean() < 4
 
 
 @pytest.mark.parametrize("kind", ["mp4", "mov", "avi", "mkv", "webm", "gif", "png", "jpg", "webp", "bmp"])
@@ -181,3 +117,300 @@ def test_an_equalized_clip_shows_the_middle_of_its_frames():
         shown = [image for _, image in video.sample(8)]
         assert (video.size, video.length) == ("64x64", 1.0)
     assert len(shown) == 8 and np.abs(shown[7].mean((0, 1)) - (255, 0, 0)).max() < 12
+
+
+# ---------------------------------------------------------------- what a player shows
+
+
+def write_stream(path, count=96, rate=24, codec="libx264", options=None, container=None, audio=0, images=None):
+    """Numbered frames through FFmpeg's muxers with these options; `audio` seconds of silence beside them."""
+    with av.open(str(path), "w", options=container or {}) as output:
+        stream = output.add_stream(codec, rate=rate, options=options or {})
+        images = images or [numbered(i % 256) for i in range(count)]
+        stream.height, stream.width = images[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        sound = output.add_stream("aac", rate=48000) if audio else None
+        for image in images:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        output.mux(stream.encode())
+        for i in range(int(audio * 48000 / 1024)):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.rate, frame.pts, frame.time_base = 48000, 1024 * i, Fraction(1, 48000)
+            output.mux(sound.encode(frame))
+    return path
+
+
+def plain(path):
+    """[(seconds from the first frame, number)] of the frames that PyAV decodes, in order."""
+    frames = []
+    with av.open(str(path)) as file:
+        for packet in file.demux(video=0):
+            with contextlib.suppress(av.error.InvalidDataError):
+                for frame in packet.decode():
+                    frames.append((float(frame.time), number_of(frame.to_ndarray(format="rgb24"))))
+    return [(seconds - frames[0][0], number) for seconds, number in frames]
+
+
+def on_screen(shown, length):
+    """What is on screen at each k / 8 of `shown` [(seconds, what)]."""
+    at = [max(i for i, (begun, _) in enumerate(shown) if begun <= k / 8 + 1e-4) for k in range(math.ceil(8 * length))]
+    return [shown[i][1] for i in at]
+
+
+@pytest.mark.parametrize("keys", [250, 48])
+def test_an_edit_inside_a_group_of_pictures_begins_where_it_says(tmp_path, keys):
+    """As phones trim: what is stored before frame 30 is decoded and not shown."""
+    path = write_stream(tmp_path / "a.mp4", options={"x264-params": f"keyint={keys}:scenecut=0", "bf": "2"})
+    data = bytearray(path.read_bytes())
+    place = data.index(b"elst") + 16
+    media = struct.unpack(">i", data[place : place + 4])[0]
+    data[place : place + 4] = struct.pack(">i", media + 30 * 512)  # ticks of 1 / 12288 s
+    path.write_bytes(data)
+    assert sampled(path) == [30 + 3 * k for k in range(22)]
+    assert [number_of(frame) for _, frame in sample_frames(path, 8, [10, 11])] == [60, 63]
+    with Video(path) as video:
+        assert video.length == pytest.approx(2.75) and video.damage is None
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize("options", [{"bf": "0"}, {"x264-params": "open-gop=1:keyint=24:bframes=3"}], ids=str)
+@pytest.mark.parametrize("begin", [0, 37, 48])
+def test_packets_copied_from_anywhere_show_what_can_be_decoded(tmp_path, kind, options, begin):
+    """As `-c copy` cuts, and as recorders that begin between two key frames."""
+    given = write_stream(tmp_path / "given.mkv", options=options | {"g": "24"})
+    path = tmp_path / f"cut.{kind}"
+    with av.open(str(given)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in [packet for packet in source.demux(video=0) if packet.size][begin:]:
+            packet.stream = stream
+            target.mux(packet)
+    shown = plain(path)
+    if not shown:  # the stream's headers were left out with its first frames
+        with pytest.raises(InputError, match="no frame"):
+            probe(path)
+        return
+    with Video(path) as video:
+        assert [number_of(frame) for _, frame in video.sample(8)] == on_screen(shown, video.length)
+        assert video.length == pytest.approx(shown[-1][0] + 1 / 24, abs=0.002)
+
+
+REFRESHED = {
+    "gradual": ("libx264", {"x264-params": "intra-refresh=1:keyint=40:bframes=0"}),
+    "open": ("libx264", {"x264-params": "open-gop=1:keyint=40:bframes=3"}),
+    "hevc": ("libx265", {"x265-params": "open-gop=1:keyint=40:bframes=3:log-level=none"}),
+    "vp9": ("libvpx-vp9", {"g": "40", "deadline": "realtime", "cpu-used": "8"}),
+}
+
+
+@pytest.mark.parametrize("kind", REFRESHED)
+def test_chosen_frames_of_a_long_video_are_those_of_the_whole(tmp_path, kind, monkeypatch):
+    """Decoding begins early enough that pictures are whole, also where key frames do not decode alone."""
+    codec, options = REFRESHED[kind]
+    images = [np.roll(moving(1, 64)[0], 2 * i, axis=1) for i in range(1000)]
+    path = write_stream(tmp_path / "a.mkv", codec=codec, options=options, images=images)
+    whole, decoded = dict(sample_frames(path)), []
+    monkeypatch.setattr(videos, "Picture", lambda *how: decoded.append(how[0].pts) or pictures.Picture(*how))
+    for hold in (videos.HELD_BYTES, 0):
+        monkeypatch.setattr(videos, "HELD_BYTES", hold)
+        for chosen in ([0, 300], [160, 161, 329], [333]):
+            decoded.clear()
+            found = dict(sample_frames(path, 8, chosen))
+            assert list(found) == [k / 8 for k in chosen]
+            assert all(np.array_equal(frame, whole[seconds]) for seconds, frame in found.items())
+            assert len(decoded) < 120 * len(chosen) < 1000
+
+
+EIGHT = {  # shown (x, y) of a stored point: (a x + c y, b x + d y); the orientation tag of a camera for the same
+    **{1: (1, 0, 0, 1), 2: (-1, 0, 0, 1), 3: (-1, 0, 0, -1), 4: (1, 0, 0, -1)},
+    **{5: (0, 1, 1, 0), 6: (0, 1, -1, 0), 7: (0, -1, -1, 0), 8: (0, -1, 1, 0)},
+}
+CORNERS = {(-1, -1): (255, 0, 0), (1, -1): (0, 255, 0), (-1, 1): (0, 0, 255), (1, 1): (0, 0, 0)}
+
+
+def scene():
+    image = np.zeros((64, 128, 3), np.uint8)
+    for (x, y), colour in CORNERS.items():
+        image[32 * (y > 0) :, 64 * (x > 0) :] = colour
+    return image
+
+
+@pytest.mark.parametrize("kind", ["mp4", "jpg", "png", "webp", "tiff", "alpha.png", "alpha.webp"])
+@pytest.mark.parametrize("tag", EIGHT)
+def test_all_eight_ways_to_hold_a_camera(tmp_path, kind, tag):
+    a, b, c, d = EIGHT[tag]
+    path = tmp_path / f"a.{kind}"
+    if kind == "mp4":
+        data = bytearray(write_clip(path, frames=[scene()] * 3).read_bytes())
+        place = data.index(b"tkhd") + 44
+        matrix = [value << 16 for value in (a, b, 0, c, d, 0, 0, 0)] + [1 << 30]
+        data[place : place + 36] = struct.pack(">9i", *matrix)
+        path.write_bytes(data)
+    else:
+        image = Image.fromarray(scene()).convert("RGBA" if "alpha" in kind else "RGB")
+        exif = image.getexif()
+        exif[0x0112] = tag
+        image.save(path, exif=exif, **({"lossless": True} if "webp" in kind else {}))
+    frame = next(sample_frames(path))[1]
+    height, width = frame.shape[:2]
+    assert probe(path)["size"] == f"{width}x{height}" == ("128x64" if tag < 5 else "64x128")
+    for (x, y), colour in CORNERS.items():
+        shown = (a * x + c * y, b * x + d * y)
+        pixel = frame[height * (2 + shown[1]) // 4, width * (2 + shown[0]) // 4].astype(int)
+        assert np.abs(pixel - colour).max() < 60, (tag, shown)
+
+
+@pytest.mark.parametrize("aspect, size", [(Fraction(2, 1), "192x128"), (Fraction(1, 2), "48x128"), (None, "96x128")])
+def test_pixels_are_made_square(tmp_path, aspect, size):
+    width, height = map(int, size.split("x"))
+    shown = cv2.circle(np.zeros((height, width, 3), np.uint8), (width // 2, 64), 20, (255, 255, 255), -1)
+    stored = cv2.resize(shown, (96, 128), interpolation=cv2.INTER_AREA)
+    with av.open(str(tmp_path / "a.mp4"), "w") as output:
+        stream = output.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 96, 128, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = aspect or Fraction(1, 1)
+        output.mux(stream.encode(av.VideoFrame.from_ndarray(stored, format="rgb24")))
+        output.mux(stream.encode())
+    frame = next(sample_frames(tmp_path / "a.mp4"))[1]
+    down, across = (np.ptp(places) for places in np.nonzero(frame.mean(axis=2) > 128))
+    assert probe(tmp_path / "a.mp4")["size"] == size and abs(int(down) - int(across)) <= 3
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mkv"])
+def test_a_pause_of_minutes_is_kept(tmp_path, kind):
+    starts = [*range(0, 2000, 40), *range(100_000, 102_000, 40)]
+    path = write_clip(tmp_path / f"a.{kind}", 100, 25, milliseconds=starts)
+    shown = [(start / 1000, i) for i, start in enumerate(starts)]
+    samples = list(sample_frames(path))
+    assert [number_of(frame) for _, frame in samples] == on_screen(shown, 102)
+    assert len({id(frame) for _, frame in samples[20:800]}) == 1  # encoded once
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "png"])
+@pytest.mark.parametrize("delays", [[0], [1], [100], [20, 300, 50, 125]], ids=str)
+def test_animations_play_once_at_the_pace_of_browsers(tmp_path, kind, delays):
+    images, path = [Image.fromarray(numbered(i)) for i in range(12)], tmp_path / f"a.{kind}"
+    given = [delays[i % len(delays)] for i in range(12)]
+    lossless = {"lossless": True} if kind == "webp" else {}
+    images[0].save(path, save_all=True, append_images=images[1:], duration=given, loop=0, **lossless)
+    if kind == "gif":
+        given = [delay // 10 * 10 for delay in given]
+    seconds = [(delay if delay > 10 else 100) / 1000 for delay in given]
+    shown = list(zip(np.cumsum([0, *seconds[:-1]]), range(12), strict=True))
+    assert sampled(path) == on_screen(shown, round(sum(seconds), 3))
+    assert float(probe(path)["length"]) == pytest.approx(sum(seconds), abs=0.002)
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "tiff", "webm", "animated.png", "animated.webp", "gif", "mov"])
+def test_transparent_parts_are_black(tmp_path, kind):
+    rgba = np.zeros((64, 64, 4), np.uint8) + np.uint8([200, 200, 200, 255])
+    rgba[:, :32, 3] = 0
+    path, still = tmp_path / f"a.{kind}", Image.fromarray(rgba)
+    if kind in ("webm", "mov"):
+        codec, pixels = ("libvpx-vp9", "yuva420p") if kind == "webm" else ("qtrle", "argb")
+        with av.open(str(path), "w") as output:
+            stream = output.add_stream(codec, rate=8, options={"auto-alt-ref": "0"} if kind == "webm" else {})
+            stream.width = stream.height = 64
+            stream.pix_fmt = pixels
+            if kind == "webm":
+                stream.metadata["alpha_mode"] = "1"
+            for _ in range(4):
+                output.mux(stream.encode(av.VideoFrame.from_ndarray(rgba, format="rgba").reformat(format=pixels)))
+            output.mux(stream.encode())
+    elif "." in kind or kind == "gif":
+        second = Image.fromarray(np.roll(rgba, 5, axis=0) // 2 * 2)
+        still.save(path, save_all=True, append_images=[second], duration=200)
+    else:
+        still.save(path)
+    frame = next(sample_frames(path))[1]
+    assert frame[:, :28].max() <= 2 and frame[:, 36:].min() >= 190
+
+
+def test_a_clock_that_starts_anew_goes_on(tmp_path):
+    """Two recordings in one stream: times, and even the size of the picture, begin again."""
+    for name, size in (("a", (64, 32)), ("b", (128, 64))):
+        write_stream(tmp_path / f"{name}.ts", images=[numbered(i + 24 * (name == "b"), size) for i in range(24)])
+    (tmp_path / "c.ts").write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    assert sampled(tmp_path / "c.ts") == [3 * k for k in range(16)]
+
+
+# ---------------------------------------------------------------- damage and bounds
+
+BROKEN = {
+    "mp4": dict(container={"movflags": "faststart"}, audio=4),
+    "mov": dict(container={"movflags": "faststart"}),
+    "mkv": dict(audio=4),
+    "webm": dict(codec="libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8", "b": "4M"}),
+    "avi": dict(codec="mpeg4", options={"b": "4M"}),
+    "flv": dict(codec="flv"),
+}
+
+
+@pytest.mark.parametrize("kind", [*BROKEN, "gif", "webp", "png"])
+def test_a_file_that_breaks_off_says_up_to_where_it_was_read(tmp_path, kind):
+    path, images = tmp_path / f"a.{kind}", moving(96, 96)
+    if kind in BROKEN:
+        write_stream(path, **{"images": images, "options": {"crf": "10", "g": "12"}} | BROKEN[kind])
+    else:
+        first, *others = map(Image.fromarray, images)
+        first.save(path, save_all=True, append_images=others, duration=40)
+    whole = list(sample_frames(path))
+    with Video(path) as video:
+        assert len(list(video.sample(8))) == len(whole) and video.damage is None
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 6 // 10])
+    with Video(path) as video:
+        left = list(video.sample(8))
+        read = re.fullmatch(r"damaged, read up to (\d\.\d) s", video.damage)
+    assert 0.3 * len(whole) < len(left) < 0.85 * len(whole)
+    assert float(read[1]) == pytest.approx(len(left) / 8, abs=0.3)
+    assert all(np.array_equal(frame, whole[i][1]) for i, (_, frame) in enumerate(left[:-2]))
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "bmp", "tiff"])
+def test_half_a_still_is_not_read(tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    Image.fromarray(moving(1, 96)[0]).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=f"not a readable {kind} image"):
+        probe(path)
+
+
+def test_ffmpeg_opens_only_the_formats_that_are_listed(tmp_path):
+    write_clip(tmp_path / "inner.mkv", 9)
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile inner.mkv\n")
+    (tmp_path / "play.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\ninner.mkv\n#EXT-X-ENDLIST\n")
+    cv2.imwrite(str(tmp_path / "seq1.jpg"), scene())
+    (tmp_path / "seq%d.jpg").write_text("no picture")
+    for name in ("list.mp4", "play.mp4", "seq%d.jpg"):
+        with pytest.raises(InputError, match="not a video|not a readable"):
+            probe(tmp_path / name)
+
+
+def gif(width, height, frames, delay):
+    """A GIF whose frames are one pixel of a canvas."""
+    image = b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
+    block = b"\x21\xf9\x04\x00" + struct.pack("<H", delay) + b"\x00\x00" + image
+    return b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6) + block * frames + b";"
+
+
+def test_what_a_header_claims_is_bounded(tmp_path):
+    path = tmp_path / "a.gif"
+    for data, why in {
+        gif(16000, 8000, 3, 10): "no frame of at most 64 million pixels",
+        gif(8000, 8000, 200, 10): "200 frames of 8000x8000 in .* bytes are too many",
+        gif(64, 64, 300, 65535): "frames a second for .* s cannot be",
+    }.items():
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=why):
+            probe(path)
+    path.write_bytes(gif(64, 64, 30, 5900))
+    samples = list(sample_frames(path))
+    assert len(samples) == 30 * 59 * 8 and len({id(frame) for _, frame in samples}) <= 30
+    slow = write_clip(tmp_path / "a.avi", 20, 25)
+    data = bytearray(slow.read_bytes())
+    place = data.index(b"strh") + 8 + 20  # scale and rate of the stream: 1 / 3600 frames a second
+    data[place : place + 8] = struct.pack("<II", 3600, 1)
+    slow.write_bytes(data)
+    with pytest.raises(InputError, match="frames a second for"):
+        probe(slow)

@@ -13,7 +13,8 @@ from basics.artifacts import read_csv
 from basics.running import InputError
 from tokens.dataset import Row, subsample
 from tokens.generators import resolve_generator
-from tokens.videos import STILL_SUFFIXES, VIDEO_SUFFIXES
+from tokens.pictures import STILL_SUFFIXES
+from tokens.videos import VIDEO_SUFFIXES
 
 
 def list_folder(root, resolve):

@@ -1,100 +1,93 @@
-"""Read video files: their facts, and their frames by the time on screen.
+"""Read video files by one rule: decode in order; at k / fps seconds take the frame that is on screen then.
 
-for seconds, frame in sample_frames("clip.mp4", fps=8): ...     RGB uint8 (H, W, 3), one at a time
+    probe("clip.mp4")                                       {"fps", "size" as shown, "length", "container", "codec"}
+    for seconds, frame in sample_frames("clip.mp4", fps=8): ...     RGB uint8 (H, W, 3), one at a time
+
+docs/files.md says what is read how, and what is not.
 """
 
+import bisect
 import io
 import itertools
 import math
 import os
 import stat
-import warnings
+import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import av
-import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
-from PIL import Image, UnidentifiedImageError
 
-from basics.running import InputError
+from basics.running import InputError, reason
+from tokens.pictures import MOST_PIXELS, Picture, check_drawn, kind_of_picture, pixel_aspect, read_delays, read_pictures
 
 VIDEO_SUFFIXES = {"mp4", "m4v", "mov", "3gp", "mkv", "webm", "avi", "gif", "webp", "mpg", "mpeg", "ts", "wmv", "flv"}
-STILL_SUFFIXES = {"png", "jpg", "jpeg", "bmp", "tif", "tiff"}
-STILL_MAGIC = {
-    **{b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"BM": "bmp"},
-    **{b"II*\0": "tiff", b"MM\0*": "tiff", b"RIFF": "webp"},
-}
-LONGEST_GAP = 60.0  # seconds; timestamps further apart are damage, and the frames are spread evenly instead
+FORMATS = "mov,matroska,avi,gif,apng,mpegts,mpeg,mpegvideo,asf,flv"  # that FFmpeg may take a file for
+OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS, "max_pixels": str(MOST_PIXELS)}
+OPTIONS |= {"default_fps": "10", "max_fps": "99"}  # of an APNG: frames without a delay stay 0.1 s, as in browsers
+
+# What one file may cost, whatever its header claims; tokens/pictures.py bounds a frame:
+MOST_FRAMES = 1 << 22  # 39 hours at 30 frames a second
+SLOWEST, FASTEST = 1 / 600, 1000.0  # frames a second, on average
+LONGEST_PAUSE, LONGEST = 3600.0, 24 * 3600.0  # seconds that a frame may stay on screen, and of a video
+DAMAGED_SECONDS = 30.0  # of decoding, after which a video ends if most of its packets are damaged
+
+CLOCK_STEP = 0.1  # seconds by which the clock of a stream may go back before it counts as a new clock
+MISSING = 0.5  # seconds without a frame at the end, from which on a video counts as damaged
 HELD_BYTES = 32 << 20  # packets of files up to this size are kept between the two passes
 MANY_PIXELS = 512 * 512  # larger frames decode faster on several threads each, smaller ones on one
-MOST_PIXELS = 1 << 27  # 16384 x 8192: a frame of 400 MB
-MOST_BYTES = 1 << 31  # of all frames of an animated webp, which OpenCV decodes at once
 SEEKABLE = {"h264", "hevc", "vp8", "vp9", "av1", "mpeg4"}  # key frames are marked, and decoding can begin at one
+WORTH_SKIPPING = 300  # packets that no chosen frame needs
 
 
-class Video:
-    """A video or still, opened: `fps`, `size` "WxH", `length` in seconds, `container`, `codec`, and frames on demand.
+def probe(path) -> dict[str, str]:
+    """The facts of a video or still: fps, size "WxH" as shown, length in seconds, container, codec.
 
-    `times` (frames,) are seconds on screen from the first frame, read from the packets without decoding. Raises
-    ValueError or OSError with the reason when the file cannot be read.
+    Raises InputError or OSError with the reason when the file cannot be read.
+    """
+    with Video(path) as video:
+        return video.facts()
+
+
+def sample_frames(path, fps: float = 8, chosen=None):
+    """Yield (k / fps, RGB uint8 (H, W, 3)) as Video.sample. Raises as probe."""
+    with Video(path) as video:
+        yield from video.sample(fps, chosen)
+
+
+class Video(AbstractContextManager):
+    """A video or still, opened: `fps`, `size` "WxH" as shown, `length` in seconds, `container`, `codec`, and frames.
+
+    `times` (frames,) are seconds from the first frame. `damage` is None, or says up to where a file that breaks off is
+    read; it is final once `sample` has ended. Raises InputError or OSError with the reason when it cannot be read.
     """
 
     def __init__(self, source):
-        self.source, self.stills, self.input = source, None, None
+        self.source, self.input, self.damage, self.marks = source, None, None, None
         if isinstance(source, io.BytesIO):
-            self.open_stream(b"", hold=True)
+            head, self.bytes = b"", source.getbuffer().nbytes
         else:
             status = Path(source).stat()
-            if not stat.S_ISREG(status.st_mode):
-                raise InputError("not a regular file")
-            if not status.st_size:
-                raise InputError("empty file")
+            if not stat.S_ISREG(status.st_mode) or not status.st_size:
+                raise InputError("empty file" if stat.S_ISREG(status.st_mode) else "not a regular file")
             with open(source, "rb") as file:
-                head = file.read(64)
-            kind = next((kind for magic, kind in STILL_MAGIC.items() if head.startswith(magic)), None)
-            if kind and (kind != "webp" or head[8:12] == b"WEBP"):
-                self.open_still(kind)
+                head, self.bytes = file.read(64), status.st_size
+        try:
+            if kind := kind_of_picture(source, head):
+                self.open_picture(kind)
             else:
-                self.open_stream(head, hold=status.st_size <= HELD_BYTES)
-        self.fps = len(self.times) / self.length if self.length else 0.0
-
-    def __enter__(self):
-        return self
+                self.open_stream(head)
+        except BaseException as error:
+            self.__exit__()
+            if isinstance(error, av.error.FFmpegError):
+                raise InputError(f"not a video that can be read ({reason(error)})") from error
+            raise
 
     def __exit__(self, *_):
         if self.input is not None:
             self.input.close()
-
-    def open_still(self, kind):
-        self.stills, starts, self.length = read_stills(self.source, kind)
-        self.times, self.container, self.codec = np.array(starts), kind, kind
-        height, width = self.stills[0].shape[:2]
-        self.size = f"{width}x{height}"
-
-    def open_stream(self, head, hold):
-        stream = self.open_input()
-        self.container = container_name(self.input, head)
-        self.size, self.codec = f"{stream.width}x{stream.height}", stream.codec_context.codec.canonical_name
-        check_pixels(stream.width, stream.height)
-        packets = read_packets(self.input, stream)
-        self.packets = list(packets) if hold else None
-        stamps = [(p.pts, p.dts, p.duration, p.is_keyframe) for p in (self.packets if hold else packets) if is_frame(p)]
-        if not stamps:
-            raise InputError("no video frames in the file")
-        # AVI stores no presentation times, and those that FFmpeg guesses can be out of order.
-        self.times, self.length, self.marks = timeline(stamps, stream, stored=self.container != "avi")
-        self.runs = key_frame_runs(stamps) if self.marks is not None and self.codec in SEEKABLE else None
-        self.stream = stream
-        if not hold:
-            self.input.close()
-
-    def open_input(self):
-        self.input = open_container(self.source)
-        stream = self.input.streams.best("video")
-        if stream is None:
-            raise InputError("no video stream")
-        return stream
 
     def facts(self) -> dict[str, str]:
         """The columns of the index about the file: fps, size, length, container, codec."""
@@ -109,183 +102,188 @@ class Video:
     def sample(self, fps, chosen=None):
         """Yield (k / fps, RGB uint8 (H, W, 3)) of the frame on screen at each k / fps; a damaged end is left out.
 
-        `chosen` are some k, ascending: the parts of the video between them are not decoded.
+        `chosen` are some k, ascending. A picture that stays on screen is the same array each time. Sample a video once.
         """
-        wanted = self.numbers(fps)
-        chosen = np.arange(len(wanted)) if chosen is None else np.asarray(chosen)
-        wanted = wanted[chosen]
-        shown, converted, place, reformatter = None, None, 0, VideoReformatter()
-        for present in self.frames(wanted):
-            shown = shown or present
-            while place < len(wanted) and wanted[place] <= present[0]:
+        numbers = self.numbers(fps)
+        chosen = np.arange(len(numbers)) if chosen is None else np.asarray(chosen, int)
+        wanted, place, before, position = numbers[chosen], 0, self.first, -1
+        if self.marks is not None:
+            self.plan(wanted)
+        for present in itertools.chain([self.first], self.pictures):
+            pts = None if self.marks is None else present.frame.pts
+            now = position + 1 if pts is None else int(np.searchsorted(self.marks, pts, "right")) - 1
+            if now <= position:
+                continue
+            while place < len(wanted) and wanted[place] <= now:
                 # A frame that failed to decode leaves the one before it on screen.
-                number, frame = present if wanted[place] == present[0] else shown
-                if number != converted:
-                    converted, rgb = number, to_rgb(frame, reformatter)
-                yield chosen[place] / fps, rgb
+                yield chosen[place] / fps, (present if wanted[place] == now else before).rgb
                 place += 1
             if place == len(wanted):
                 return
-            shown = present
-        if shown is None:
-            raise NothingShownError("no frame could be decoded")
-
-    def frames(self, wanted):
-        """Yield (number, decoded frame) in order of display; frames that nothing needs may be left out."""
-        if self.stills is not None:
-            yield from enumerate(self.stills)
+            before, position = present, now
+        end = self.times[position + 1] if position + 1 < len(self.times) else self.length
+        if self.length - end > MISSING:
+            self.damage = f"damaged, read up to {end:.1f} s"
             return
-        packets, self.packets = self.packets, None  # good for one pass
-        stream = self.stream if packets else self.open_input()
-        context = stream.codec_context
-        context.thread_type = "AUTO" if stream.width * stream.height > MANY_PIXELS else "NONE"
-        context.options = {"max_pixels": str(MOST_PIXELS)}  # a stream may grow on its way
-        packets = packets or read_packets(self.input, stream)
-        marks = set() if self.marks is None else {self.marks[number] for number in wanted}
-        runs = needed_runs(packets, self.runs, marks) if self.runs else [packets]
-        needed = marks if self.marks is not None and context.name == "h264" else None
-        position = -1
-        for frame in itertools.chain.from_iterable(decode(run, context, needed) for run in runs):
-            stamped = self.marks is not None and frame.pts is not None
-            now = int(np.searchsorted(self.marks, frame.pts, side="right")) - 1 if stamped else position + 1
-            if now > position:
-                position = now
-                yield position, frame
+        for k in chosen[place:]:
+            yield k / fps, before.rgb
 
+    def plan(self, wanted):
+        """Tell the decoder which frames must not be left out, and which packets no wanted frame needs.
 
-def sample_frames(path, fps: float = 8):
-    """Yield (seconds, RGB uint8 (H, W, 3)) at fps frames per second by timestamp, one frame at a time."""
-    with Video(path) as video:
-        yield from video.sample(fps)
+        Decoding begins one key frame earlier than the last: pictures that are refreshed gradually are whole only some
+        time after a key frame, and a frame stored behind one but shown before it refers to what came earlier.
+        """
+        marks, last = self.marks[np.unique(wanted)].tolist(), 0
+        self.needed = set(marks)
+        for here in (self.places[pts] for pts in marks if self.codec in SEEKABLE):
+            before = bisect.bisect(self.keys, here)
+            begin = self.keys[before - 2] if before > 1 else 0
+            if begin - last > WORTH_SKIPPING:
+                self.skips.append((last + 1, begin))
+            last = max(last, here)
 
+    def open_picture(self, kind):
+        source, delays, self.breaks_off = read_delays(self.source, kind)
+        self.times, self.length = np.cumsum([0.0, *delays[:-1]]), float(sum(delays))
+        self.container = self.codec = kind
+        self.begin(map(Picture, read_pictures(source, kind, max(1, len(delays)))))
 
-def open_container(source):
-    if isinstance(source, io.BytesIO):
-        return av.open(source)
-    options = {"protocol_whitelist": "file"}  # a playlist that is named like a video must not reach for the network
-    return av.open(os.path.abspath(source), metadata_errors="replace", options=options)
+    def open_stream(self, head):
+        stream = self.open_input()
+        self.container, self.codec = container_name(self.input, head), stream.codec_context.codec.canonical_name
+        held, stamps, hold = [], [], self.bytes <= HELD_BYTES
+        for packet in self.packets(stream):
+            stamps.append((packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.is_discard))
+            held += [packet] if hold else []
+            if len(stamps) > MOST_FRAMES:
+                raise InputError(f"more than {MOST_FRAMES >> 20} million frames; cut it into shorter files")
+        shown = [stamp for stamp in stamps if not stamp[4]]
+        if not shown:
+            raise InputError("no video frames in the file")
+        self.times, self.length, self.marks = timeline(shown, stream, stored=self.container != "avi")
+        if not hold:
+            self.input.close()
+            stream = self.open_input()
+        self.needed, self.skips = None, []
+        self.places = {stamp[0]: place for place, stamp in enumerate(stamps)}
+        self.keys = [place for place, stamp in enumerate(stamps) if stamp[3]]
+        self.begin(self.decode(stream, held if hold else self.packets(stream)))
 
+    def begin(self, pictures):
+        """Decode the first picture: where time begins and the size as shown are known from then on."""
+        self.pictures = pictures
+        self.first = next(pictures, None)
+        if self.first is None:
+            raise InputError(f"no frame of at most {MOST_PIXELS >> 20} million pixels could be decoded")
+        if self.marks is not None and self.first.frame.pts is not None:  # what comes before is never on screen
+            begun = max(0, int(np.searchsorted(self.marks, self.first.frame.pts, "right")) - 1)
+            self.marks, self.length = self.marks[begun:], self.length - self.times[begun]
+            self.times = self.times[begun:] - self.times[begun]
+        count, (height, width) = len(self.times), self.first.rgb.shape[:2]
+        self.size, self.fps = f"{width}x{height}", count / self.length if self.length else 0.0
+        if self.length > LONGEST or (count > 1 and not SLOWEST <= self.fps <= FASTEST):
+            raise InputError(f"{self.fps:.3g} frames a second for {self.length:.3g} s cannot be; its header is wrong")
+        check_drawn(width, height, count, self.bytes, animated=self.container in ("gif", "apng", "webp"))
+        if self.breaks_off:
+            self.damage = f"damaged, read up to {self.length:.1f} s"
 
-def read_stills(path, kind):
-    """Frames, their start times and the length in seconds of a still or an animated webp."""
-    check_still(path)
-    data = np.fromfile(path, np.uint8)  # OpenCV cannot open every name that a file system allows
-    if kind == "webp":
-        decoded, animation = cv2.imdecodeanimation(data)
-        frames = [from_opencv(frame) for frame in animation.frames] if decoded else []
-        ends = np.cumsum(np.clip(animation.durations, 1, 1000 * LONGEST_GAP)) / 1000 if len(frames) > 1 else [0.0]
-        if frames:
-            return frames, [0.0, *ends[:-1]], float(ends[-1])
-    image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-    if image is not None and (image.ndim == 2 or image.shape[2] == 3):
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR)  # turned as the camera was held, which UNCHANGED is not
-    if image is None:
-        raise InputError(f"not a readable {kind} image")
-    return [from_opencv(image)], [0.0], 0.0
+    def open_input(self):
+        file = self.source if isinstance(self.source, io.BytesIO) else os.path.abspath(self.source)
+        self.input = av.open(file, metadata_errors="replace", options=OPTIONS)
+        stream = self.input.streams.best("video")
+        if stream is None or stream.codec_context is None:
+            raise InputError("no video stream" if stream is None else "its codec is not known")
+        check_drawn(stream.codec_context.width * pixel_aspect(stream), stream.codec_context.height)
+        return stream
 
+    def packets(self, stream):
+        """Yield the stream's packets up to the end or the first damage; where the clock starts anew, it goes on."""
+        shift, last, usual, end, tick, broken = 0, None, 0, 0.0, float(stream.time_base), False
+        try:
+            for packet in self.input.demux():
+                if packet.pts is not None:
+                    end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                if packet.stream_index != stream.index or not packet.size:
+                    continue
+                if packet.dts is not None and self.container != "avi":
+                    step = usual if last is None else packet.dts + shift - last
+                    if not -CLOCK_STEP <= step * tick <= LONGEST_PAUSE:
+                        shift, step = shift + usual - step, usual
+                    last, usual = packet.dts + shift, step or usual
+                    if shift:
+                        packet.dts, packet.pts = last, None if packet.pts is None else packet.pts + shift
+                broken = packet.is_corrupt
+                yield packet
+        except av.error.FFmpegError:
+            broken = True
+        self.breaks_off = broken or ends_early(self.input, stream, self.container, self.bytes, end)
 
-def check_still(path):
-    """Raise InputError when an image would take too much memory, which OpenCV only knows once it has it."""
-    try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-            check_pixels(*image.size)
-            frames = getattr(image, "n_frames", 1) if image.format == "WEBP" else 1
-            needed = 4 * frames * image.width * image.height
-    except Image.DecompressionBombError as error:
-        raise InputError(f"a frame has more than {MOST_PIXELS >> 20} million pixels; scale it down") from error
-    except (UnidentifiedImageError, OSError, SyntaxError):
-        return  # OpenCV says what is wrong with it
-    if needed > MOST_BYTES:
-        raise InputError(f"{frames} frames of {image.width}x{image.height} do not fit in memory; make it an mp4")
-
-
-def check_pixels(width, height):
-    if width * height > MOST_PIXELS:
-        raise InputError(
-            f"frames of {width}x{height} are more than {MOST_PIXELS >> 20} million pixels; scale them down"
-        )
-
-
-def from_opencv(image):
-    """RGB uint8 (H, W, 3) of OpenCV's grey, BGR or BGRA image of 8 or 16 bits; transparent parts become black."""
-    if image.dtype == np.uint16:
-        image = (image // 257).astype(np.uint8)
-    if image.ndim == 2:
-        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-    if image.shape[2] == 4:
-        return over_black(cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA))
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def over_black(rgba):
-    alpha = rgba[..., 3:]
-    if alpha.min() == 255:
-        return np.ascontiguousarray(rgba[..., :3])
-    return (rgba[..., :3].astype(np.uint16) * alpha // 255).astype(np.uint8)
-
-
-def to_rgb(frame, reformatter):
-    """RGB uint8 (H, W, 3) of a decoded frame, turned as its display matrix says, or of a still as it is."""
-    if isinstance(frame, np.ndarray):
-        return frame
-    alpha = any(component.is_alpha for component in frame.format.components)
-    image = reformatter.reformat(frame, format="rgba" if alpha else "rgb24", threads=1).to_ndarray()
-    image = over_black(image) if alpha else image
-    turns = round(frame.rotation / 90) % 4  # counter-clockwise
-    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+    def decode(self, stream, packets):
+        """Yield pictures in order of display, but for H.264 frames that no other refers to and that are not `needed`,
+        and for what lies in packets that are skipped.
+        """
+        context, aspect, reformatter = decoder_of(stream), pixel_aspect(stream), VideoReformatter()
+        damaged, seconds, skip_to = 0, 0.0, 0
+        for place, packet in enumerate(itertools.chain(packets, [None])):
+            if packet is not None and place < skip_to:
+                continue
+            if self.skips and self.skips[0][0] <= place < self.skips[0][1]:
+                skip_to, packet = self.skips.pop(0)[1], None  # the decoder hands out what it holds
+            if self.needed is not None and packet is not None and context.name == "h264":
+                context.skip_frame = "DEFAULT" if packet.pts in self.needed else "NONREF"
+            begun = time.perf_counter()
+            try:
+                frames = context.decode(packet)
+            except av.error.FFmpegError:
+                frames, damaged = [], damaged + 1
+            if packet is None:
+                context.flush_buffers()
+            seconds += time.perf_counter() - begun
+            for frame in frames:
+                damaged += frame.is_corrupt
+                yield Picture(frame, aspect, reformatter)
+            if seconds > DAMAGED_SECONDS and 2 * damaged > place:
+                return
 
 
 def container_name(container, head) -> str:
     """The container by its content: FFmpeg has one reader for mp4 and mov, and one for mkv and webm."""
-    names = container.format.name.split(",")
-    if "mov" in names:
-        return "mov" if container.metadata.get("major_brand", "qt").startswith("qt") else "mp4"
-    if "matroska" in names:
+    names, brand = container.format.name.split(","), container.metadata.get("major_brand", "qt")
+    if names[0] == "matroska":
         return "webm" if b"webm" in head else "mkv"
-    return names[0]
+    return names[0] if names[0] != "mov" else "mov" if brand.startswith("qt") else "mp4"
 
 
-def read_packets(container, stream):
-    """The stream's packets up to the end or the first damage."""
-    try:
-        yield from container.demux(stream)
-    except av.error.FFmpegError:
-        return
+def ends_early(container, stream, kind, size, end) -> bool:
+    """Whether a file of `size` bytes, whose last packet ends at `end` seconds, promised more than is there."""
+    if kind == "gif":
+        with open(container.name, "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() != b";"  # its trailer
+    if kind in ("mp4", "mov"):
+        return any(entry.pos + entry.size > size for entry in stream.index_entries[-8:])
+    # MPEG streams say nothing: FFmpeg takes their length from what is there.
+    promised = 0 if kind.startswith("mpeg") else (container.duration or 0) / av.time_base
+    return promised - end > MISSING
 
 
-def is_frame(packet) -> bool:
-    return packet.size > 0 and not packet.is_discard
-
-
-def key_frame_runs(stamps):
-    """{pts: numbers of the runs that its frame is decoded from}; a run is a key frame's packet and those that follow.
-
-    A frame shown before the key frame that it is stored behind may also refer to the run before.
-    """
-    runs, number, key = {}, -1, 0
-    for pts, _, _, is_key in stamps:
-        if is_key or number < 0:
-            number, key = number + 1, pts
-        runs[pts] = {number} if pts >= key or not number else {number - 1, number}
-    return runs
-
-
-def needed_runs(packets, runs, marks):
-    """Yield consecutive packets, one iterator after the other, without the runs that none of the pts `marks` needs."""
-    needed, number = set().union(*(runs[mark] for mark in marks)), -1
-
-    def is_needed(packet):
-        nonlocal number
-        number += is_frame(packet) and (packet.is_keyframe or number < 0)
-        return number in needed
-
-    return (run for wanted, run in itertools.groupby(packets, is_needed) if wanted)
+def decoder_of(stream):
+    """The decoder of a stream, on several threads where its frames are large."""
+    context, size = stream.codec_context, stream.codec_context.width * stream.codec_context.height
+    alpha = {key.lower(): value for key, value in stream.metadata.items()}.get("alpha_mode") == "1"
+    if alpha and context.name in ("vp8", "vp9"):  # FFmpeg's own decoders leave the alpha channel out
+        context = av.CodecContext.create({"vp8": "libvpx", "vp9": "libvpx-vp9"}[context.name], "r")
+    context.thread_type = "AUTO" if size > MANY_PIXELS else "NONE"
+    context.options = {"max_pixels": str(MOST_PIXELS)}  # a stream may grow on its way
+    return context
 
 
 def timeline(stamps, stream, stored):
     """Times (frames,) from the first frame, length in seconds, and the frames' pts (None: count frames instead).
 
-    Presentation times where all packets have one and they are `stored`, else decoding times, else the average rate.
+    Presentation times where all packets have one and they are `stored` (AVI has none, and those that FFmpeg guesses can
+    be out of order), else decoding times, else the average rate.
     """
     for which in (0, 1) if stored else (1,):
         ticks = [stamp[which] for stamp in stamps]
@@ -293,37 +291,11 @@ def timeline(stamps, stream, stored):
             continue
         marks = np.sort(np.array(ticks, np.int64))
         times = (marks - marks[0]) * float(stream.time_base)
-        gaps = np.diff(times)
-        if len(gaps) and gaps.max() > LONGEST_GAP:
+        if stored and which == 0 and np.diff(times).max(initial=0) > LONGEST_PAUSE:
             continue
-        last = float(stamps[int(np.argmax(ticks))][2] or 0) * float(stream.time_base)
-        if not 0 < last <= LONGEST_GAP:
-            last = float(np.median(gaps)) if len(gaps) else 0.0
+        last = float(stamps[int(np.argmax(ticks))][2]) * float(stream.time_base)
+        if not 0 < last <= LONGEST_PAUSE:
+            last = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
         return times, float(times[-1]) + last, marks if which == 0 else None
     rate = float(stream.average_rate or stream.guessed_rate or 0) or 25.0
     return np.arange(len(stamps)) / rate, len(stamps) / rate, None
-
-
-def decode(packets, context, needed=None):
-    """Yield decoded frames; a damaged packet is left out.
-
-    With `needed` pts, H.264 frames that no other frame refers to are skipped unless needed.
-    """
-    for packet in itertools.chain((packet for packet in packets if packet.size), [None]):
-        if needed is not None and packet is not None:
-            context.skip_frame = "DEFAULT" if packet.pts in needed else "NONREF"
-        try:
-            yield from context.decode(packet)
-        except av.error.FFmpegError:
-            continue
-    context.flush_buffers()  # another run may follow
-
-
-def reason(error):
-    """One line on why a video could not be read."""
-    text = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
-    return text if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
-
-
-class NothingShownError(InputError):
-    """No frame of what was asked for could be decoded."""
