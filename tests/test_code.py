@@ -143,11 +143,15 @@ def test_edit_of_a_checkout_is_noticed_from_the_shell(zoo, tmp_path):
     train = ["--epochs", 1, "--batch-size", 16, "--temporal-blocks", 2]
     for command in (extract, [ONE, *train], [TWO, *train]):
         assert run(*command)[0] == 0
-    change("tokens/videos.py", "def to_rgb(frame, reformatter):", "def to_rgb(frame, reformatter, more=0):")
+    change(
+        "tokens/pictures.py",
+        "def to_rgb(frame, aspect, reformatter):",
+        "def to_rgb(frame, aspect, reformatter, more=0):",
+    )
     status, text = run(*extract)
-    assert status == 1 and "made by other code (tokens/videos.py:to_rgb)" in text and "--overwrite" in text
+    assert status == 1 and "made by other code (tokens/pictures.py:to_rgb)" in text and "--overwrite" in text
     assert (
-        run(ONE, *train, "--overwrite")[1].count("features/zoo was made by other code (tokens/videos.py:to_rgb)") == 1
+        run(ONE, *train, "--overwrite")[1].count("features/zoo was made by other code (tokens/pictures.py:to_rgb)") == 1
     )
     assert run(TWO, *train, "--overwrite")[0] == 0
     change("common.py", "margin, positives=positives))", "2 * margin, positives=positives))")

@@ -199,16 +199,17 @@ class Video(AbstractContextManager):
 
     def packets(self, stream):
         """Yield the stream's packets up to the end or the first damage; where the clock starts anew, it goes on."""
-        shift, last, usual, end, tick, broken = 0, None, 0, 0.0, float(stream.time_base), False
+        shift, last, usual, end, broken = 0, None, 0, 0.0, False
+        ticks = {each.index: float(each.time_base or 0) for each in self.input.streams}  # seconds
         try:
             for packet in self.input.demux():
                 if packet.pts is not None:
-                    end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                    end = max(end, (packet.pts + (packet.duration or 0)) * ticks.get(packet.stream_index, 0))
                 if packet.stream_index != stream.index or not packet.size:
                     continue
                 if packet.dts is not None and self.container != "avi":
                     step = usual if last is None else packet.dts + shift - last
-                    if not -CLOCK_STEP <= step * tick <= LONGEST_PAUSE:
+                    if not -CLOCK_STEP <= step * ticks[stream.index] <= LONGEST_PAUSE:
                         shift, step = shift + usual - step, usual
                     last, usual = packet.dts + shift, step or usual
                     if shift:
@@ -220,9 +221,7 @@ class Video(AbstractContextManager):
         self.breaks_off = broken or ends_early(self.input, stream, self.container, self.bytes, end)
 
     def decode(self, stream, packets):
-        """Yield pictures in order of display, but for H.264 frames that no other refers to and that are not `needed`,
-        and for what lies in packets that are skipped.
-        """
+        """Yield pictures in order of display, without packets of `skips` and H.264 frames that nothing needs."""
         context, aspect, reformatter = decoder_of(stream), pixel_aspect(stream), VideoReformatter()
         damaged, seconds, skip_to = 0, 0.0, 0
         for place, packet in enumerate(itertools.chain(packets, [None])):
