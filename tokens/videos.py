@@ -11,10 +11,8 @@ import io
 import itertools
 import math
 import os
-import stat
 import time
-from contextlib import AbstractContextManager
-from pathlib import Path
+from contextlib import AbstractContextManager, suppress
 
 import av
 import numpy as np
@@ -65,20 +63,18 @@ class Video(AbstractContextManager):
     """
 
     def __init__(self, source):
-        self.source, self.input, self.damage, self.marks = source, None, None, None
+        self.file, self.input, self.damage, self.marks = source, None, None, None
         if isinstance(source, io.BytesIO):
             head, self.bytes = b"", source.getbuffer().nbytes
         else:
-            status = Path(source).stat()
-            if not stat.S_ISREG(status.st_mode) or not status.st_size:
-                raise InputError("empty file" if stat.S_ISREG(status.st_mode) else "not a regular file")
+            self.file, self.bytes = os.path.abspath(source), os.path.getsize(source)
+            if not os.path.isfile(source) or not self.bytes:
+                raise InputError("empty file" if os.path.isfile(source) else "not a regular file")
             with open(source, "rb") as file:
-                head, self.bytes = file.read(64), status.st_size
+                head = file.read(64)
         try:
-            if kind := kind_of_picture(source, head):
-                self.open_picture(kind)
-            else:
-                self.open_stream(head)
+            kind = kind_of_picture(self.file, head)
+            self.open_picture(kind) if kind else self.open_stream(head)
         except BaseException as error:
             self.__exit__()
             if isinstance(error, av.error.FFmpegError):
@@ -124,15 +120,14 @@ class Video(AbstractContextManager):
         end = self.times[position + 1] if position + 1 < len(self.times) else self.length
         if self.length - end > MISSING:
             self.damage = f"damaged, read up to {end:.1f} s"
-            return
-        for k in chosen[place:]:
-            yield k / fps, before.rgb
+        else:
+            yield from ((k / fps, before.rgb) for k in chosen[place:])
 
     def plan(self, wanted):
         """Tell the decoder which frames must not be left out, and which packets no wanted frame needs.
 
-        Decoding begins one key frame earlier than the last: pictures that are refreshed gradually are whole only some
-        time after a key frame, and a frame stored behind one but shown before it refers to what came earlier.
+        Decoding begins one key frame earlier than the last: pictures that are refreshed gradually are whole some time
+        after one, and a frame stored behind one but shown before it refers to what came earlier.
         """
         marks, last = self.marks[np.unique(wanted)].tolist(), 0
         self.needed = set(marks)
@@ -144,7 +139,7 @@ class Video(AbstractContextManager):
             last = max(last, here)
 
     def open_picture(self, kind):
-        source, delays, self.breaks_off = read_delays(self.source, kind)
+        source, delays, self.breaks_off = read_delays(self.file, kind)
         self.times, self.length = np.cumsum([0.0, *delays[:-1]]), float(sum(delays))
         self.container = self.codec = kind
         self.begin(map(Picture, read_pictures(source, kind, max(1, len(delays)))))
@@ -152,7 +147,7 @@ class Video(AbstractContextManager):
     def open_stream(self, head):
         stream = self.open_input()
         self.container, self.codec = container_name(self.input, head), stream.codec_context.codec.canonical_name
-        held, stamps, hold = [], [], self.bytes <= HELD_BYTES
+        held, stamps, hold = [], [], self.bytes <= HELD_BYTES or isinstance(self.file, io.BytesIO)
         for packet in self.packets(stream):
             stamps.append((packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.is_discard))
             held += [packet] if hold else []
@@ -172,8 +167,7 @@ class Video(AbstractContextManager):
 
     def begin(self, pictures):
         """Decode the first picture: where time begins and the size as shown are known from then on."""
-        self.pictures = pictures
-        self.first = next(pictures, None)
+        self.pictures, self.first = pictures, next(pictures, None)
         if self.first is None:
             raise InputError(f"no frame of at most {MOST_PIXELS >> 20} million pixels could be decoded")
         if self.marks is not None and self.first.frame.pts is not None:  # what comes before is never on screen
@@ -189,8 +183,7 @@ class Video(AbstractContextManager):
             self.damage = f"damaged, read up to {self.length:.1f} s"
 
     def open_input(self):
-        file = self.source if isinstance(self.source, io.BytesIO) else os.path.abspath(self.source)
-        self.input = av.open(file, metadata_errors="replace", options=OPTIONS)
+        self.input = av.open(self.file, metadata_errors="replace", options=OPTIONS)
         stream = self.input.streams.best("video")
         if stream is None or stream.codec_context is None:
             raise InputError("no video stream" if stream is None else "its codec is not known")
@@ -202,7 +195,7 @@ class Video(AbstractContextManager):
         shift, last, usual, end, broken = 0, None, 0, 0.0, False
         ticks = {each.index: float(each.time_base or 0) for each in self.input.streams}  # seconds
         try:
-            for packet in self.input.demux():
+            for packet in demux(self.input):
                 if packet.pts is not None:
                     end = max(end, (packet.pts + (packet.duration or 0)) * ticks.get(packet.stream_index, 0))
                 if packet.stream_index != stream.index or not packet.size:
@@ -246,6 +239,13 @@ class Video(AbstractContextManager):
                 return
 
 
+def demux(container):
+    """Yield packets of all streams but of those that begin late, which PyAV does not know."""
+    while True:
+        with suppress(IndexError):
+            return (yield from container.demux())
+
+
 def container_name(container, head) -> str:
     """The container by its content: FFmpeg has one reader for mp4 and mov, and one for mkv and webm."""
     names, brand = container.format.name.split(","), container.metadata.get("major_brand", "qt")
@@ -262,9 +262,8 @@ def ends_early(container, stream, kind, size, end) -> bool:
             return file.read() != b";"  # its trailer
     if kind in ("mp4", "mov"):
         return any(entry.pos + entry.size > size for entry in stream.index_entries[-8:])
-    # MPEG streams say nothing: FFmpeg takes their length from what is there.
-    promised = 0 if kind.startswith("mpeg") else (container.duration or 0) / av.time_base
-    return promised - end > MISSING
+    promised = (container.duration or 0) / av.time_base  # of MPEG streams estimated from what is there
+    return promised - end > MISSING and not kind.startswith("mpeg")
 
 
 def decoder_of(stream):
