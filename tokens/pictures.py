@@ -27,7 +27,7 @@ MOST_DRAWN = 1 << 33  # pixels of all frames of an animation
 MOST_UNFOLDED, MOST_PER_BYTE = 1 << 31, 1 << 18  # pixels of all frames, and per byte of the file: no video has both
 SHORTEST_DELAY, NO_DELAY = 0.01, 0.1  # seconds: browsers show an animation's frame without a delay so long
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # check_drawn refuses smaller ones
+warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with a file is said in its one line
 
 
 def check_drawn(width, height, count=1, size=0, animated=False):
