@@ -414,3 +414,10 @@ def test_what_a_header_claims_is_bounded(tmp_path):
     slow.write_bytes(data)
     with pytest.raises(InputError, match="frames a second for"):
         probe(slow)
+    index = write_clip(tmp_path / "a.mp4", 20, 25)
+    data = bytearray(index.read_bytes())
+    place = data.index(b"stsz") + 8  # one size for all, and how many
+    data[place : place + 8] = struct.pack(">II", 1, 80_000_000)
+    index.write_bytes(data)
+    with pytest.raises(InputError, match="more frames than the file has bytes"):
+        probe(index)

@@ -8,6 +8,9 @@ Frames of videos go through `to_rgb`, stills and WebP through Pillow.
 import contextlib
 import functools
 import io
+import os
+import re
+import struct
 import warnings
 from pathlib import Path
 
@@ -38,6 +41,49 @@ def check_drawn(width, height, count=1, size=0, animated=False):
         raise InputError(f"frames of {frame} are more than {MOST_PIXELS >> 20} million pixels; scale them down")
     if (animated and drawn > MOST_DRAWN) or (drawn > MOST_UNFOLDED and drawn > MOST_PER_BYTE * size and count > 1):
         raise InputError(f"{count} frames of {width}x{height} in {size} bytes are too many; make it an mp4 of fewer")
+
+
+def read_head(path):
+    """The first bytes of a file, its size in bytes, and whether it is a png, jpg, bmp, tiff or webp: the kind or None.
+
+    An animated PNG is none: FFmpeg reads it. Raises InputError where the file is empty, no regular file, or claims what
+    cannot be.
+    """
+    if not os.path.isfile(path) and os.path.exists(path):
+        raise InputError("not a regular file")
+    with open(path, "rb") as file:
+        head, size = file.read(64), os.fstat(file.fileno()).st_size
+        if not head:
+            raise InputError("empty file")
+        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
+            check_index(file, size)
+    kind = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None)
+    if kind == "webp" and head[8:12] != b"WEBP":
+        kind = None  # RIFF is AVI's as well
+    if kind == "png":
+        with open_image(path, kind) as image:
+            kind = None if image.is_animated else kind
+    return head, size, kind
+
+
+def check_index(file, size):
+    """Raise InputError where an mp4 claims more samples than it has bytes: FFmpeg makes room for all that are claimed.
+
+    Only one size for all samples (`stsz` in ISO/IEC 14496-12, 8.7.3) can claim so in a few bytes.
+    """
+    place, name = 0, b""
+    while place < size and name != b"moov":
+        file.seek(place)
+        length, name, long = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
+        length = long if length == 1 else length or size
+        place += max(length, 8)
+    file.seek(max(0, place - length))
+    index = file.read(min(length, size)) if name == b"moov" else b""
+    for one_size, count in re.findall(rb"stsz.{4}(.{4})(.{4})", index, re.DOTALL):
+        if any(one_size) and int.from_bytes(count, "big") > size:
+            raise InputError(
+                "its index claims more frames than the file has bytes; copy it anew from where it came from"
+            )
 
 
 # ---------------------------------------------------------------- frames of videos
@@ -87,17 +133,6 @@ def over_black(rgba):
 
 
 # ---------------------------------------------------------------- stills and animated WebP
-
-
-def kind_of_picture(path, head: bytes) -> str | None:
-    """png, jpg, bmp, tiff or webp by the first bytes of a file; None of all else, and of an animated PNG."""
-    kind = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None)
-    if kind == "webp" and head[8:12] != b"WEBP":
-        return None  # RIFF is AVI's as well
-    if kind == "png":
-        with open_image(path, kind) as image:
-            return None if image.is_animated else kind  # FFmpeg reads APNG
-    return kind
 
 
 @contextlib.contextmanager

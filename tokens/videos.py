@@ -19,7 +19,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from basics.running import InputError, reason
-from tokens.pictures import MOST_PIXELS, Picture, check_drawn, kind_of_picture, pixel_aspect, read_delays, read_pictures
+from tokens.pictures import MOST_PIXELS, Picture, check_drawn, pixel_aspect, read_delays, read_head, read_pictures
 
 VIDEO_SUFFIXES = {"mp4", "m4v", "mov", "3gp", "mkv", "webm", "avi", "gif", "webp", "mpg", "mpeg", "ts", "wmv", "flv"}
 FORMATS = "mov,matroska,avi,gif,apng,mpegts,mpeg,mpegvideo,asf,flv"  # that FFmpeg may take a file for
@@ -65,15 +65,11 @@ class Video(AbstractContextManager):
     def __init__(self, source):
         self.file, self.input, self.damage, self.marks = source, None, None, None
         if isinstance(source, io.BytesIO):
-            head, self.bytes = b"", source.getbuffer().nbytes
+            head, self.bytes, kind = b"", source.getbuffer().nbytes, None
         else:
-            self.file, self.bytes = os.path.abspath(source), os.path.getsize(source)
-            if not os.path.isfile(source) or not self.bytes:
-                raise InputError("empty file" if os.path.isfile(source) else "not a regular file")
-            with open(source, "rb") as file:
-                head = file.read(64)
+            self.file = os.path.abspath(source)
+            head, self.bytes, kind = read_head(self.file)
         try:
-            kind = kind_of_picture(self.file, head)
             self.open_picture(kind) if kind else self.open_stream(head)
         except BaseException as error:
             self.__exit__()
