@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 
 NAMED := demo steps paper ablation back-off encoder-transfer enrol report unseen-generators wild readme
-.PHONY: $(NAMED) test check parity bench lint clean
+.PHONY: $(NAMED) test fuzz check parity bench lint clean
 
 # Experiments by name; `reproduce.py --list` has them all but `compare`, which takes run folders. `paper` is all tables.
 $(NAMED): .venv/ready
@@ -23,6 +23,10 @@ wild-%: .venv/ready
 
 test: .venv/ready
 	$(RUN) -m pytest
+
+# Damaged files of every kind, the same ones each time.
+fuzz: .venv/ready
+	$(RUN) tests/fuzz.py --seconds 30 --seed 0
 
 # Stage 2 as the paper trains it, as typed, on what the demo left where the stages look.
 check: demo steps

@@ -1,5 +1,5 @@
 """Files written atomically, one reader for each kind of file, and one comparison of how two things were made: with
-which settings, from what, and by which code.
+which settings, from what, and by which code (basics/code.py).
 
     write_json("runs/zoo/gen.json", metrics)
     metrics = read_json("runs/zoo/gen.json", ("classes", "recipe"))
@@ -7,47 +7,31 @@ which settings, from what, and by which code.
 Every reader raises InputError naming the file and what to do about it.
 """
 
-import ast
+import codecs
 import contextlib
 import csv
-import functools
 import hashlib
 import io
+import itertools
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
 import zipfile
-import zlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from basics.running import ROOT, InputError
+from basics.checks import ARRAYS, RECIPE, check, check_array
+from basics.output import write_atomically
+from basics.running import ROOT, InputError, one_line
 
 AGAIN = "delete it and run its stage again"
 
 # ---------------------------------------------------------------- writing
-
-
-def write_atomically(path, write, suffix=""):
-    """Write a file by `write(temporary path)` so that it appears at `path` complete or not at all."""
-    path = Path(path)
-    # not the process's number: two containers on one file system may both be number 1
-    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}{suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        why = error.strerror or error
-        raise InputError(f"{path} cannot be written ({why}); make room or name another folder") from error
-    finally:
-        with contextlib.suppress(OSError):  # a folder of a file's name has none
-            temporary.unlink(missing_ok=True)
 
 
 def write_json(path, content: dict):
@@ -72,81 +56,144 @@ def write_arrays(path, arrays: dict):
 # ---------------------------------------------------------------- reading
 
 
-def missing_file(path, remedy):
-    return InputError(f"{path} is missing; {remedy.removeprefix('delete it and ')}")
+MOST_TEXT = 1 << 29  # bytes of a JSON or CSV file
+MOST_UNPACKED = 1 << 32  # bytes that a zip's members may claim, where the file is not as large itself
+MOST_NESTED = 50  # objects and lists of JSON in one another
 
 
-def read_json(path, keys=()) -> dict:
-    """The JSON object of a file, which must have these keys."""
+@contextlib.contextmanager
+def reading(path, wrong, remedy=AGAIN):
+    """Make an InputError naming the file of whatever its bytes make a reader raise: within are a library's calls and
+    checks that raise ValueError, so no mistake of ours is hidden.
+    """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        yield
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; run the stage that writes it") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}); {AGAIN}") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); {AGAIN}") from error
-    missing = set(keys) - set(content) if isinstance(content, dict) else {"everything"}
-    if missing:
-        raise InputError(f"{path} lacks {', '.join(sorted(missing))}; {AGAIN}")
-    if not isinstance(content.get("recipe", {}), dict):
-        raise InputError(f"{path}: its recipe is not a JSON object; {AGAIN}")
+        raise InputError(f"{path} is missing; {remedy.removeprefix('delete it and ')}") from error
+    except Exception as error:
+        if isinstance(error, InputError) and str(path) in str(error):
+            raise
+        if getattr(error, "filename", None):  # it could not be opened
+            raise InputError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+        raise InputError(f"{path}: {wrong} ({one_line(error)}); {remedy}") from error
+
+
+def read_bytes(path):
+    with open(path, "rb") as file:
+        content = file.read(MOST_TEXT + 1)
+    if len(content) > MOST_TEXT:
+        raise ValueError(f"larger than {MOST_TEXT >> 20} MiB")
+    return content
+
+
+def read_json(path, holds=(), remedy=AGAIN) -> dict:
+    """The JSON object of a file, which must have these keys, or be as a dict says in the words of `check`."""
+    with reading(path, "not valid JSON", remedy):
+        content = parse_json(read_bytes(path))
+    with reading(path, "not as it was written", remedy):
+        check(content, {"recipe?": RECIPE} | (holds if isinstance(holds, dict) else dict.fromkeys(holds, object)))
+    return content
+
+
+def parse_json(text):
+    content = json.loads(text)
+    json.dumps(content, ensure_ascii=False).encode()  # as in read_array
+    level = [content]
+    for _ in range(MOST_NESTED):
+        inner = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, (dict, list))]
+        level = list(itertools.chain.from_iterable(inner))
+    if level:
+        raise ValueError(f"nested deeper than {MOST_NESTED} levels")
     return content
 
 
 def read_csv(path, columns, remedy=AGAIN) -> list[dict]:
-    """The rows of a CSV file with a header that has these columns. A cell that a row lacks is empty."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            if missing := set(columns) - set(reader.fieldnames or ()):
-                raise InputError(f"{path}: missing column(s) {', '.join(sorted(missing))}; {remedy}")
-            return list(reader)
-    except FileNotFoundError as error:
-        raise missing_file(path, remedy) from error
-    except (csv.Error, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path}: not a CSV file in UTF-8 ({error}); {remedy}") from error
-
-
-def read_arrays(path, keys=None, remedy=AGAIN, aligned=()) -> dict:
-    """Arrays by name of an .npz file, all of them without `keys`; those `aligned` must be of one length. A "recipe",
-    a "row" and a "state" come as the dicts that they were. An "embedding" must be finite.
+    """The rows of a CSV file with a header that has these columns, as they come from Excel too: separated by commas,
+    semicolons or tabs, in UTF-8 or UTF-16. A row has a cell for each of them; one that it lacks of another column is
+    empty. `columns` may be a dict of a test for each column: a function of a cell that says whether it can be so.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in keys or archive.files}
-        for key in {"recipe", "row", "state"} & arrays.keys():
-            arrays[key] = dict(json.loads(str(arrays[key])))
+    with reading(path, "not a CSV file in UTF-8", remedy):
+        content = read_bytes(path)
+        wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+        if "\0" in text:
+            raise ValueError("it holds a NUL")
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        if missing := set(columns) - set(reader.fieldnames):
+            raise InputError(f"{path}: missing column(s) {', '.join(sorted(missing))}; {remedy}")
+        tests, rows = (columns if isinstance(columns, dict) else dict.fromkeys(columns)), []
+        for row in reader:
+            if any(row.pop(None, ())):
+                raise InputError(f"{path}, row {reader.line_num}: more cells than columns; {remedy}")
+            for column, test in tests.items():
+                if row[column] is None or (test and not test(row[column])):
+                    found = "missing" if row[column] is None else repr(row[column])
+                    raise InputError(f"{path}, row {reader.line_num}: {column} is {found}; {remedy}")
+            rows.append({column: cell or "" for column, cell in row.items()} if None in row.values() else row)
+    return rows
+
+
+def read_arrays(path, keys=None, remedy=AGAIN, aligned=(), holds=None) -> dict:
+    """Arrays by name of an .npz file, all of them without `keys`; those `aligned` must be of one length. Names of
+    ARRAYS hold what it says, others what `holds` says in the same way. A "recipe", a "row" and a "state" come as the
+    dicts that they were; `holds` says of them what `check` does.
+    """
+    holds, sizes = {"recipe": RECIPE, "row": dict, "state": dict} | ARRAYS | (holds or {}), {}
+    with reading(path, "damaged", remedy), zipfile.ZipFile(path) as archive:
+        refuse_bomb(path, archive)
+        keys = keys or [name.removesuffix(".npy") for name in archive.namelist()]
+        arrays = {key: read_array(archive, key) for key in keys}
+        for key in arrays.keys() & holds.keys():
+            if isinstance(holds[key], str):
+                check_array(key, arrays[key], holds[key], sizes)
+            else:
+                arrays[key] = parse_json(str(arrays[key]))
+                check(arrays[key], holds[key], key)
         if len({len(arrays[key]) for key in aligned}) > 1:
             raise ValueError("arrays of different lengths")
-        if not np.isfinite(arrays.get("embedding", 0)).all():
-            raise ValueError("embeddings are not finite")
-    except FileNotFoundError as error:
-        raise missing_file(path, remedy) from error
-    except (KeyError, OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: damaged ({error}); {remedy}") from error
     return arrays
 
 
-def open_output(path, mode="w", newline=None):
-    """A text file open for writing, in a folder that is made with it. Raises InputError where that cannot be."""
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        return open(path, mode, newline=newline, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); name another file") from error
+def read_array(archive, key):
+    """An array of an open .npz, for which memory is taken once its header agrees with the size of its member."""
+    member = archive.getinfo(f"{key}.npy")
+    with archive.open(member) as file:
+        shape, _, dtype = read_header(file)
+        if math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
+            raise ValueError(f"{key}: its header says {dtype} {shape}, its size another thing")
+        file.seek(0)
+        array = np.lib.format.read_array(file, allow_pickle=False)
+    if dtype.kind == "U":
+        "".join(array.ravel().tolist()).encode()  # what is no text, such as half a character, cannot be printed
+    return array
+
+
+def read_header(file):
+    """The shape, whether in Fortran's order, and the dtype of an .npy file, which is read up to its data."""
+    if (version := np.lib.format.read_magic(file)) != (1, 0):
+        raise ValueError(f"version {version} of .npy")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject or not dtype.itemsize or min(shape, default=0) < 0:
+        raise ValueError(f"an array of {dtype} {shape}")
+    return shape, fortran, dtype
 
 
 @contextlib.contextmanager
-def open_zip(path, remedy=AGAIN):
-    """The zip file, open for reading; damage that shows while it is read is an InputError as well."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except FileNotFoundError as error:
-        raise missing_file(path, remedy) from error
-    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError, OSError) as error:
-        raise InputError(f"{path}: damaged zip ({error}); {remedy}") from error
+def open_zip(path, remedy=AGAIN, most=MOST_UNPACKED, wrong="damaged zip"):
+    """The zip file, open for reading; damage that shows while it is read is an InputError as well, and so are members
+    that claim more than `most` bytes together.
+    """
+    with reading(path, wrong, remedy), zipfile.ZipFile(path) as archive:
+        refuse_bomb(path, archive, most)
+        yield archive
+
+
+def refuse_bomb(path, archive, most=MOST_UNPACKED):
+    """Raise ValueError where a zip's members claim more bytes than `most` and than the file has."""
+    if (claimed := sum(member.file_size for member in archive.infolist())) > max(most, os.path.getsize(path)):
+        raise ValueError(f"it would unpack to {claimed / 2**30:.3g} GiB")
 
 
 # ---------------------------------------------------------------- how a thing was made: its recipe
@@ -189,12 +236,17 @@ def differing(one: dict, other: dict, besides=(), only=None) -> list[str]:
 
 def differing_code(one: dict, other: dict) -> list[str]:
     """The definitions in which the code of two recipes differs, or that of what both were made from."""
-    ours, theirs = one.get("code", {}), other.get("code", {})
+    ours, theirs = code_in(one), code_in(other)
     names = {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
     for key in (one.keys() & other.keys()) - {"code"}:
         if isinstance(one[key], dict) and isinstance(other[key], dict):
             names.update(differing_code(one[key], other[key]))
     return sorted(names)
+
+
+def code_in(recipe: dict) -> dict:
+    code = recipe.get("code")
+    return code if isinstance(code, dict) else {}
 
 
 def refuse_other(path, found: dict, wanted: dict, remedy="choose another --run, or --overwrite it", besides=()):
@@ -207,19 +259,6 @@ def refuse_other(path, found: dict, wanted: dict, remedy="choose another --run, 
 
 def first_names(names, count=3):
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
-
-
-def print_other_code(path, recipe: dict):
-    """Say in one line where an input, or the features that it was made from, is of other code than today's."""
-    changed, code = [], {}
-    for part in (recipe, recipe.get("features", {})):
-        code |= part.get("code", {})
-    for name, digest in code.items():
-        file, _, definition = name.rpartition(":")
-        today = read_code(file)[0].get(definition) if (ROOT / file).is_file() else None
-        changed += [name] if today is None or today.digest != digest else []
-    if changed:
-        print(f"{path} was made by other code ({first_names(changed)}) and is used as it is")
 
 
 def finished_metrics(path, recipe, overwrite=False, unfinished=()) -> dict | None:
@@ -236,83 +275,6 @@ def finished_metrics(path, recipe, overwrite=False, unfinished=()) -> dict | Non
     refuse_other(path, metrics["recipe"], recipe)
     print(f"{path} is up to date (--overwrite makes it again)")
     return metrics
-
-
-# ---------------------------------------------------------------- the code that made a thing
-
-FOLLOWED = ("common.py", "tokens/", "training/", "basics/statistics.py")
-NOT_FOLLOWED = ("training/plots.py", "training/service.py")
-CHOICES = ("get_args", "build_encoder", "maker_of", "ENCODERS", "LOSSES")  # what flags choose from, and what chooses
-
-
-def code_of(*starts) -> dict[str, str]:
-    """A digest of every definition that some functions or classes reach by name, such as {"common.py:SAGA": "1f0e..."}.
-
-    A name is followed into the starts' own files and FOLLOWED, not into what prints or draws, nor into CHOICES: what a
-    flag chose is another start. Digests leave out comments, docstrings, printing and the messages of errors: nothing of
-    it changes a number.
-    """
-    waiting = []
-    for start in starts:
-        file = os.path.realpath(sys.modules[start.__module__].__file__)
-        name = getattr(start, "__qualname__", "").split(".")[0]  # of a nested function the outer one
-        if name not in read_code(file)[0]:
-            raise InputError(f"{file}: {start} has no name there, so a recipe cannot keep its code; make it a function")
-        waiting.append((os.path.relpath(file, ROOT).replace(os.sep, "/"), name))
-    starting_files, digests = {file for file, _ in waiting}, {}
-    while waiting:
-        file, name = waiting.pop()
-        definitions, imported = read_code(file)
-        if name in imported:
-            file, name = imported[name]
-            if (file in starting_files or file.startswith(FOLLOWED)) and file not in NOT_FOLLOWED:
-                waiting.append((file, name))
-        elif name in definitions and f"{file}:{name}" not in digests and not name.startswith(("print_", "draw_")):
-            digests[f"{file}:{name}"] = definitions[name].digest
-            waiting += [(file, other) for other in definitions[name].names if other not in CHOICES]
-    return dict(sorted(digests.items()))
-
-
-class Definition(NamedTuple):
-    digest: str
-    names: set[str]  # that occur in it
-
-
-@functools.lru_cache(maxsize=64)
-def read_code(file):
-    """Of a module's file its definitions by name, and its imports from the project {name: (file, name there)}."""
-    tree, definitions, imported = ast.parse((ROOT / file).read_text(encoding="utf-8")), {}, {}
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.ImportFrom)
-            and (ROOT / (module := f"{node.module}".replace(".", "/") + ".py")).is_file()
-        ):
-            imported |= {alias.asname or alias.name: (module, alias.name) for alias in node.names}
-    for node in filter(None, map(OnlyCode().visit, tree.body)):
-        names = {part for part in ast.walk(node) if isinstance(part, ast.Name)}
-        defined = {part.id for part in names if isinstance(part.ctx, ast.Store)}  # by an assignment, also under an `if`
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            defined = {node.name}
-        for name in defined:
-            before = definitions.get(name, Definition("", set()))
-            digest = hashlib.sha256((before.digest + ast.unparse(node)).encode()).hexdigest()[:12]
-            definitions[name] = Definition(digest, before.names | {part.id for part in names} - {name})
-    return definitions, imported
-
-
-class OnlyCode(ast.NodeTransformer):
-    """Takes docstrings, printing and the messages of errors out of a definition."""
-
-    def visit_Expr(self, node):
-        function = node.value.func if isinstance(node.value, ast.Call) else None
-        name = getattr(function, "id", getattr(function, "attr", ""))  # print(...), bar.write(...)
-        prints = name == "write" or name.startswith(("print", "draw_"))
-        return None if prints or isinstance(node.value, ast.Constant) else self.generic_visit(node)
-
-    def visit_Raise(self, node):
-        if isinstance(node.exc, ast.Call):
-            node.exc = node.exc.func
-        return node
 
 
 def file_digest(path) -> str:
