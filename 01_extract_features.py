@@ -1,7 +1,7 @@
 """Videos to tokens: frames at 8 per second in windows of 8, through a frozen encoder, cached once (SAGA, Sec. S-2).
 
-reads   --videos, a folder or a CSV with the columns path,generator[,group,stratum,split]. Folders: <Generator>/,
-        Real/ + Fake/<Generator>/, or <set>/{0_real,1_fake}/. Videos, animated GIF and WebP; stills are one frame.
+reads   --videos, a folder or a CSV with the columns path,generator[,group,stratum,split]. Folders: <Generator>/
+        and other layouts (tokens/listing.py). Videos, animated GIF and WebP; stills are one frame.
 writes  <features>/<Generator>/<path>.npz   tokens (S, L, T, D) float16, times (S, L) in seconds, valid (S, L): False
                                             where the last frame is repeated as padding; row: the clip's index row
         <features>/index-<i>-of-<n>.csv     a row per video that is there now: path, generator, group, stratum, split,
@@ -12,7 +12,8 @@ writes  <features>/<Generator>/<path>.npz   tokens (S, L, T, D) float16, times (
     python 01_extract_features.py --encoder siglip --encoder-dtype bfloat16 --videos data/zoo --features features/siglip
 
 The simulated zoo takes about 20 seconds and 110 MB on two cores with `dct`. A second run encodes only what is missing,
-and a video that was deleted leaves the index. Many machines: `--shard I/N` on each, one machine a part.
+and a video that was deleted leaves the index. Clips of the same bytes or the same frames share a group. Many machines:
+`--shard I/N` on each, one machine a part; one run without it then finds the same frames in two parts.
 """
 
 import argparse
@@ -22,10 +23,8 @@ import math
 import os
 import shutil
 import time
-from collections import Counter
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import av
@@ -33,8 +32,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from basics.artifacts import code_of, git_commit, read_json, refuse_other, versions, write_json
-from basics.running import InputError, part_of_parts, positive, reason, run_script
+from basics.artifacts import git_commit, read_json, refuse_other, versions, write_json
+from basics.code import code_of
+from basics.running import InputError, part_of_parts, positive, printable, reason, run_script
 from tokens.dataset import (
     SAME_TOKENS,
     features_file,
@@ -43,12 +43,13 @@ from tokens.dataset import (
     tokens_digest,
     write_features,
     write_index,
+    write_row,
 )
-from tokens.encoders import DTYPES, ENCODERS, encode_clips
-from tokens.generators import TABLE, load_generators, table_lines
-from tokens.listing import counts_text, list_videos
+from tokens.encoders import DTYPES, ENCODERS, encode_clips, once
+from tokens.generators import TABLE, load_generators
+from tokens.listing import list_videos
 from tokens.pretrained import build_encoder, maker_of
-from tokens.split import set_splits
+from tokens.split import byte_keys, frame_keys, picture_digest, print_copies, print_videos, set_splits
 from tokens.videos import Video
 from tokens.writing import TooShortError, equalize
 
@@ -105,42 +106,52 @@ class Clip:
     """A clip on its way through the encoder."""
 
     facts: dict[str, str]  # fps, size, length, container, codec
-    count: int  # frames that the file promises; fewer come where its end is damaged
     tokens: np.ndarray  # (M, T, D): room for those of N frames and for padding
-    times: list[float] = field(default_factory=list)  # of the N frames, seconds
     encoded: int = 0  # frames whose tokens are there
+    pictures: set[bytes] = field(default_factory=set)  # picture_digests of its frames
+    damage: str | None = None  # what the reader says once it has read all that can be read
 
     def add(self, tokens):
-        self.tokens[self.encoded : self.encoded + len(tokens)] = tokens
+        """Store the tokens (n, T, D) of its next frames as float16, infinite where they are too large."""
+        with np.errstate(over="ignore"):
+            self.tokens[self.encoded : self.encoded + len(tokens)] = tokens
         self.encoded += len(tokens)
 
 
 def read_clip(row, encoder, fps, frames, size, folder):
     """Yield (Clip, prepared frames) of a video at `fps`, some frames at a time and none at its end."""
+
+    @once
+    def prepare(frame):
+        clip.pictures.add(picture_digest(frame))
+        return encoder.prepare(frame)
+
     file = row.file
     if size:
         with Video(file) as video:
             file = equalize(video.sample(fps), size, fps, frames)
     with Video(file) as video:
-        count = len(video.numbers(fps))
-        room = math.ceil(count / frames) * frames, encoder.tokens, encoder.dim
-        clip, samples = Clip(video.facts(), count, room_for_tokens(room, folder)), video.sample(fps)
-        while chunk := list(itertools.islice(samples, CHUNK)):
-            clip.times.extend(seconds for seconds, _ in chunk)
-            yield clip, [encoder.prepare(frame) for _, frame in chunk]
+        room = math.ceil(len(video.numbers(fps)) / frames) * frames, encoder.tokens, encoder.dim
+        clip, samples = Clip(video.facts(), room_for_tokens(room, folder)), video.sample(fps)
+        while prepared := [prepare(frame) for _, frame in itertools.islice(samples, CHUNK)]:
+            yield clip, prepared
+        clip.damage = video.damage
     yield clip, []
 
 
-def make_windows(tokens, times, frames):
-    """Cut a clip's tokens (M, T, D), with room for padding, and times (N,) into windows of `frames` (L).
+def make_windows(tokens, count, frames, fps):
+    """Cut the tokens (M, T, D) of `count` (N) frames, with room for padding, into windows of `frames` (L).
 
     Returns tokens (S, L, T, D), times (S, L) and valid (S, L), False where the last frame is repeated as padding.
     """
-    count = len(times)
     number = np.arange(math.ceil(count / frames) * frames).reshape(-1, frames)  # (S, L)
-    tokens[count:] = tokens[count - 1]  # in place: an hour of video is not copied
+    tokens[count : number.size] = tokens[count - 1]  # in place: an hour of video is not copied
     windows = tokens[: number.size].reshape(*number.shape, *tokens.shape[1:])
-    return windows, np.array(times)[np.minimum(number, count - 1)], number < count
+    if not np.isfinite(windows).all():
+        raise InputError(
+            "tokens above 65504, float16's largest number, or not finite; choose another --encoder or --encoder-dtype"
+        )
+    return windows, np.minimum(number, count - 1) / fps, number < count
 
 
 # ---------------------------------------------------------------- the folder: its recipe, what is there
@@ -151,13 +162,10 @@ def recipe_of(args, encoder, rows):
     recipe = {"encoder": encoder.name, "tokens": encoder.tokens, "dim": encoder.dim, "frames": args.frames}
     recipe |= {"fps": args.fps, "pool": args.pool, "equalize": args.equalize, "dtype": "float16"} | encoder.recipe
     zoos = {Path(folder).parent / "recipe.json" for folder in {os.path.dirname(row.file) for row in rows}}
-    recipe["simulated"] = any(zoo.is_file() and bool(read_json(zoo).get("simulated")) for zoo in zoos)
+    recipe["simulated"] = any(os.path.isfile(zoo) and bool(read_json(zoo).get("simulated")) for zoo in zoos)
     made_with = versions("keras", "keras-hub") | {"opencv": cv2.__version__, "av": av.__version__}
-    return recipe | {
-        "versions": made_with,
-        "git": git_commit(),
-        "code": code_of(read_clip, make_windows, encode_clips, maker_of(args.encoder)),
-    }
+    code = code_of(read_clip, make_windows, encode_clips, maker_of(args.encoder))
+    return recipe | {"versions": made_with, "git": git_commit(), "code": code}
 
 
 def open_features(folder, recipe, overwrite):
@@ -173,30 +181,16 @@ def open_features(folder, recipe, overwrite):
 
 
 def read_finished(rows, folder, digest):
-    """{path: the row in its features file} of the videos that have one of this digest, no older than they are."""
-    finished = {}
+    """{path: row} and {path: frame_keys} in the features files of this digest that are no older than their videos."""
+    finished, keys = {}, {}
     for row in rows:
         file = features_file(folder, row.path)
-        if os.path.isfile(file) and os.path.getmtime(file) >= os.path.getmtime(row.file):
-            with suppress(InputError):  # a damaged file is made again
-                kept, made_by = read_row(file)
+        with suppress(OSError, ValueError):  # no such file, or a damaged one
+            if os.path.getmtime(file) >= os.path.getmtime(row.file):
+                kept, made_by, own = read_row(file)
                 if made_by == digest:
-                    finished[row.path] = kept
-    return finished
-
-
-def print_videos(rows, ignored, table, videos):
-    groups, splits = {}, Counter(row.split for row in rows)
-    for row in rows:
-        groups.setdefault(row.generator, set()).add(row.group)
-    counts = ", ".join(f"{splits[split]} {split}" for split in ("train", "val", "test"))
-    print(f"{videos}: {len(rows)} videos of {len(groups)} generators ({counts})")
-    if unseen := sorted(name for name in groups if name not in table):
-        print("not in the generator table, so unseen but for BIN-L; to train on them, add", table_lines(unseen))
-    if single := sorted(name for name in groups if name in table and len(groups[name]) == 1):
-        print(f"a single group, so train only and not evaluated: {', '.join(single)}")
-    if any(ignored.values()):
-        print(f"ignored: {counts_text(ignored)}")
+                    finished[row.path], keys[row.path] = kept, own
+    return finished, keys
 
 
 def main(argv=None):
@@ -205,30 +199,29 @@ def main(argv=None):
 
     # ---------------------------------------------------------------- load
     table = load_generators(args.generators)
-    rows, ignored = list_videos(args.videos, table, args.limit)
+    listed, ignored = list_videos(args.videos, table, args.limit)
 
     # ---------------------------------------------------------------- encoder
     encoder = build_encoder(args.encoder, args.pool, args.layer, args.encoder_weights, args.encoder_dtype)
-    recipe = recipe_of(args, encoder, rows)
+    recipe = recipe_of(args, encoder, listed)
     open_features(args.features, recipe, args.overwrite)
     digest = tokens_digest(recipe)
-    finished = read_finished(rows, args.features, digest)
-    rows = set_splits(rows, {row.group: row.split for row in finished.values()})
+    finished, by_frames = read_finished(listed, args.features, digest)
+    rows = set_splits(listed, finished, by_bytes := byte_keys(listed), by_frames)
     print_videos(rows, ignored, table, args.videos)
     mine, todo, index = rows[part - 1 :: parts], [], []
     for row in mine:
         if args.overwrite or row.path not in finished:
             todo.append(row)
         else:
-            listed = {key: getattr(row, key) for key in ("generator", "group", "stratum", "split", "source")}
-            index.append(finished[row.path]._replace(**listed))
+            columns = {key: getattr(row, key) for key in ("generator", "stratum", "source")}
+            index.append(finished[row.path]._replace(**columns))
     size, free = 2 * args.fps * encoder.tokens * encoder.dim / 2**20, shutil.disk_usage(args.features).free / 2**30
     print(f"to encode: {len(todo)} videos, {size:.2g} MiB a second of video; {free:.3g} GiB are free")
 
     # ---------------------------------------------------------------- encode, save
-    how = dict(fps=args.fps, frames=args.frames, size=args.equalize, folder=args.features)
-    read = partial(read_clip, encoder=encoder, **how)
-    short, clips = 0, encode_clips(todo, read, encoder, args.encoder_batch, args.threads)
+    how = encoder, args.fps, args.frames, args.equalize, args.features
+    short, clips = 0, encode_clips(todo, lambda row: read_clip(row, *how), encoder, args.encoder_batch, args.threads)
     try:
         with closing(clips), tqdm(total=len(todo), unit="clip", dynamic_ncols=True, disable=not todo) as bar:
             for row, clip, tokens in clips:
@@ -237,31 +230,38 @@ def main(argv=None):
                     continue
                 file = features_file(args.features, row.path)
                 if not isinstance(clip, Exception):
-                    # N frames in S windows of L, the last frame repeated as padding: (S, L, T, D), (S, L), (S, L)
-                    windows, times, valid = make_windows(clip.tokens, clip.times, args.frames)
-                    row = row._replace(windows=len(windows), **clip.facts)
-                    if len(clip.times) < clip.count:
-                        bar.write(f"{row.source}: damaged, read up to {clip.times[-1]:.1f} s")
                     try:
-                        write_features(file, windows, times, valid, row, digest)
-                    except InputError as error:  # of this file, such as too long a name; a full disk ends all
-                        if error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                        # N frames in S windows of L, the last frame repeated as padding: (S, L, T, D), (S, L), (S, L)
+                        windows, times, valid = make_windows(clip.tokens, clip.encoded, args.frames, args.fps)
+                        row = row._replace(windows=len(windows), **clip.facts)
+                        by_frames[row.path] = frame_keys(clip.pictures)
+                        write_features(file, windows, times, valid, row, digest, by_frames[row.path])
+                        if clip.damage:
+                            bar.write(printable(f"{row.source}: {clip.damage}"))
+                    except InputError as error:  # of this file; a full disk ends all
+                        if getattr(error.__cause__, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                             raise
                         clip = error
                 if isinstance(clip, Exception):
                     row, short = row._replace(windows=0, error=reason(clip)), short + isinstance(clip, TooShortError)
-                    bar.write(f"{row.source}: {row.error}")
+                    bar.write(printable(f"{row.source}: {row.error}"))
                     if row.path in finished:
-                        file.unlink()  # of an older run: the row would come back from it
+                        file.unlink(missing_ok=True)  # of an older run: the row would come back from it
                 index.append(row)
                 bar.update()
     finally:
-        write_index(Path(args.features) / f"index-{part}-of-{parts}.csv", index)
+        final = {row.path: row for row in set_splits(listed, finished, by_bytes, by_frames)}
+        split = [row._replace(group=final[row.path].group, split=final[row.path].split) for row in index]
+        write_index(Path(args.features) / f"index-{part}-of-{parts}.csv", split)
         parts_now = set(Path(args.features).glob(f"index-*-of-{parts}.csv"))
         for other in set(Path(args.features).glob("index-*-of-*.csv")) - parts_now:
             other.unlink(missing_ok=True)
+    for before, row in zip(index, split, strict=True):
+        if before != row and not row.error:  # the index can be made again from the files
+            write_row(features_file(args.features, row.path), group=row.group, split=row.split)
 
     # ---------------------------------------------------------------- report
+    print_copies(final.values(), by_bytes, by_frames)
     seconds = time.time() - started
     skipped, failed = len(mine) - len(todo), sum(bool(row.error) for row in index) - short
     done = len(todo) - failed - short

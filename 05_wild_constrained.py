@@ -29,17 +29,19 @@ from pathlib import Path
 import numpy as np
 from scipy.special import expit
 
-from basics.artifacts import (
-    code_of,
-    file_digest,
-    finished_metrics,
-    make_recipe,
-    print_other_code,
-    write_arrays,
-    write_atomically,
-    write_json,
+from basics.artifacts import file_digest, finished_metrics, make_recipe, write_arrays, write_atomically, write_json
+from basics.code import code_of, print_other_code
+from basics.running import (
+    InputError,
+    at_least_one,
+    fold,
+    names,
+    names_with_counts,
+    not_negative,
+    positive,
+    run_script,
+    seed,
 )
-from basics.running import InputError, at_least_one, fold, names, names_with_counts, not_negative, positive, run_script
 from basics.statistics import RANKING, at_threshold, minimize_constrained, minimize_lbfgs, ranking_table, stop_early
 from tokens.generators import TABLE
 from tokens.images import assign_roles, read_images, resolve_roles, score_images, standardize
@@ -55,7 +57,7 @@ def get_args(argv=None):
     )
     add = parser.add_argument
     # what is read and written
-    add("--features", default="features/zoo", help="folder written by 01, or <level>_embeddings.npz by 02 or 03")
+    add("--features", default="features/zoo", help="folder of 01, or <level>_embeddings.npz of 02 or 03")
     add("--run", default="runs/wild", help="folder for classifier, metrics and figures")
     add("--generators", default=str(TABLE), help="the generator table, for aliases")
     add("--apply", metavar="FEATURES", help="score these features by the classifier in --run, and do nothing else")
@@ -72,7 +74,7 @@ def get_args(argv=None):
     add("--images-per-clip", type=positive, default=4, help="frames of a clip that are images, evenly spread")
     add("--fold", type=fold, help="K/N: test on fold K of N grouped folds, train on the others")
     add("--limit", type=positive, help="at most this many clips per generator in each split: a small run")
-    add("--seed", type=int, default=0, help="seed of the choice of images")
+    add("--seed", type=seed, default=0, help="seed of the choice of images")
     # training
     add("--tau", type=at_least_one, default=2.0, help="the labelled loss may be this many times the baseline's")
     add("--l2", type=not_negative, help="weight of |w|^2 / 2 in every loss; without it the best on val")
@@ -95,10 +97,8 @@ def print_ranking(metrics):
     training = metrics["training"]
     before, after, last = training["baseline"], training["constrained"], training["rounds"][-1]
     print(f"labelled loss {before['labelled_loss']:.4f} -> {after['labelled_loss']:.4f}", end="")
-    print(
-        f" (allowed {training['allowed']:.4f}), wild loss {before['wild_loss']:.4f} -> {after['wild_loss']:.4f};",
-        end="",
-    )
+    print(f" (allowed {training['allowed']:.4f}), wild loss {before['wild_loss']:.4f}", end="")
+    print(f" -> {after['wild_loss']:.4f};", end="")
     print(f" l2 {training['l2']:g}, multiplier {last['multiplier']:.3g} after {last['round']} rounds")
     print(f"\nagainst the target, {' -> '.join(METHODS)}, 95% over groups; chance: AP the prevalence, AUC 0.5")
     print(f"{'role':7} {'generator':16} {'images':>6} {'prevalence':>10}  {'AP':34} AUC")

@@ -33,7 +33,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from basics.artifacts import code_of, read_json, refuse_other, versions, write_atomically, write_json
+from basics.artifacts import read_json, refuse_other, versions, write_atomically, write_json
+from basics.code import code_of
 from basics.running import InputError, not_negative, positive, run_script
 from tokens.generators import TABLE, load_generators
 from tokens.writing import write_mp4
@@ -270,8 +271,7 @@ def make_clips(jobs: list[tuple]):
     if workers < 2:
         list(map(make_clip, tqdm(jobs, "simulate", unit="clip")))
         return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, prepare_worker) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), prepare_worker) as pool:
         try:
             list(tqdm(pool.map(make_clip, jobs, chunksize=4), "simulate", len(jobs), unit="clip"))
         except BrokenExecutor as error:
@@ -310,7 +310,7 @@ def get_args(argv=None):
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = "Write a zoo of simulated generators as mp4 files."
     add = parser.add_argument
-    add("--out", type=Path, default=Path("data/zoo"), help="folder to write to")
+    add("--out", default="data/zoo", help="folder to write to")
     add("--clips-per-generator", type=positive, default=60, help=f"clips of each; Real gets {REAL_TIMES} times as many")
     add("--strength", type=not_negative, default=1.0, help="scale of every mark; at 0 the classes are the same")
     add("--seed", type=int, default=0, help="another seed makes other clips with the same marks")
@@ -326,7 +326,7 @@ def list_clips(args, generators: dict) -> list[tuple]:
     for row in generators.values():
         clips = args.clips_per_generator * (REAL_TIMES if row.name == "Real" else 1)
         for index in range(min(clips, args.limit or clips)):
-            path = args.out / row.name / f"{index:04d}.mp4"
+            path = Path(args.out) / row.name / f"{index:04d}.mp4"
             clip_seed = int(named_random("clip", args.seed, row.name, index).integers(2**63))
             jobs.append((path, clip_seed, (row.name, row.task, row.sd_version, row.team), args.strength))
     return jobs
@@ -335,9 +335,9 @@ def list_clips(args, generators: dict) -> list[tuple]:
 def main(argv=None) -> dict:
     args = get_args(argv)
     generators = load_generators(args.generators)
-    recipe_path, recipe = args.out / "recipe.json", zoo_recipe(args.seed, args.strength, generators)
-    old = read_json(recipe_path) if recipe_path.exists() else {}
-    check_folder(args.out, old, recipe, args.overwrite)
+    recipe_path, recipe = Path(args.out) / "recipe.json", zoo_recipe(args.seed, args.strength, generators)
+    old = read_json(recipe_path, {"generators?": {str: list}}) if recipe_path.exists() else {}
+    check_folder(Path(args.out), old, recipe, args.overwrite)
     write_json(recipe_path, recipe | {"generators": old.get("generators", {}) | recipe["generators"]})
     wanted = list_clips(args, generators)
     missing = [job for job in wanted if not job[0].exists()]

@@ -12,7 +12,7 @@ from small import write_clip
 from stages import stage
 
 from basics.running import InputError
-from tokens.encoders import ENCODERS, GRID, SCALE, SHIFT, encode_clips
+from tokens.encoders import ENCODERS, GRID, SCALE, SHIFT, encode_clips, once
 from tokens.pretrained import build_encoder
 
 # ---------------------------------------------------------------- the dct encoder
@@ -64,7 +64,9 @@ def test_dct_in_strips_equals_dct_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "frame", [np.zeros((1, 1, 3)), np.full((3, 500, 3), 255), np.indices((64, 64, 3)).sum(0) % 2 * 255]
+    "frame",
+    [np.zeros((1, 1, 3)), np.full((3, 500, 3), 255), np.indices((64, 64, 3)).sum(0) % 2 * 255]
+    + [np.full((1, 20000, 3), 255), np.zeros((20000, 1, 3)), np.zeros((7, 9, 3))],
 )
 def test_dct_is_finite_in_half_precision(frame):
     tokens = build_encoder("dct").prepare(frame.astype(np.uint8))
@@ -168,7 +170,7 @@ def test_no_more_frames_are_decoded_than_the_encoder_can_take():
     def endless(clip):
         while True:
             made.append(clip)
-            yield None, [0]
+            yield None, [np.zeros(1)]
 
     before = threading.active_count()
     with closing(encode_clips(range(100), endless, Double(), batch=4, threads=3)) as clips:
@@ -177,6 +179,23 @@ def test_no_more_frames_are_decoded_than_the_encoder_can_take():
             time.sleep(0.1)
             assert len(made) <= 8 + 2 * 3 + 3  # taken, in the queue, in a thread's hands
     assert threading.active_count() == before
+
+
+def test_frames_that_are_one_object_are_prepared_and_encoded_once():
+    stills = [np.full((1, 1), i, np.float32) for i in range(3)]
+    shown = [stills[number] for number in (0, 0, 0, 1, 2, 2, 1, 1)]  # one more time after another: anew
+
+    def read(clip):
+        prepare = once(lambda frame: prepared.append(clip) or frame + clip)
+        for start in range(0, len(shown), 2):
+            yield start, [prepare(frame) for frame in shown[start : start + 2]]
+        yield "end", []
+
+    prepared, encoder, found = [], Double(), {10: [], 20: []}
+    for clip, _, tokens in encode_clips(found, read, encoder, batch=3, threads=2):
+        found[clip] += [float(token) for token in np.ravel(tokens)]
+    assert found == {clip: [2.0 * (clip + number) for number in (0, 0, 0, 1, 2, 2, 1, 1)] for clip in found}
+    assert sorted(prepared) == [10] * 4 + [20] * 4 and sum(encoder.batches) == 8
 
 
 def test_an_encoder_that_fails_ends_the_threads():

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -16,12 +18,14 @@ import cv2
 import numpy as np
 import pytest
 from conftest import SHARED
-from small import numbered, write_clip
+from small import moving, numbered, write_clip
 from stages import module, stage
 
 from basics.artifacts import read_arrays, read_json, write_atomically, write_csv
 from basics.running import ROOT, InputError, run_script
-from tokens.dataset import map_tokens, read_index
+from tokens.dataset import features_file, map_tokens, read_index
+from tokens.encoders import ENCODERS
+from tokens.videos import Video
 
 CORPUS = SHARED / "corpus"
 
@@ -115,14 +119,38 @@ def test_shards_of_other_code_are_never_mixed(clips, tmp_path, monkeypatch):
         read_index(tmp_path)
 
 
-def test_file_whose_features_cannot_be_written_is_an_error_of_its_own(clips, tmp_path):
-    videos = Path(shutil.copytree(clips, tmp_path / "videos"))
-    (videos / "SVD" / "0.mp4").rename(videos / "SVD" / f"{'a' * 248}.mp4")
+def test_file_whose_features_cannot_be_written_is_an_error_of_its_own(clips, tmp_path, monkeypatch):
+    def refuse(file, *rest):
+        if file.name == "0.mkv.npz":
+            raise InputError(f"{file} cannot be written") from OSError(errno.EACCES, "Permission denied")
+        write(file, *rest)
+
+    script = module("01_extract_features")
+    write = script.write_features
+    monkeypatch.setattr(script, "write_features", refuse)
+    videos, place = movable(clips, tmp_path)
+    (videos / "SVD" / "1.mkv").rename(videos / "SVD" / "0.mkv")
     with pytest.raises(InputError, match="1 of 9 videos could not be read"):
-        extract("--videos", videos, "--features", tmp_path / "f")
-    assert sum(row.windows > 0 for row in read_index(tmp_path / "f")) == 8
+        extract(*place)
     (row,) = [row for row in read_index(tmp_path / "f") if row.error]
-    assert "cannot be written" in row.error and row.windows == 0
+    assert "cannot be written" in row.error and row.windows == 0 and len(tree(tmp_path / "f")) == 8
+
+
+def test_every_legal_name_is_stored_and_none_as_another(tmp_path):
+    """A file system takes names of 255 bytes, and an index names of any length; some names belong to other files."""
+    names = [f"SVD/{'a' * length}.mp4" for length in (120, 225, 240, 251)] + [f"SVD/{'日本語' * 27}ab.mp4"]
+    names += [f"SVD/{'b' * 250}{end}.mp4" for end in "cd"] + ["recipe.json/a.mp4", "index-1-of-1.csv/a.mp4"]
+    names += ["SVD/a.mp4", "SVD/a.mp4.npz/b.mp4"]
+    for number, name in enumerate(names):
+        write_clip(tmp_path / "v" / name, frames=[numbered(8 * number + i) for i in range(8)], fps=8)
+    place = ["--videos", tmp_path / "v", "--features", tmp_path / "f", "--pool", 4]
+    assert extract(*place)["videos"] == len(names)
+    assert paths(tmp_path / "f") == sorted(names) and len(tree(tmp_path / "f")) == len(names)
+    assert extract(*place)["skipped"] == len(names)
+    cut = str(features_file("", f"SVD/{'b' * 250}c.mp4"))
+    assert features_file("", cut.removesuffix(".npz")) != Path(cut)  # what a CSV may call another video
+    table = write_table(tmp_path / "set.csv", [(tmp_path / "v" / "SVD" / "a.mp4", "長" * 200)])
+    assert extract("--videos", table, "--features", tmp_path / "table")["videos"] == 1
 
 
 def test_features_made_in_another_way_are_refused_or_overwritten(clips, tmp_path):
@@ -304,6 +332,99 @@ def test_corpus_clips_of_every_format_are_extracted(tmp_path):
     assert counts["videos"] == len(chosen) and counts["failed"] == 0 and len(kinds) >= 4
 
 
+# ---------------------------------------------------------------- copies of a clip
+
+
+def remux(source, target):
+    """The packets of a video in another container."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(source)) as given, av.open(str(target), "w") as output:
+        stream = output.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                output.mux(packet)
+
+
+def write_copies(root, count=12):
+    """Each clip under two generators in the same bytes and under a third in another container, beside clips of its own;
+    at a rate at which rounded times put another frame on screen here and there.
+    """
+    for i in range(count):
+        source = root / "Real" / f"{i}.mp4"
+        write_clip(source, fps=Fraction(30000, 1001), frames=moving(60, seed=i))
+        write_clip(root / "Latte" / f"{i}.mp4", fps=24, frames=moving(30, seed=100 + i))
+        (root / "SVD").mkdir(exist_ok=True)
+        shutil.copy(source, root / "SVD" / f"copy {i}.mp4")
+        remux(source, root / "Pika" / f"{i}.mkv")
+
+
+def test_copies_share_a_group_and_a_split(tmp_path, capsys):
+    write_copies(tmp_path / "v")
+    place = ["--videos", tmp_path / "v", "--features", tmp_path / "f", "--pool", 4]
+    extract(*place)
+    assert "24 videos have the same bytes or frames as another" in capsys.readouterr().out
+    rows = {row.path: row for row in read_index(tmp_path / "f")}
+    for i in range(12):
+        of_copies = [rows[path] for path in (f"Real/{i}.mp4", f"SVD/copy {i}.mp4", f"Pika/{i}.mkv")]
+        assert {row.group for row in of_copies} == {f"Pika/{i}.mkv"} and len({row.split for row in of_copies}) == 1
+        assert rows[f"Latte/{i}.mp4"].group == f"Latte/{i}.mp4"
+    assert {row.split for row in rows.values()} == {"train", "val", "test"}
+    before = tree(tmp_path), (tmp_path / "f" / "index-1-of-1.csv").read_bytes()
+    (tmp_path / "f" / "index-1-of-1.csv").unlink()
+    assert extract(*place)["videos"] == 0
+    assert (tree(tmp_path), (tmp_path / "f" / "index-1-of-1.csv").read_bytes()) == before
+
+
+def test_copy_that_is_added_takes_the_recorded_split(tmp_path):
+    for i in range(4):
+        write_clip(tmp_path / "v" / "Real" / f"{i}.mp4", frames=moving(16, seed=i))
+    videos = [(tmp_path / "v" / "Real" / f"{i}.mp4", "Real") for i in range(4)]
+    place = ["--features", tmp_path / "f", "--pool", 4, "--videos"]
+    extract(*place, write_table(tmp_path / "a.csv", videos, split="test"))
+    remux(videos[2][0], tmp_path / "v" / "Pika" / "0.mkv")
+    extract(*place, write_table(tmp_path / "a.csv", [*videos, (tmp_path / "v" / "Pika" / "0.mkv", "Pika")]))
+    rows = read_index(tmp_path / "f")
+    copies = [row for row in rows if row.path.endswith(("2.mp4", "0.mkv"))]
+    assert {row.split for row in rows} == {"test"} and len({row.group for row in copies}) == 1 < len(copies)
+
+
+def test_groups_of_copies_are_one_and_a_given_split_stays(tmp_path, capsys):
+    table = [("0", "a", "train"), ("0", "b", "test"), ("1", "c", ""), ("2", "d", ""), ("1", "d", ""), ("2", "e", "")]
+    rows = []
+    for number, (seed, group, split) in enumerate(table):
+        file = write_clip(tmp_path / f"{number}.mp4", frames=moving(16, seed=int(seed)))
+        rows.append(dict(path=file.name, generator="Real", group=group, split=split))
+    write_csv(tmp_path / "set.csv", ("path", "generator", "group", "split"), rows)
+    extract("--videos", tmp_path / "set.csv", "--features", tmp_path / "f", "--pool", 4)
+    rows = read_index(tmp_path / "f")
+    assert [row.group for row in rows] == ["a", "a", "c", "c", "c", "c"]
+    assert [row.split for row in rows[:2]] == ["train", "test"] and len({row.split for row in rows[2:]}) == 1
+    assert "warning: 1 of them are given another split" in capsys.readouterr().out
+
+
+def test_folders_of_a_split_keep_it_and_what_is_in_two_is_named(tmp_path, capsys):
+    for number, split in enumerate(("train", "train", "val", "test", "test")):
+        write_clip(tmp_path / "v" / split / "SVD" / f"{number}.mp4", frames=moving(16, seed=number % 4))
+    extract("--videos", tmp_path / "v", "--features", tmp_path / "f", "--pool", 4)
+    rows = read_index(tmp_path / "f")
+    assert [row.split for row in rows] == [row.source.split("/")[0] for row in rows] and len(rows) == 5
+    assert len({row.group for row in rows}) == 4
+    assert "warning: 1 of them are given another split" in capsys.readouterr().out
+
+
+def test_shards_know_copies_by_bytes_and_one_more_run_those_by_frames(tmp_path):
+    write_copies(tmp_path / "v", 8)
+    place = ["--videos", tmp_path / "v", "--features", tmp_path / "f", "--pool", 4]
+    for shard in ("1/2", "2/2"):
+        extract(*place, "--shard", shard)
+    rows = {row.path: row for row in read_index(tmp_path / "f")}
+    assert all(rows[f"Real/{i}.mp4"].group == rows[f"SVD/copy {i}.mp4"].group for i in range(8))
+    extract(*place)
+    rows = read_index(tmp_path / "f")
+    assert len({row.group for row in rows}) == len({(row.group, row.split) for row in rows}) == 16
+
+
 # ---------------------------------------------------------------- shards and interruptions
 
 
@@ -378,6 +499,10 @@ def test_an_interruption_leaves_an_index_and_the_same_command_goes_on(clips, tmp
 # ---------------------------------------------------------------- what cannot be done
 
 
+class OddError(Exception):
+    """An error that nobody knows."""
+
+
 def hostile(root):
     """Files that are not what they are called; returns how many of them cannot be read."""
     whole = write_clip(root / "Sora" / "whole.mp4", 48, 24).read_bytes()
@@ -417,6 +542,87 @@ def test_unreadable_files_are_listed_and_do_not_stop_the_rest(tmp_path, capsys, 
     with pytest.raises(InputError, match="1 of 4"):
         extract("--videos", root, "--features", features)
     assert {row.path: row.error for row in read_index(features)}["Sora/cut.mp4"] == ""
+
+
+@pytest.mark.parametrize(
+    "error", [EOFError("end"), MemoryError(), RecursionError("deep"), OSError(2, "gone"), OddError()]
+)
+def test_no_error_of_a_clip_ends_a_run(clips, tmp_path, monkeypatch, error):
+    def fail(self, source):
+        if source.endswith("SVD/0.mp4"):
+            raise error
+        opened(self, source)
+
+    opened = Video.__init__
+    monkeypatch.setattr(Video, "__init__", fail)
+    with pytest.raises(InputError, match="1 of 9 videos could not be read"):
+        extract("--videos", clips, "--features", tmp_path, "--pool", 4)
+    assert [row.path for row in read_index(tmp_path) if row.error] == ["SVD/0.mp4"]
+
+
+def test_video_that_is_gone_has_a_reason_and_keeps_its_features(clips, tmp_path):
+    videos, _ = movable(clips, tmp_path)
+    table = write_table(tmp_path / "set.csv", [(file, file.parent.name) for file in sorted(videos.glob("*/*"))])
+    extract("--videos", table, "--features", tmp_path / "f", "--pool", 4)
+    (videos / "SVD" / "0.mp4").unlink()
+    with pytest.raises(InputError, match="1 of 9 videos could not be read"):
+        extract("--videos", table, "--features", tmp_path / "f", "--pool", 4)
+    (row,) = [row for row in read_index(tmp_path / "f") if row.error]
+    assert row.error == "No such file or directory" and len(tree(tmp_path / "f")) == 9
+
+
+def test_files_of_a_csv_that_cannot_be_are_errors_of_their_own(clips, tmp_path):
+    videos = [(file, file.parent.name) for file in sorted(clips.glob("*/*"))]
+    wrong = ["x" * 300 + ".mp4", "no/such.mp4", "SVD/" * 2000 + "a.mp4", str(clips), "/dev/zero"]
+    table = write_table(tmp_path / "set.csv", [*videos, *((name, "SVD") for name in wrong)])
+    with pytest.raises(InputError, match=f"{len(wrong)} of {9 + len(wrong)} videos could not be read"):
+        extract("--videos", table, "--features", tmp_path / "f", "--pool", 4)
+    rows = read_index(tmp_path / "f")
+    assert sum(bool(row.error) for row in rows) == len(wrong) and sum(row.windows for row in rows) == 9
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [1e5, -7e4, np.nan, np.inf])
+def test_tokens_that_float16_cannot_hold_are_refused(clips, tmp_path, monkeypatch, value):
+    class Large(ENCODERS["dct"]):
+        def prepare(self, frame):
+            tokens = super().prepare(frame)
+            tokens[3, 5] = value if frame.shape[0] == 48 else 65504
+            return tokens
+
+    videos, place = movable(clips, tmp_path)
+    write_clip(videos / "SVD" / "1.mkv", frames=moving(24, 48))
+    monkeypatch.setitem(ENCODERS, "large", Large)
+    with pytest.raises(InputError, match="1 of 9 videos could not be read"):
+        extract(*place[:-2], "--encoder", "large")
+    (row,) = [row for row in read_index(tmp_path / "f") if row.error]
+    assert row.path == "SVD/1.mkv" and "65504" in row.error and row.windows == 0 and len(tree(tmp_path / "f")) == 8
+
+
+def test_clip_of_too_many_tokens_is_refused_in_words(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr("tokens.dataset.MOST_TOKENS", 2 * 8 * 16 * 144 - 1)
+    with pytest.raises(InputError, match="9 of 9"):
+        extract("--videos", clips, "--features", tmp_path)
+    assert "tokens of 8 frames" in read_index(tmp_path)[0].error and "--pool" in read_index(tmp_path)[0].error
+    assert extract("--videos", clips, "--features", tmp_path / "f", "--pool", 2)["videos"] == 9
+
+
+def test_few_frames_are_held_at_a_time(tmp_path, monkeypatch):
+    file, alive, most = write_clip(tmp_path / "v" / "SVD" / "a.mp4", 200), set(), []
+    sample = Video.sample
+
+    def counted(self, fps):
+        for seconds, frame in sample(self, fps):
+            frame = frame.copy()
+            alive.add(seconds)
+            weakref.finalize(frame, alive.discard, seconds)
+            most.append(len(alive))
+            yield seconds, frame
+            del frame
+
+    monkeypatch.setattr(Video, "sample", counted)
+    extract("--videos", file.parents[1], "--features", tmp_path / "f")
+    assert len(most) == 67 and max(most) <= 3
 
 
 def test_a_full_disk_stops_in_a_line_and_keeps_what_is_whole(clips, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from tokens.dataset import (
     write_features,
 )
 from tokens.generators import LEVELS, class_index, class_names, load_generators, resolve_generator
-from tokens.split import choose_videos, fold_splits
+from tokens.split import choose_videos, fold_splits, frame_keys, picture_digest
 
 # ---------------------------------------------------------------- generator table
 
@@ -129,7 +129,7 @@ def test_damaged_features_raise_naming_the_file(features, tmp_path):
     with pytest.raises(InputError, match="missing column"):
         read_index(tmp_path)
     write_json(tmp_path / "recipe.json", {"frames": 8, "token": 2})
-    with pytest.raises(InputError, match="recipe.json lacks dim, tokens"):
+    with pytest.raises(InputError, match="recipe.json: .*lacks dim, tokens"):
         features_recipe(tmp_path)
     (tmp_path / "recipe.json").write_text("[1")
     with pytest.raises(InputError, match="recipe.json: not valid JSON"):
@@ -137,9 +137,33 @@ def test_damaged_features_raise_naming_the_file(features, tmp_path):
 
 
 def test_tokens_that_are_not_finite_raise(tmp_path):
+    write_json(tmp_path / "recipe.json", {"frames": 8, "tokens": 2, "dim": 12})
     write_features(features_file(tmp_path, "Real/a"), np.full((1, 8, 2, 12), np.nan), np.zeros((1, 8)), np.ones((1, 8)))
     with pytest.raises(InputError, match=r"a\.npz: tokens are not finite"):
         Windows([Row("Real/a", "Real", "Real/a", features=tmp_path, windows=1)])
+
+
+# ---------------------------------------------------------------- copies
+
+
+def test_copies_have_a_key_in_common_and_clips_with_a_shared_beginning_have_none():
+    """By counting on random digests: a copy has another picture at one sample in 30, as rounded times make it."""
+    random = np.random.default_rng(0)
+    found = {"copies": 0, "same": 0, "beginning": 0, "others": 0}
+    for _ in range(200):
+        one = random.bytes(8 * 80)
+        pictures = [one[8 * i : 8 * i + 8] for i in range(80)]
+        keys = set(frame_keys(pictures))
+        changed = [random.bytes(8) if random.random() < 1 / 30 else picture for picture in pictures]
+        begun = pictures[:8] + [random.bytes(8) for _ in range(72)]
+        found["copies"] += bool(keys & set(frame_keys(changed)))
+        found["same"] += keys == set(frame_keys(pictures[::-1]))
+        found["beginning"] += bool(keys & set(frame_keys(begun)))
+        found["others"] += bool(keys & set(frame_keys(begun[8:])))
+    assert found == {"copies": 200, "same": 200, "beginning": 0, "others": 0}
+    black, white = (picture_digest(np.full((9, 9, 3), grey, np.uint8)) for grey in (0, 255))
+    assert frame_keys({black}) != frame_keys({white}) != frame_keys({black, white})
+    assert picture_digest(np.zeros((8, 9, 3), np.uint8)) != black
 
 
 # ---------------------------------------------------------------- who trains and who is tested

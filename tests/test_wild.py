@@ -320,6 +320,28 @@ def test_same_image_in_two_roles_raises():
         assigned(images._replace(vectors=vectors))
 
 
+def test_clips_that_begin_alike_are_not_the_same_and_twins_are_counted(tmp_path):
+    """In each clip of two frames the first is black; then three clips hold what a clip of another role holds."""
+    images = invented()
+    vectors = images.vectors.copy()
+    vectors[::2] = 0
+    write_clips(tmp_path / "black", images._replace(vectors=vectors))
+    roles = assigned(read_images(tmp_path / "black", 2))
+    pairs = zip(roles.labelled[::2], roles.test["U"][::2], strict=False)
+    read = read_images(tmp_path / "black", 2)
+    names = [[str(read.path[place]) for place in pair] for pair in pairs][:5]
+    for labelled, tested in names:
+        own, other = (np.flatnonzero(images.path == path) for path in (labelled, tested))
+        vectors[other] = vectors[own]
+    write_clips(tmp_path / "twins", images._replace(vectors=vectors))
+    for per_clip in (1, 2):
+        with pytest.raises(
+            InputError, match=r"and 2 more are the same image in two roles; remove one of each"
+        ) as error:
+            assigned(read_images(tmp_path / "twins", per_clip))
+        assert sum(f"{one} (labelled) and {other} (test)" in str(error.value) for one, other in names) == 3
+
+
 def test_target_without_test_images_raises():
     images = invented()
     split = np.where((images.generator == "T") & (images.split == "test"), "val", images.split)
@@ -529,6 +551,29 @@ def test_features_of_another_encoder_are_refused(trained, small, tmp_path):
         run_stage("05_wild_constrained", "--run", tmp_path, "--apply", small)
 
 
+NARROW = {key: np.ones(2) for key in ("baseline", "constrained", "mean", "scale")}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [*({key: value} for key in NARROW for value in (np.ones(3), np.full(6, np.nan), np.full(6, "x"), np.ones((1, 6))))]
+    + [
+        NARROW,
+        {"scale": np.zeros(6)},
+        {"recipe": {}},
+        {"recipe": {"arguments": {"images_per_clip": 0, "target": "T"}}},
+    ],
+    ids=repr,
+)
+def test_edited_classifier_is_refused_by_name(trained, small, tmp_path, changed):
+    arrays = read_arrays(trained[0] / "wild_classifier.npz")
+    if "recipe" in changed:
+        changed = {"recipe": {"features": RECIPE} | changed["recipe"]}
+    write_arrays(tmp_path / "wild_classifier.npz", arrays | changed)
+    with pytest.raises(InputError, match=r"wild_classifier.npz: .*; train it first"):
+        run_stage("05_wild_constrained", "--run", tmp_path, "--apply", small)
+
+
 def test_unreadable_vectors_raise(tmp_path):
     images = invented(clips=4)
     write_clips(tmp_path, images)
@@ -536,7 +581,7 @@ def test_unreadable_vectors_raise(tmp_path):
     with np.load(damaged) as arrays:
         tokens, times, valid = (arrays[key] for key in ("tokens", "times", "valid"))
     write_features(damaged, tokens[..., :4], times, valid)
-    with pytest.raises(InputError, match=r"K/9.mp4.npz: 4 wide, the recipe says 6"):
+    with pytest.raises(InputError, match=r"K/9.mp4.npz: tokens \(1, 8, 2, 4\), but .* \(1, 8, 2, 6\)"):
         read_images(tmp_path)
     write_features(damaged, tokens * np.nan, times, valid)
     with pytest.raises(InputError, match=r"K/9.mp4.npz: a vector is not finite"):
@@ -656,5 +701,5 @@ def test_damaged_embeddings_and_folds_of_them_raise(tmp_path):
         read_images(path, fold=(1, 2))
     arrays = read_arrays(path)
     write_arrays(path, arrays | {"recipe": {"level": "gen"}})
-    with pytest.raises(InputError, match="its recipe lacks arguments, features, index_sha256"):
+    with pytest.raises(InputError, match="recipe lacks arguments, features, index_sha256"):
         read_images(path)

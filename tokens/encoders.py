@@ -169,31 +169,55 @@ DTYPES = ("float32", "bfloat16", "mixed_bfloat16", "float16", "mixed_float16")
 # ---------------------------------------------------------------- clips through an encoder
 
 
+def once(function):
+    """A function of frames that is computed once where frames that follow each other are the same object."""
+    before, result = None, None
+
+    def remembering(frame):
+        nonlocal before, result
+        if frame is not before:
+            before, result = frame, function(frame)
+        return result
+
+    return remembering
+
+
+class Frame:
+    """A prepared frame and, once it went through the encoder, its tokens (T, D)."""
+
+    def __init__(self, prepared):
+        self.prepared, self.tokens = prepared, None
+
+
 def encode_clips(clips, read, encoder, batch=64, threads=None):
     """Decode on threads, encode in batches: yield (clip, part, tokens (n, T, D)) for each (part, n prepared frames)
     that `read(clip)` yields.
 
     The parts of a clip come in order, those of several clips mixed. A part is any object by which the caller knows the
-    frames; it may have none. The encoder gets `batch` frames at a time, of several clips. Where `read` raises, the
-    exception is the clip's last part, without tokens, and the other clips continue.
+    frames; it may have none. The encoder gets `batch` frames at a time, of several clips, and a prepared frame that is
+    the same object as the one before it in its clip only once. Where `read` raises, the exception is the clip's last
+    part, without tokens, and the other clips continue.
     """
-    waiting, frames, tokens = deque(), [], []  # (clip, part, n); their prepared frames; the frames' tokens (T, D)
+    waiting, upcoming = deque(), {}  # (clip, part, its Frames); the Frames that are not encoded yet, in order
     for item in itertools.chain(decode_ahead(clips, read, threads or os.cpu_count()), [None]):
         if item is not None:
-            clip, part, prepared = item
-            waiting.append((clip, part, len(prepared)))
-            frames += prepared
-        while len(frames) >= batch or (frames and item is None):  # the last batch may be smaller
-            tokens.extend(encoder.encode(frames[:batch]))
-            del frames[:batch]
-        while waiting and len(tokens) >= waiting[0][2]:
-            clip, part, count = waiting.popleft()
-            yield clip, part, np.stack(tokens[:count]) if count else []
-            del tokens[:count]
+            waiting.append(item)
+            upcoming |= dict.fromkeys(frame for frame in item[2] if frame.tokens is None)
+        while len(upcoming) >= batch or (upcoming and item is None):  # the last batch may be smaller
+            now = list(itertools.islice(upcoming, batch))
+            for frame, tokens in zip(now, encoder.encode([frame.prepared for frame in now]), strict=True):
+                frame.tokens = tokens
+                del upcoming[frame]
+        while waiting and not (waiting[0][2] and waiting[0][2][-1].tokens is None):
+            clip, part, frames = waiting.popleft()
+            tokens = np.stack([frame.tokens for frame in frames]) if frames else []
+            if frames:
+                frames[-1].tokens = tokens[-1].copy()  # it may wait for its next part: not with a whole batch in memory
+            yield clip, part, tokens
 
 
 def decode_ahead(clips, read, threads):
-    """Yield (clip, part, prepared frames) in the order in which threads finish them; each thread reads one clip.
+    """Yield (clip, part, its Frames) in the order in which threads finish them; each thread reads one clip.
 
     The queue is bounded: the threads wait for the encoder, however long a clip is.
     """
@@ -204,9 +228,10 @@ def decode_ahead(clips, read, threads):
     def work():
         try:
             for clip in upcoming:  # each thread takes the next one
+                frame_of = once(Frame)
                 try:
                     for part, prepared in read(clip):
-                        decoded.put((clip, part, prepared))
+                        decoded.put((clip, part, [frame_of(one) for one in prepared]))
                         if stop.is_set():
                             return
                 except Exception as error:

@@ -4,7 +4,9 @@ table = load_generators()
 class_names("task", table), class_index("task", "SVD", table)      ("Real", "T2V", "I2V"), 2
 """
 
+import functools
 import re
+import unicodedata
 from typing import NamedTuple
 
 from basics.artifacts import read_csv
@@ -13,6 +15,20 @@ from basics.running import ROOT, InputError
 TABLE = ROOT / "generators.csv"
 LEVELS = ("bin", "task", "sd", "team", "gen")
 COLUMNS = {"task": "task", "sd": "sd_version", "team": "team", "gen": "name"}  # of a level, in the table
+
+
+def is_name(text: str) -> bool:
+    """Whether a name out of a file can be printed: it is not empty, and nothing in it controls a terminal."""
+    return bool(text.strip()) and text.isprintable()
+
+
+def is_folder_name(text: str) -> bool:
+    return is_name(text) and bool(re.fullmatch(r"[^\s./\\][^/\\]*", text))
+
+
+# Tests of the cells
+CELLS = {"name": is_folder_name, "aliases": None} | dict.fromkeys(("task", "sd_version", "team"), is_name)
+REMEDY = "write name,aliases,task,sd_version,team as in generators.csv"
 
 
 class Generator(NamedTuple):
@@ -26,25 +42,30 @@ class Generator(NamedTuple):
 def load_generators(path=TABLE) -> dict[str, Generator]:
     """The generator table (Table S-1) by name, in the file's order.
 
-    Raises InputError naming the file when a column is missing, a name or alias is taken twice, or Real is absent.
+    Raises InputError naming the file when a column or a cell is missing, a name or alias is taken twice, Real is
+    absent, or a fake is Real at a level.
     """
     table, taken = {}, {}
-    for row in read_csv(path, ("name", "aliases", "task", "sd_version", "team"), "expected as in generators.csv"):
+    for row in read_csv(path, CELLS, REMEDY):
         aliases = tuple(filter(None, row["aliases"].split("|")))
         generator = Generator(row["name"], aliases, row["task"], row["sd_version"], row["team"])
         for spelling in {spelling_key(name) for name in (generator.name, *aliases)}:
             if spelling in taken:
                 raise InputError(f"{path}: {generator.name} and {taken[spelling]} share the name {spelling!r}")
             taken[spelling] = generator.name
+        cells = [row[column] for column in COLUMNS.values()]
+        if "real" in map(spelling_key, cells) and set(cells) != {"Real"}:
+            raise InputError(f"{path}: {generator.name} is Real in some columns and not in others; {REMEDY}")
         table[generator.name] = generator
     if "Real" not in table:
         raise InputError(f"{path}: no row named Real")
     return table
 
 
+@functools.lru_cache(1 << 16)
 def spelling_key(name: str) -> str:
-    """Folder names are compared without case, '-', '_' and spaces."""
-    return re.sub(r"[-_\s]", "", name).casefold()
+    """Folder names are compared without case, '-', '_' and spaces, and however Unicode composes their letters."""
+    return re.sub(r"[-_\s]", "", unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()))
 
 
 def resolve_generator(name: str, generators: dict[str, Generator]) -> str | None:

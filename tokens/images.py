@@ -11,6 +11,7 @@ the roles of images around one target generator.
 N images, D wide. What cannot be read raises InputError.
 """
 
+import functools
 import hashlib
 import tempfile
 from collections import Counter
@@ -20,10 +21,11 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from basics.artifacts import file_digest, read_arrays, write_csv
-from basics.running import InputError
+from basics.artifacts import file_digest, first_names, read_arrays, write_csv
+from basics.running import InputError, printable
 from tokens.dataset import (
     EXTRACT_AGAIN,
+    FEATURES,
     Row,
     features_file,
     features_recipe,
@@ -31,11 +33,13 @@ from tokens.dataset import (
     map_tokens,
     other_tokens,
     read_index,
-    read_valid,
+    read_per_frame,
     subsample,
+    tokens_of,
     usable,
+    window_shape,
 )
-from tokens.generators import TABLE, load_generators, resolve_generator
+from tokens.generators import LEVELS, TABLE, load_generators, resolve_generator
 from tokens.split import assign_splits, fold_splits
 
 
@@ -48,10 +52,11 @@ class Images(NamedTuple):
     group: np.ndarray  # (N,)
     split: np.ndarray  # (N,) train, val or test
     recipe: dict  # how the vectors were made
+    features: str = ""  # the folder of the clips' tokens; "" of embeddings
 
     def rows(self, chosen):
         """The Images chosen by numbers (M,) or by a mask (N,)."""
-        return Images(*(array[chosen] for array in self[:-1]), self.recipe)
+        return Images(*(array[chosen] for array in self[:5]), self.recipe, self.features)
 
 
 def read_images(source, per_clip=1, fold=None, limit=None, seed=0) -> Images:
@@ -90,10 +95,7 @@ def read_frames(folder, per_clip, fold, limit, seed):
 
     def clips():
         for place, row in enumerate(tqdm(rows, "reading vectors", unit="clip", disable=len(rows) < 1000)):
-            vectors = clip_vectors(row, per_clip)
-            if vectors.shape[1] != recipe["dim"]:
-                width = f"{vectors.shape[1]} wide, the recipe says {recipe['dim']}"
-                raise InputError(f"{features_file(folder, row.path)}: {width}; {EXTRACT_AGAIN}")
+            vectors = clip_vectors(row, per_clip, window_shape(recipe))
             if not np.isfinite(vectors).all():
                 raise InputError(f"{features_file(folder, row.path)}: a vector is not finite; {EXTRACT_AGAIN}")
             places.extend([place] * len(vectors))
@@ -101,21 +103,25 @@ def read_frames(folder, per_clip, fold, limit, seed):
 
     vectors = on_disk(clips(), recipe["dim"])
     columns = (np.array([getattr(row, key) for row in rows])[places] for key in ("path", "generator", "group", "split"))
-    return Images(vectors, *columns, {"features": recipe, "index_sha256": index_digest(index)})
+    return Images(vectors, *columns, {"features": recipe, "index_sha256": index_digest(index)}, str(folder))
 
 
-def clip_vectors(row, per_clip):
-    """The vectors (K, D) of a clip's chosen frames, float32."""
-    tokens = map_tokens(features_file(row.features, row.path))
-    window, frame = np.divmod(chosen_frames(row, per_clip), tokens.shape[1])
+def clip_vectors(row, per_clip, shape):
+    """The vectors (K, D) of a clip's chosen frames, float32; its windows must have the shape (L, T, D)."""
+    tokens = tokens_of(row, shape)
+    window, frame = np.divmod(chosen_frames(row, per_clip, shape[0]), shape[0])
     return np.stack([np.mean(tokens[i, j], axis=0, dtype="float32") for i, j in zip(window, frame, strict=True)])
 
 
-def chosen_frames(row, per_clip):
-    """The numbers (K,) of up to `per_clip` frames of a clip, evenly spread over those that are not padding."""
-    valid = np.flatnonzero(read_valid(row))
-    if not len(valid):
-        raise InputError(f"{features_file(row.features, row.path)}: every frame is padding; {EXTRACT_AGAIN}")
+def chosen_frames(row, per_clip, frames):
+    """The numbers (K,) of up to `per_clip` frames of a clip, evenly spread over those that are not padding, where a
+    window has `frames`.
+    """
+    valid = read_per_frame(row, "valid")
+    if valid.shape[1] != frames or not valid.any():
+        what = "every frame is padding" if valid.shape[1] == frames else f"valid {valid.shape}"
+        raise InputError(f"{features_file(row.features, row.path)}: {what}; {EXTRACT_AGAIN}")
+    valid = np.flatnonzero(valid)
     count = min(per_clip, len(valid))
     return valid[((np.arange(count) + 0.5) * len(valid) / count).astype(int)]
 
@@ -125,21 +131,20 @@ def chosen_frames(row, per_clip):
 
 def read_embeddings(path, limit, seed):
     """The embeddings that a run wrote. Clips of generators it was not trained on are split here, by group as in 01."""
-    keys = ("embedding", "video", "generator", "group", "split")
-    arrays = read_arrays(path, (*keys, "recipe"), "run 02 or 03 again", keys)
-    vectors, video, generator, group, split = (arrays[key] for key in keys)
-    recipe = arrays["recipe"]
-    if vectors.ndim != 2:
-        raise InputError(f"{path}: embeddings of shape {vectors.shape}; run 02 or 03 again")
-    if missing := {"level", "arguments", "features", "index_sha256"} - set(recipe):
-        raise InputError(f"{path}: its recipe lacks {', '.join(sorted(missing))}; run 02 or 03 again")
+    keys = ("embedding", "video", "generator", "group", "split", "recipe")
+    holds = {"recipe": {"level": set(LEVELS), "arguments": dict, "features": FEATURES, "index_sha256": str}}
+    vectors, video, generator, group, split, recipe = read_arrays(
+        path, keys, "run 02 or 03 again", holds=holds
+    ).values()
+    if not (vectors.size and np.isfinite(vectors := np.float32(vectors)).all()):
+        raise InputError(f"{path}: embeddings {vectors.shape} are none, or too large; run 02 or 03 again")
     own = {str(name): str(part) for name, part in zip(group, split, strict=True) if part != "unseen"}
     splits = assign_splits(group.tolist(), generator.tolist(), own)
     trained = sorted(set(generator[np.isin(split, ("train", "val"))].tolist()))
     split = np.array([splits[name] if part == "unseen" else part for name, part in zip(group, split, strict=True)])
     made = {key: recipe[key] for key in ("features", "index_sha256")} | {"embeddings_sha256": file_digest(path)}
     made["run"] = {"level": recipe["level"], "arguments": recipe["arguments"], "trained_on": trained}
-    images = Images(np.float32(vectors), video, generator, group, split, made)
+    images = Images(vectors, video, generator, group, split, made)
     if not limit:
         return images
     columns = zip(video.tolist(), generator.tolist(), split.tolist(), strict=True)
@@ -244,15 +249,26 @@ def choose_images(images, order, name, count, used):
 
 
 def refuse_same_images(images, roles):
-    """Raise InputError where two images of different roles have the same vector."""
+    """Raise InputError where images of different roles are the same: where their vectors are, and the tokens of their
+    whole clips too, since unlike clips may begin with the same black frame.
+    """
     parts = roles._asdict() | {"test": np.concatenate(list(roles.test.values()))}
     places, part = np.concatenate(list(parts.values())), np.repeat(list(parts), [len(own) for own in parts.values()])
     digests = np.array([hash(images.vectors[place].tobytes()) for place in places])
     order = np.argsort(digests, kind="stable")  # images that are the same lie side by side, by role
-    same = (np.diff(digests[order]) == 0) & (part[order[1:]] != part[order[:-1]])
-    if same.any():
-        first, second = (f"{images.path[places[i]]} ({part[i]})" for i in order[same.argmax() :][:2])
-        raise InputError(f"{first} and {second} are the same image in two roles; remove one of them")
+    held = functools.cache(lambda path: hashlib.sha256(map_tokens(features_file(images.features, path))).hexdigest())
+    clips = {}  # {what a clip holds: {role: the first clip of it}}
+    edges = np.concatenate([[0], np.flatnonzero(np.diff(digests[order])) + 1, [len(order)]])
+    for i in np.flatnonzero(np.diff(edges) > 1):
+        own = order[edges[i] : edges[i + 1]]
+        for place in own if len(set(part[own])) > 1 else ():
+            path = str(images.path[places[place]])
+            holds = held(path) if images.features else digests[place]
+            clips.setdefault(holds, {}).setdefault(part[place], path)
+    pairs = [" and ".join(f"{path} ({role})" for role, path in of.items()) for of in clips.values() if len(of) > 1]
+    if pairs:
+        each = "each" if len(pairs) > 1 else "them"
+        raise InputError(f"{first_names(pairs)} are the same image in two roles; remove one of {each}")
 
 
 # ---------------------------------------------------------------- a classifier's images
@@ -278,15 +294,19 @@ def score_images(source, run, batch) -> int:
     """Write run/wild_applied.csv: path, generator, and the scores of a run's two classifiers, of all images of other
     features. Returns how many. Raises InputError where their vectors are not like those it was trained on.
     """
-    run, methods = Path(run), ("baseline", "constrained")
-    keys = (*methods, "mean", "scale", "recipe")
-    classifier = read_arrays(run / "wild_classifier.npz", keys, "train it first, without --apply")
-    ours = classifier["recipe"]
+    run, methods, remedy = Path(run), ("baseline", "constrained"), "train it first, without --apply"
+    holds = {"recipe": {"arguments": {"images_per_clip": range(1, 1 << 31), "target": str}, "features": FEATURES}}
+    ours = read_arrays(run / "wild_classifier.npz", ("recipe",), remedy, holds=holds)["recipe"]
     images = read_images(source, ours["arguments"]["images_per_clip"])
     differ = other_tokens(images.recipe["features"], ours["features"])
     if differ := differ + ["run"] * (images.recipe.get("run") != ours.get("run")):
         keys = ", ".join(differ)
         raise InputError(f"{source} holds other vectors than the classifier was trained on ({keys}); make them alike")
+    width = images.vectors.shape[1]
+    holds = dict.fromkeys(methods, f"f {width + 1}") | dict.fromkeys(("mean", "scale"), f"f {width}")
+    classifier = read_arrays(file := run / "wild_classifier.npz", tuple(holds), remedy, holds=holds)
+    if not (classifier["scale"] > 0).all():
+        raise InputError(f"{file}: a scale is not above 0; {remedy}")
     columns, rows = ("path", "generator", *methods), []
     for start in range(0, len(images.path), batch):
         part = images.rows(slice(start, start + batch))
@@ -295,6 +315,6 @@ def score_images(source, run, batch) -> int:
         values = zip(part.path, part.generator, *(np.round(-own, 6) for own in logits), strict=True)
         rows += [dict(zip(columns, row, strict=True)) for row in values]
     write_csv(run / "wild_applied.csv", columns, rows)
-    target = ours["arguments"]["target"]
+    target = printable(ours["arguments"]["target"])
     print(f"{len(rows)} images scored in {run / 'wild_applied.csv'}; above 0: predicted as {target}")
     return len(rows)

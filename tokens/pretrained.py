@@ -22,8 +22,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-import basics.backend  # noqa: F401, before Keras
-from basics.running import InputError
+from basics.running import InputError, one_line
 from tokens.encoders import ENCODERS, pool_tokens, pooled_tokens
 from tokens.preparation import KERNELS, Preparation
 
@@ -236,10 +235,6 @@ def kaggle_handle(preset):
     return preset
 
 
-def one_line(error):
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
 # ---------------------------------------------------------------- Keras Applications: MobileNet
 
 MOBILENET_FILE = "https://storage.googleapis.com/tensorflow/keras-applications/mobilenet/mobilenet_1_0_224_tf_no_top.h5"
@@ -330,6 +325,8 @@ def build_encoder(name: str, pool: int = 1, layer=None, weights=None, dtype=None
     file for mobilenet; `dtype` (float32) is that of a pretrained model. Raises InputError naming the flag of an option
     that the encoder does not have.
     """
+    if name != "dct":
+        import basics.backend  # noqa: F401, before Keras
     make = ENCODERS.get(name) or functools.partial(load_preset, name)
     given = {"pool": pool, "layer": layer, "weights": weights, "dtype": dtype}
     given = {option: value for option, value in given.items() if value not in (None, 1)}

@@ -1,13 +1,96 @@
 """Groups, folds, and which videos a stage trains on, validates on and tests: by level, split, generators, labels."""
 
 import hashlib
+import os
+import stat
 import warnings
 from collections import Counter
+from contextlib import suppress
 from typing import NamedTuple
 
+import numpy as np
+from tqdm import tqdm
+
+from basics.artifacts import file_digest
 from basics.running import InputError
 from tokens.dataset import Row, features_recipe, other_tokens, read_index, subsample, usable
 from tokens.generators import class_index, class_names, resolve_generator, table_lines
+from tokens.listing import counts_text
+
+# ---------------------------------------------------------------- copies: clips of the same content
+
+KEYS = 8  # of a clip
+PICTURES = 4  # that a key is made of
+
+
+def byte_keys(rows) -> dict[str, list[str]]:
+    """{path: [SHA-256]} of the videos whose size in bytes is another's too; all others differ from each other."""
+    sizes = {}
+    for row in rows:
+        with suppress(OSError, ValueError):  # reading the video will say what is wrong with it
+            status = os.stat(row.file)
+            if stat.S_ISREG(status.st_mode) and status.st_size:
+                sizes.setdefault(status.st_size, []).append(row)
+    alike, keys = [row for same in sizes.values() if len(same) > 1 for row in same], {}
+    for row in tqdm(alike, "compare bytes", unit="file", dynamic_ncols=True, leave=False, delay=2):
+        with suppress(InputError):
+            keys[row.path] = [file_digest(row.file)]
+    return keys
+
+
+def picture_digest(frame) -> bytes:
+    """8 bytes that stand for a frame (H, W, 3): for its size and some 32 of its rows."""
+    rows = frame[:: max(1, len(frame) // 32)]
+    return hashlib.sha256(str(frame.shape).encode() + rows.tobytes()).digest()[:8]
+
+
+def frame_keys(pictures) -> list[str]:
+    """Keys of a clip by the picture_digests of its sampled frames: clips that share one are copies of each other.
+
+    Containers round times, which puts the neighbouring frame on screen at one sample or another, so copies need not
+    have all pictures in common. Digests are numbers on a circle; a key is made of the 4 that follow one of 8 points.
+    Copies share nearly all keys; clips that have a tenth of their pictures in common share none.
+    """
+    numbers = np.sort(np.frombuffer(b"".join(pictures), ">u8"))
+    points = np.arange(KEYS, dtype=np.uint64) << np.uint64(61)
+    following = np.searchsorted(numbers, points)[:, None] + np.arange(PICTURES)
+    return sorted({hashlib.sha256(key.tobytes()).hexdigest()[:16] for key in np.take(numbers, following, mode="wrap")})
+
+
+def find_copies(rows, keys) -> list[tuple[Row, Row]]:
+    """Pairs (row, earlier row) that share a key in one of the dicts {path: keys}; a row may be in several pairs."""
+    first, pairs = {}, []
+    for row in rows:
+        for key in (key for known in keys for key in known.get(row.path, ())):
+            if (earlier := first.setdefault(key, row)) is not row:
+                pairs.append((row, earlier))
+    return pairs
+
+
+def print_copies(rows, *keys):
+    """Say how many rows are copies of others, and how many of them came with another split than these."""
+    copies = find_copies(rows, keys)
+    if count := len({row.path for row, _ in copies}):
+        print(f"{count} videos have the same bytes or frames as another and are in its group")
+    if apart := {row.path for row, earlier in copies if row.split != earlier.split}:
+        print(f"warning: {len(apart)} of them are given another split than the other, and keep it")
+
+
+def unite_groups(copies) -> dict[str, str]:
+    """{group: its name now} where the groups of each pair of rows become one, called by the first of their names."""
+    united = {}
+
+    def name(group):
+        while group in united:
+            group = united[group]
+        return group
+
+    for row, earlier in copies:
+        first, other = sorted((name(row.group), name(earlier.group)))
+        if first != other:
+            united[other] = first
+    return {group: name(group) for group in united}
+
 
 # ---------------------------------------------------------------- groups and the recorded split
 
@@ -43,17 +126,38 @@ def assign_splits(groups, generators, recorded=None) -> dict[str, str]:
     return train_every_generator(splits, members, recorded)
 
 
-def set_splits(rows, recorded):
-    """The rows with their splits: that of the CSV, else the recorded one of the group, else by hash.
+def set_splits(rows, recorded, *keys):
+    """The rows with their groups and splits; those that share a key in one of the dicts {path: keys} are in one group.
 
-    Raises InputError when a CSV has two splits for a group.
+    A split that came with a row stays. A group without one keeps that of its first row among the `recorded`,
+    {path: row}; else its split is by hash. Raises InputError when a CSV has two splits for a group.
     """
-    given = {}
+    given, united, fixed = {}, unite_groups(find_copies(rows, keys)), {}
     for row in rows:
         if row.split and given.setdefault(row.group, row.split) != row.split:
             raise InputError(f"group {row.group} is in {given[row.group]} and in {row.split}; a group has one split")
-    splits = assign_splits([row.group for row in rows], [row.generator for row in rows], recorded | given)
-    return [row._replace(split=splits[row.group]) for row in rows]
+    now = [row._replace(group=united.get(row.group, row.group)) for row in rows]
+    for known in ({row.path: row for row in rows if row.split}, recorded):
+        for row in now:
+            if row.path in known:
+                fixed.setdefault(row.group, known[row.path].split)
+    splits = assign_splits([row.group for row in now], [row.generator for row in now], fixed)
+    return [row._replace(split=row.split or splits[row.group]) for row in now]
+
+
+def print_videos(rows, ignored, table, videos):
+    """Say how many videos were found in `videos`, in which splits, and what of them cannot be used as one may think."""
+    groups, splits = {}, Counter(row.split for row in rows)
+    for row in rows:
+        groups.setdefault(row.generator, set()).add(row.group)
+    counts = ", ".join(f"{splits[split]} {split}" for split in ("train", "val", "test"))
+    print(f"{videos}: {len(rows)} videos of {len(groups)} generators ({counts})")
+    if unseen := sorted(name for name in groups if name not in table):
+        print("not in the generator table, so unseen but for BIN-L; to train on them, add", table_lines(unseen))
+    if single := sorted(name for name in groups if name in table and len(groups[name]) == 1):
+        print(f"a single group, so train only and not evaluated: {', '.join(single)}")
+    if any(ignored.values()):
+        print(f"ignored: {counts_text(ignored)}")
 
 
 def train_every_generator(splits, members, fixed=()) -> dict[str, str]:
@@ -173,6 +277,8 @@ def fold_splits(rows, k, n, seed):
     from sklearn.model_selection import StratifiedGroupKFold
 
     generators, groups = [row.generator for row in rows], [row.group for row in rows]
+    if n > (most := max(Counter(generators).values(), default=0)):
+        raise InputError(f"--fold {k}/{n}: no generator has more than {most} videos; make fewer folds")
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # fewer groups than folds: dealt with below
         folds = list(StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(groups, generators, groups))
     test = {groups[i] for i in folds[k - 1][1]}
