@@ -21,16 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from basics.artifacts import (
-    code_of,
-    file_digest,
-    finished_metrics,
-    make_recipe,
-    print_other_code,
-    write_arrays,
-    write_json,
-)
-from basics.running import count_or_all, fold, fraction, names, not_negative, positive, run_script
+from basics.artifacts import file_digest, finished_metrics, make_recipe, write_arrays, write_json
+from basics.code import code_of, print_other_code
+from basics.running import batch_size, count_or_all, fold, fraction, names, not_negative, positive, run_script, seed
 from common import SAGA, WindowBatches, adamw, build_saga, keras
 from tokens.dataset import Windows, features_recipe, index_digest, read_index
 from tokens.generators import TABLE, load_generators
@@ -66,14 +59,14 @@ def get_args(argv=None):
     add("--best", choices=("val", "last"), default="val", help="keep the epoch best on val, or train on val as well")
     # training; defaults are the paper's (Sec. S-2)
     add("--epochs", type=positive, default=10, help="passes over the training windows")
-    add("--batch-size", type=positive, default=64, help="windows per step")
+    add("--batch-size", type=batch_size, default=64, help="windows per step")
     add("--batching", choices=("natural", "pk"), default="natural", help="shuffled, or equally many of each class")
     add("--learning-rate", type=not_negative, default=1e-5, help="AdamW's initial rate")
     add("--decay-steps", type=not_negative, default=1000, help="steps in which the rate halves, smoothly; 0: constant")
     add("--weight-decay", type=not_negative, default=0.004, help="AdamW's weight decay")
     add("--dropout", type=fraction, default=0.1, help="dropout in every block")
     add("--temporal-blocks", type=positive, default=5, help="temporal encoder blocks, 2 or more")
-    add("--seed", type=int, default=0, help="seed of weights, dropout, batches and the choice of labels")
+    add("--seed", type=seed, default=0, help="seed of weights, dropout, batches and the choice of labels")
     # devices
     add("--dtype", choices=("float32", "mixed_bfloat16"), default="float32", help="what the transformer computes in")
     add("--tpu", action="store_true", help="train on a TPU; several GPUs need no flag")

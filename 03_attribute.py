@@ -24,16 +24,21 @@ from pathlib import Path
 
 import numpy as np
 
-from basics.artifacts import (
-    code_of,
-    file_digest,
-    finished_metrics,
-    make_recipe,
-    print_other_code,
-    write_arrays,
-    write_json,
+from basics.artifacts import file_digest, finished_metrics, make_recipe, write_arrays, write_json
+from basics.code import code_of, print_other_code
+from basics.running import (
+    InputError,
+    batch_size,
+    count_or_all,
+    finite,
+    fold,
+    fraction,
+    names,
+    not_negative,
+    positive,
+    run_script,
+    seed,
 )
-from basics.running import InputError, count_or_all, fold, fraction, names, not_negative, positive, run_script
 from common import (
     LEVELS,
     SAGA,
@@ -86,19 +91,19 @@ def get_args(argv=None):
     # loss (Sec. 3.2)
     add("--loss", choices=("ce", *LOSSES), default="hnm", help="cross-entropy alone, or with mined triplets")
     add("--ce-weight", type=unit, default=0.5, help="lambda: the weight of cross-entropy beside mining")
-    add("--margin", type=float, default=1.0, help="alpha of Eq. (2); -1 is Eq. (4), (5) as printed")
+    add("--margin", type=finite, default=1.0, help="alpha of Eq. (2); -1 is Eq. (4), (5) as printed")
     add("--positives", choices=("all", "hardest", "random"), default="all", help="positives per anchor")
     add("--normalize", action=argparse.BooleanOptionalAction, default=False, help="mine on L2-normalised embeddings")
     # training; defaults are the paper's (Sec. S-2)
     add("--epochs", type=positive, default=10, help="passes over the training windows")
-    add("--batch-size", type=positive, default=64, help="windows per step")
+    add("--batch-size", type=batch_size, default=64, help="windows per step")
     add("--batching", choices=("natural", "pk"), default="natural", help="shuffled, or equally many of each class")
     add("--learning-rate", type=not_negative, default=1e-5, help="AdamW's initial rate")
     add("--decay-steps", type=not_negative, default=1000, help="steps in which the rate halves, smoothly; 0: constant")
     add("--weight-decay", type=not_negative, default=0.004, help="AdamW's weight decay")
     add("--dropout", type=fraction, default=0.1, help="dropout in every block")
     add("--temporal-blocks", type=positive, default=5, help="temporal encoder blocks, 2 or more")
-    add("--seed", type=int, default=0, help="seed of weights, dropout, batches and the choice of labels")
+    add("--seed", type=seed, default=0, help="seed of weights, dropout, batches and the choice of labels")
     # devices
     add("--dtype", choices=("float32", "mixed_bfloat16"), default="float32", help="what the transformer computes in")
     add("--tpu", action="store_true", help="train on a TPU; several GPUs need no flag")
@@ -147,6 +152,8 @@ def start_from(model, path, features):
     print_other_code(path, stage_one.config["recipe"])
     if (blocks := stage_one.config["temporal_blocks"]) != model.config["temporal_blocks"]:
         raise InputError(f"{path} has {blocks} temporal blocks; pass --temporal-blocks {blocks} or --init scratch")
+    if (heads := stage_one.config["heads"]) != model.config["heads"]:
+        raise InputError(f"{path} has {heads} heads, this model {model.config['heads']}; pass --init scratch")
     if differ := other_tokens(stage_one.config["features"], features):
         raise InputError(
             f"{path} was trained on other features ({', '.join(differ)}); run 02 on these features or pass"

@@ -24,18 +24,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from basics.artifacts import (
-    code_of,
-    file_digest,
-    finished_metrics,
-    make_recipe,
-    print_other_code,
-    read_arrays,
-    write_arrays,
-    write_json,
-)
+from basics.artifacts import file_digest, finished_metrics, make_recipe, read_arrays, write_arrays, write_json
+from basics.code import code_of, print_other_code
 from basics.figures import draw_maps, wrap_panels
-from basics.running import InputError, names, positive, run_script
+from basics.running import InputError, batch_size, names, positive, run_script, seed
 from common import LEVELS, load_saga
 from tokens.dataset import (
     Windows,
@@ -44,7 +36,7 @@ from tokens.dataset import (
     other_tokens,
     read_batches,
     read_index,
-    read_valid,
+    read_per_frame,
     subsample,
     usable,
 )
@@ -64,12 +56,12 @@ def get_args(argv=None):
     add("--run", default="runs/zoo", help="folder of the trained model, and for what is written")
     add("--level", choices=LEVELS, default="gen", help="attribution level")
     add("--splits", type=names, default="test,val,unseen", help=f"clips to take: some of {','.join(ROLES)}")
-    add("--strata", help="CSV path,stratum of contents, or kmeans: clusters of the mean token; default: the index's")
+    add("--strata", help="CSV path,stratum, or kmeans: clusters of the mean token; default: the index's")
     add("--limit", type=positive, help="at most this many clips per generator in each split: a small run")
-    add("--batch-size", type=positive, default=64, help="windows per step")
+    add("--batch-size", type=batch_size, default=64, help="windows per step")
     add("--repeats", type=positive, default=200, help="random halvings of each class's groups")
     add("--controls", action="store_true", help="measure frames shuffled, untrained, labels permuted, across strata")
-    add("--seed", type=int, default=0, help="seed of halvings, draws and controls")
+    add("--seed", type=seed, default=0, help="seed of halvings, draws and controls")
     add("--overwrite", action="store_true", help="compute again, replacing other results in the run folder")
     args = parser.parse_args(argv)
     if not args.splits or set(args.splits) - set(ROLES):
@@ -109,7 +101,7 @@ def drop_padded(rows, splits, in_grand_mean):
     of `splits` have none, by class.
     """
     with tqdm(rows, "windows", unit="clip", dynamic_ncols=True) as bar:
-        full = [read_valid(row).all(axis=1) for row in bar]  # (S,) each
+        full = [read_per_frame(row, "valid").all(axis=1) for row in bar]  # (S,) each
     kept = [row for row, windows in zip(rows, full, strict=True) if windows.any()]
     padded = [row for row, windows in zip(rows, full, strict=True) if not windows.any()]
     clips_without = Counter(row.class_name for row in padded if row.split in splits)

@@ -4,7 +4,7 @@ Every class saved in a `.keras` file lives here, so that any script can load it.
 tokens/generators.py, its names can be imported from here too.
 """
 
-import zipfile
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,9 +16,11 @@ import keras
 import keras_hub
 from keras import ops
 
+from basics.artifacts import open_zip, parse_json
+from basics.checks import RECIPE, Between, check
 from basics.running import InputError
-from tokens.dataset import Windows
-from tokens.generators import LEVELS, class_index, class_names, load_generators, stage_of
+from tokens.dataset import FEATURES, SIZE, Windows, window_shape
+from tokens.generators import LEVELS, class_index, class_names, is_name, load_generators, stage_of
 
 __all__ = ["LEVELS", "class_index", "class_names", "load_generators"]
 
@@ -178,27 +180,73 @@ def build_saga(
     float32. Attention is that of the penultimate temporal block. `description` (class_names, features, recipe) is
     kept in the model's config. `kind` is SAGA or a subclass. Raises InputError for sizes that cannot work.
     """
-    if temporal_blocks < 2:
-        raise InputError(f"temporal_blocks is {temporal_blocks}; T-Sigs need a penultimate block, so at least 2")
-    if dim < heads:
-        raise InputError(f"{heads} heads do not fit into tokens of width {dim}")
+    check_sizes(num_classes, frames, tokens, dim, heads, temporal_blocks)
     model = kind(num_classes, frames, tokens, dim, heads, temporal_blocks, dropout, **description)
     model(np.zeros((1, frames, tokens, dim), "float32"))
     return model
 
 
+MOST_NUMBERS = 1 << 30  # of a model's weights, and of what it computes of one window
+
+
+def check_sizes(num_classes, frames, tokens, dim, heads, temporal_blocks, **_):
+    """Raise InputError for sizes that no model can have, or no machine is made for."""
+    if temporal_blocks < 2:
+        raise InputError(f"temporal_blocks is {temporal_blocks}; T-Sigs need a penultimate block, so at least 2")
+    if dim < heads:
+        raise InputError(f"{heads} heads do not fit into tokens of width {dim}")
+    weights = (1 + temporal_blocks) * 12 * dim**2 + dim * num_classes  # but for biases
+    window = frames * tokens * max(4 * dim, heads * tokens)  # the feed-forward layer, or attention
+    if (most := max(weights, window)) > MOST_NUMBERS:
+        sizes = f"{num_classes} classes, {temporal_blocks} temporal blocks, windows of {(frames, tokens, dim)}"
+        raise InputError(f"{sizes}: {most:.3g} numbers, and a model has at most {MOST_NUMBERS:.3g}")
+
+
+MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
+POLICY = {"module": {"keras"}, "class_name": {"DTypePolicy"}, "config": {"name": str}}
+SAVED = {"num_classes": range(2, 1 << 20), "heads": SIZE, "temporal_blocks": SIZE, "dropout": Between(0, 0.999)}
+SAVED |= {"frames": SIZE, "tokens": SIZE, "dim": SIZE, "class_names": [str], "features": FEATURES, "recipe": RECIPE}
+SAVED = {
+    "registered_name": {"saga>SAGA"},
+    "config": SAVED | {"dtype": POLICY},
+    "build_config": {"input_shape": [object]},
+}
+
+
 def load_saga(path, level) -> SAGA:
-    """The model of a level, not compiled. Raises InputError naming its stage when the file cannot be read or is no
-    SAGA.
+    """The model of a level, not compiled. Raises InputError naming its stage when the file cannot be read, or is not
+    what that stage writes.
+    """
+    wrong = "cannot be read as a model"
+    with open_zip(path, f"run {stage_of(level)} again", wrong=wrong) as archive:
+        if set(archive.namelist()) != MEMBERS:
+            raise ValueError(f"in it are {', '.join(archive.namelist())}")
+        saved = parse_json(archive.read("config.json"))
+        if saved["registered_name"] != "saga>SAGA":
+            raise InputError(f"{path} is not a model of {stage_of(level)}; run that again")
+        check(saved, SAVED)
+        config = saved["config"]
+        shape = window_shape(config)
+        if window_shape(config["features"]) != shape or saved["build_config"]["input_shape"] != [1, *shape]:
+            raise ValueError(f"not all in it is of windows {shape}")
+        if len(set(config["class_names"])) != config["num_classes"] or not all(map(is_name, config["class_names"])):
+            raise ValueError(f"{config['num_classes']} classes are named {', '.join(config['class_names'])}")
+        check_sizes(**config)
+        model = load_model(path)
+        if not all(np.isfinite(weight).all() for weight in model.get_weights()):
+            raise ValueError("weights are not finite")
+    return model
+
+
+def load_model(path):
+    """Keras's loading, which else remembers the variables of a model that could not be built, and fails with the next
+    model in trying to make them.
     """
     try:
-        model = keras.saving.load_model(path, compile=False)
-    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
-        why = " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be read as a model ({why}); run {stage_of(level)} again") from error
-    if not isinstance(model, SAGA):
-        raise InputError(f"{path} is not a model of {stage_of(level)}; run that again")
-    return model
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            return keras.saving.load_model(path, compile=False)
+    finally:
+        forget_unmade_variables()
 
 
 # ---------------------------------------------------------------- optimizer (Sec. S-2)
@@ -316,6 +364,11 @@ def get_attention(block):
 def set_attention(block, compute):
     """Let compute(query, key, value, ...) -> (output, scores) stand for that of an encoder block's attention."""
     block._self_attention_layer._compute_attention = compute
+
+
+def forget_unmade_variables():
+    """Empty the list of variables that Keras will make at the end of the next build."""
+    keras.src.backend.common.global_state.set_global_attribute("uninitialized_variables", [])
 
 
 def without_autocast():

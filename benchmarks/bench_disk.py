@@ -44,11 +44,13 @@ def measure(sizes, rounds):
 
 
 def write_files(folder, sizes):
+    from basics.artifacts import write_json
     from tokens.dataset import write_features
 
     random = np.random.default_rng(0)
     shape = tuple(sizes[key] for key in ("windows", "frames", "tokens", "dim"))
     tokens = random.standard_normal(shape, np.float32).astype(np.float16)
+    write_json(Path(folder) / "recipe.json", {key: sizes[key] for key in ("frames", "tokens", "dim")})
     for number in range(sizes["files"]):
         tokens[..., 0] = number
         write_features(Path(folder) / f"{number}.npz", tokens, np.zeros(shape[:2]), np.ones(shape[:2], bool))

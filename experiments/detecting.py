@@ -18,7 +18,8 @@ import numpy as np
 from scipy.special import softmax
 from tqdm import tqdm
 
-from basics.artifacts import code_of, read_json, refuse_other, versions, write_arrays, write_json
+from basics.artifacts import read_json, refuse_other, versions, write_arrays, write_json
+from basics.code import code_of
 from basics.running import InputError
 from common import keras
 from experiments.detectors import DETECTORS, parameters

@@ -68,10 +68,11 @@ def clips_of(run, level, split="test"):
     """A run's clips of a split: probabilities (V, C), class, generator, video (V,) and, but for detectors on pixels,
     embedding (V, D) and group (V,); and the names of the classes (C,).
     """
-    arrays = read_arrays(Path(run) / f"{level}_embeddings.npz")
+    classes = np.array(read_json(Path(run) / f"{level}.json", {"classes": [str]})["classes"])
+    holds = {"probabilities": f"p V {len(classes)}"}
+    arrays = read_arrays(Path(run) / f"{level}_embeddings.npz", holds=holds)
     arrays.pop("recipe", None)
     chosen = arrays.pop("split") == split
-    classes = np.array(read_json(Path(run) / f"{level}.json", ("classes",))["classes"])
     return {key: values[chosen] for key, values in arrays.items()}, classes
 
 

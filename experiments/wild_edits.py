@@ -45,7 +45,7 @@ def edited_images(args, data, edit, per_clip):
     folder, clips = Path("data/wild-edits") / data.place / name, {}
     for row in tqdm(rows, f"editing, {edit}", unit="clip"):
         random = named_random(edit, row.path)
-        wanted = chosen_frames(row, per_clip)
+        wanted = chosen_frames(row, per_clip, recipe["frames"])
         with Video(data.videos / row.source) as video:
             for number, (_, image) in enumerate(islice(video.sample(recipe["fps"]), wanted[-1] + 1)):
                 if number in wanted:

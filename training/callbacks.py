@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from basics.artifacts import read_arrays, refuse_other, write_arrays, write_atomically, write_csv
+from basics.checks import RECIPE
 from basics.running import InputError
 from common import OUTPUTS, build_saga, keras
-from tokens.dataset import Windows
+from tokens.dataset import SIZE, Windows
 from training.devices import check_alike, devices_text, is_main_process, one_device, predict_on_batch
 from training.evaluation import validation
 
@@ -37,19 +38,24 @@ def save_checkpoint(path, model, state: dict, best):
     write_arrays(path, arrays | {"state": state})
 
 
+STATE = {"recipe": RECIPE, "epoch": range(1, 1 << 31), "batch_size?": SIZE, "best_score": ([float, float], None)}
+STATE |= {"history": [{"variance_fraction": float}]}
+
+
+def shape_of(variable) -> str:
+    """What the array of a variable holds, in the words of check_array."""
+    return " ".join(map(str, ("f" if "float" in variable.dtype else "i", *variable.shape)))
+
+
 def load_checkpoint(path, model, recipe):
     """Restore a checkpoint into a compiled model; its state, and the best weights or None."""
     variables, remedy = saved_variables(model), "start again with --overwrite"
-    arrays = read_arrays(path, remedy=remedy)
-    wanted = {"state", *(f"variable_{i}" for i in range(len(variables)))}
-    if "best_0" in arrays:
-        wanted |= {f"best_{i}" for i in range(len(model.weights))}
-    if wanted - arrays.keys() or not {"recipe", "epoch"} <= arrays["state"].keys():
-        raise InputError(f"{path}: damaged, or of another model; {remedy}")
-    state = arrays["state"]
+    state = read_arrays(path, ("state",), remedy, holds={"state": STATE})["state"]
     refuse_other(path, state["recipe"], recipe)
-    values = [arrays[f"variable_{i}"] for i in range(len(variables))]
-    best = [arrays[f"best_{i}"] for i in range(len(model.weights))] if "best_0" in arrays else None
+    holds = {f"variable_{i}": shape_of(variable) for i, variable in enumerate(variables)}
+    values = list(read_arrays(path, tuple(holds), remedy, holds=holds).values())
+    holds = {f"best_{i}": shape_of(variable) for i, variable in enumerate(model.weights)}
+    best = list(read_arrays(path, tuple(holds), remedy, holds=holds).values()) if state["best_score"] else None
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
     print(f"resuming after epoch {state['epoch']} from {path}")
@@ -128,23 +134,26 @@ def number(variable) -> float:
 
 
 class Interruption(keras.callbacks.Callback):
-    """Ctrl-C ends training after the current batch.
+    """Ctrl-C or SIGTERM, where it raises KeyboardInterrupt, ends training after the current batch.
 
     Keras 3.15 passes over any exception while it reads a batch's loss (pythonify_logs), and on JAX, which computes in
     the background, nearly all of a fit is spent waiting there.
     """
 
     def on_train_begin(self, logs=None):
-        self.seen = False
-        main = threading.current_thread() is threading.main_thread()
-        # neither ignored, as behind nohup, nor answered by a caller
-        self.ours = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if self.ours:
-            signal.signal(signal.SIGINT, self.answer)
+        self.seen, self.before = False, {}
+        if threading.current_thread() is threading.main_thread():
+            handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            self.before = {number: handler for number, handler in handlers.items() if callable(handler)}
+        for number in self.before:
+            signal.signal(number, self.answer)
 
     def answer(self, number, frame):
-        self.seen = True
-        raise KeyboardInterrupt
+        try:
+            self.before[number](number, frame)
+        except KeyboardInterrupt:
+            self.seen = True
+            raise
 
     def on_train_batch_end(self, batch, logs=None):
         if self.seen:
@@ -152,8 +161,8 @@ class Interruption(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
     def on_train_end(self, logs=None):
-        if self.ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 def variance_fraction(embedding) -> float:

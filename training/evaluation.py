@@ -10,6 +10,7 @@ import numpy as np
 from scipy.special import softmax
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
+from basics.running import InputError
 from basics.statistics import macro_interval, wilson_interval
 from common import keras
 from tokens.dataset import Windows, read_batches
@@ -39,7 +40,9 @@ def batch_outputs(model, windows, batch_size=64, compiled=True):
 
 
 def predict(model, windows: Windows, batch_size=64):
-    """Embedding (V, D) and class probabilities (V, C) of each video in float32: the mean over its windows."""
+    """Embedding (V, D) and class probabilities (V, C) of each video in float32: the mean over its windows. Raises
+    InputError where they are not finite: a step of training was too large.
+    """
     videos = int(windows.video[-1]) + 1
     embedding = np.zeros((videos, model.config["dim"]), "float32")
     probabilities = np.zeros((videos, model.config["num_classes"]), "float32")
@@ -48,6 +51,8 @@ def predict(model, windows: Windows, batch_size=64):
         video = windows.video[numbers]
         np.add.at(embedding, video, outputs["embedding"] * weight[video])
         np.add.at(probabilities, video, softmax(np.float64(outputs["logits"]), axis=1) * weight[video])
+    if not (np.isfinite(embedding).all() and np.isfinite(probabilities).all()):
+        raise InputError("the model's predictions are not finite; lower --learning-rate")
     return embedding, probabilities
 
 

@@ -19,14 +19,15 @@ from importlib.util import find_spec
 import numpy as np
 
 import basics.backend  # noqa: F401, before TensorFlow
-from basics.running import InputError, run_script
+from basics.running import InputError, port, run_script
 
 
 def service_address(text: str) -> str:
     """grpc://HOST:PORT, a type of flag."""
-    if re.fullmatch(r"grpc://(\[[0-9a-fA-F:.]+\]|[^\s/:\[\]]+):\d{1,5}", text):
-        return text
-    raise ValueError(text)
+    if not re.fullmatch(r"grpc://(\[[0-9a-fA-F:.]+\]|[^\s/:\[\]]+):\d{1,5}", text):
+        raise ValueError(text)
+    port(text.rpartition(":")[2])
+    return text
 
 
 def check_dispatcher(address):
@@ -82,13 +83,18 @@ def served(batches, address, epochs):
     return data.map(lambda tokens, own: (tokens, dict.fromkeys(OUTPUTS, own)))
 
 
-def main(role, where="5000", host="localhost"):
+def main(role, where, host="localhost"):
+    if not find_spec("tensorflow"):
+        raise InputError("the service needs TensorFlow: pip install tensorflow")
     if role == "worker":
-        check_dispatcher(service_address(where))
+        check_dispatcher(where)
     from tensorflow.data.experimental import service
 
     if role == "dispatcher":  # a worker that was silent for 20 seconds is dead; without this, for a minute
-        server = service.DispatchServer(service.DispatcherConfig(port=int(where), worker_timeout_ms=20_000))
+        try:
+            server = service.DispatchServer(service.DispatcherConfig(port=where, worker_timeout_ms=20_000))
+        except RuntimeError as error:
+            raise InputError(f"port {where}: {error}; another process may have it, so name another one") from error
         where = server.target.replace("localhost", socket.gethostname())
     else:
         config = service.WorkerConfig(where.removeprefix("grpc://"), f"{host}:%port%", heartbeat_interval_ms=1000)
@@ -100,4 +106,10 @@ def main(role, where="5000", host="localhost"):
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(*sys.argv[1:])) if sys.argv[1:2] in (["dispatcher"], ["worker"]) else sys.exit(__doc__)
+    try:
+        role, where, *host = sys.argv[1:]
+        where = {"dispatcher": port, "worker": service_address}[role](where)
+    except (ValueError, KeyError):
+        print(__doc__, file=sys.stderr)
+        sys.exit(2)
+    run_script(lambda: main(role, where, *host[:1]))

@@ -181,8 +181,8 @@ def largest_strata(strata):
 
 
 def draw_strata(maps, labels, names, strata, what, path):
-    """T-Sigs by class, side by side, and the largest strata, one below the other. Maps (V, L, L), labels (V,), numbers
-    in the classes' `names`, strata (V,).
+    """T-Sigs by class, side by side, and the largest strata, one below the other; nothing where no clip has a stratum.
+    Maps (V, L, L), labels (V,), numbers in the classes' `names`, strata (V,).
     """
     by_stratum = []
     for stratum in sorted(largest_strata(strata)):
@@ -191,4 +191,5 @@ def draw_strata(maps, labels, names, strata, what, path):
             clips = maps[(labels == label) & (strata == stratum)]
             panels.append((f"{names[label]}\nclips: {len(clips)}", clips.mean(axis=0) if len(clips) else None))
         by_stratum.append(wrap_panels(stratum, panels))
-    draw_maps([row for rows in zip(*by_stratum, strict=True) for row in rows], what, path)
+    if by_stratum:
+        draw_maps([row for rows in zip(*by_stratum, strict=True) for row in rows], what, path)
