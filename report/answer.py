@@ -35,12 +35,20 @@ def attribute(paths, run="runs/zoo", encoder=None, **options) -> list[dict]:
     run = run if isinstance(run, Run) else load_run(run)
     encoder = encoder or load_encoder(run.features)
     paths = list(expand([paths] if isinstance(paths, str | os.PathLike) else paths))
-    reports = [None] * len(paths)
+    return list(answers(paths, run, encoder, **options))
+
+
+def answers(paths, run, encoder, **options):
+    """Yield the report on each file of a list, in its order, as soon as it is there."""
+    ready, following = {}, 0
     with tqdm(total=len(paths), unit="file", dynamic_ncols=True, disable=len(paths) < 2, leave=False) as bar:
         for number, file in look(paths, run, encoder, **options):
-            reports[number] = make_report(paths[number], file, run)
+            ready[number] = make_report(paths[number], file, run)
             bar.update()
-    return reports
+            while following in ready:
+                with bar.external_write_mode():
+                    yield ready.pop(following)
+                following += 1
 
 
 def make_report(path, file, run):
@@ -198,8 +206,8 @@ def describe_run(run):
 def file_warnings(file, run):
     """Yield in which way this file is unlike the training clips, and how much of it was not analysed."""
     info, equalized = file.info, run.features["equalize"]
-    if sum(len(window["seen"]) for window in file.windows) < info["samples"] and not equalized:
-        yield f"The file is damaged: it was read up to {file.windows[-1]['seen'][-1][0]:.1f} s."
+    if "damage" in info:
+        yield f"The file is {info['damage']}; what follows was not analysed."
     if len(file.windows) < info["windows"]:
         yield f"{len(file.windows)} of its {info['windows']} windows were analysed."
     if not run.calibration or equalized:

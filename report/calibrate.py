@@ -18,14 +18,14 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 
 from basics.artifacts import make_recipe, read_arrays, write_arrays, write_json
-from basics.running import InputError
+from basics.running import InputError, printable
 from basics.statistics import resample_groups, wilson_interval
 from report.look import look_at_clips, nearest
 from report.run import CALIBRATION, CLIPS, TRAINING_CLIPS, clips_with_maps, fingerprint, load_run
 from report.scores import SCORES, as_clips, auroc, fit_scores, group_bootstrap
 from tokens.dataset import features_recipe, index_digest, other_tokens, read_index, subsample, usable
 from tokens.generators import LEVELS, class_index, class_names, level_name, load_generators, stage_of
-from training.evaluation import sum_members
+from training.evaluation import ROLES, sum_members
 
 # ---------------------------------------------------------------- probabilities that mean what they say
 
@@ -158,9 +158,8 @@ def calibrate(run, features, rate=0.05, score="Mahalanobis", limit=200, seed=0) 
     run, arrays, index = load_run(folder, calibrated=False), {}, read_index(features)
     if keys := other_tokens(features_recipe(features), run.features):
         raise InputError(f"{folder} was trained on other features than {features} ({', '.join(keys)})")
-    for level in run.models:
-        path, again = folder / f"{level}_embeddings.npz", f"run {stage_of(level)} again"
-        arrays[level] = read_arrays(path, ROLE_KEYS, again, aligned=ROLE_KEYS)
+    for level, model in run.models.items():
+        arrays[level] = read_roles(folder / f"{level}_embeddings.npz", level, model.config["class_names"])
     result = {"version": 1, "models": {level: fingerprint(folder / f"{level}.keras") for level in run.models}}
     result |= calibrate_levels(run, arrays)
     rows = rows_of(arrays[run.finest], index, features, limit, seed)
@@ -183,6 +182,16 @@ def calibrate(run, features, rate=0.05, score="Mahalanobis", limit=200, seed=0) 
     write_arrays(folder / CLIPS, saved | {"recipe": recipe})
     write_json(folder / CALIBRATION, result | {"recipe": recipe})
     return result
+
+
+def read_roles(path, level, classes):
+    """The arrays ROLE_KEYS of a level's videos, whose classes and roles must be its own."""
+    again = f"run {stage_of(level)} again"
+    arrays = read_arrays(path, ROLE_KEYS, again, holds={"probabilities": f"p V {len(classes)}"})
+    known = arrays["split"] != "unseen"
+    if not (set(arrays["class"][known].tolist()) <= set(classes) and set(arrays["split"].tolist()) <= set(ROLES)):
+        raise InputError(f"{path}: a class or a role that the level has not; {again}")
+    return arrays
 
 
 def calibrate_levels(run, arrays):
@@ -322,7 +331,7 @@ def print_calibration(result):
         return print(f"unknown generators: no threshold, {few}")
     counts = {"known": unknown["test"]} if unknown["test"] else {}
     counts |= unknown["unseen"]
-    cells = [f"{name} {entry['rejected']} of {entry['clips']}" for name, entry in counts.items()]
-    print(f"predicted as unknown ({unknown['score']} above {unknown['threshold']:.4g}): {', '.join(cells)}")
+    cells = ", ".join(f"{name} {entry['rejected']} of {entry['clips']}" for name, entry in counts.items())
+    print(printable(f"predicted as unknown ({unknown['score']} above {unknown['threshold']:.4g}): {cells}"))
     for name, entry in unknown["auroc"].items():
         print(f"AUROC of {name}: {entry['value']:.2f} (chance 0.50)")

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from basics.artifacts import file_digest, make_recipe, read_arrays, write_arrays
-from basics.running import InputError, reason
+from basics.running import InputError, printable, reason
 from report.look import file_name, look
 from report.scores import NAMINGS
-from report.text import printable
-from tokens.generators import load_generators, resolve_generator, stage_of
+from tokens.generators import load_generators, resolve_generator, spelling_key, stage_of
 from training.callbacks import variance_fraction
 from training.evaluation import score_names
 
@@ -35,15 +34,19 @@ def enrol(name, paths, run, encoder, method="mean", **options) -> dict:
     model_file, again = folder / f"{run.finest}.keras", f"run {stage_of(run.finest)} again"
     if run.finest == "bin":
         raise InputError(f"{folder} tells real from fake alone; train an attribution level by 03_attribute.py")
-    clips_of_run = read_arrays(folder / f"{run.finest}_embeddings.npz", RUN_KEYS, again, aligned=RUN_KEYS)
+    width, embeddings = run.models[run.finest].config["dim"], folder / f"{run.finest}_embeddings.npz"
+    clips_of_run = read_arrays(embeddings, RUN_KEYS, again, holds={"embedding": f"f V {width}"})
+    if not {"train", "test"} <= set(clips_of_run["split"].tolist()):
+        raise InputError(f"{embeddings}: no clips of training, or none of test; {again}")
     if variance_fraction(clips_of_run["embedding"]) < 1e-4:
         raise InputError(f"{model_file}: all embeddings are one point, the model has collapsed; {again}")
     name = resolve_generator(name, load_generators(run.metrics[run.finest]["recipe"]["paths"]["generators"])) or name
     trained = clips_of_run["generator"][np.isin(clips_of_run["split"], ("train", "val"))].tolist()
-    if name in (*trained, *run.models[run.finest].config["class_names"]):
+    if spelling_key(name) in map(spelling_key, {*trained, *run.models[run.finest].config["class_names"]}):
         raise InputError(f"{name}: the model in {folder} was trained on it; it needs no enrolling")
     path = folder / f"{run.finest}_enrolled.npz"
-    older, recipe = load_enrolled(path, model_file, run.models[run.finest].config["dim"])
+    older, recipe = load_enrolled(path, model_file, width)
+    name = {spelling_key(other): other for other in older["generator"].tolist()}.get(spelling_key(name), name)
 
     run = run._replace(models={run.finest: run.models[run.finest]})
     added, digests = embed(paths, run, encoder, **options)
@@ -52,9 +55,9 @@ def enrol(name, paths, run, encoder, method="mean", **options) -> dict:
     enrolled = {key: np.concatenate([older[key][kept], added[key]]) for key in ENROLLED}
     given = {"run": str(folder), "method": method}
     made = make_recipe(given, ("run",), packages=("keras",), features=run.features, clips_sha256=digests)
-    recipe = recipe | {"generators": recipe.get("generators", {}) | {name: made}}
+    recipe = recipe | {"generators": recipe["generators"] | {name: made}}
     write_arrays(path, enrolled | {"recipe": recipe})
-    print(f"{clips_text(len(digests))} of {name} enrolled in {path}")
+    print(printable(f"{clips_text(len(digests))} of {name} enrolled in {path}"))
     result = {"level": run.finest, "name": name, "unread": len(paths) - len(digests)}
     return result | measure_enrolled(clips_of_run, enrolled, name, method)
 
@@ -81,9 +84,10 @@ def load_enrolled(path, model_file, width):
     if not path.exists():
         empty = {"embedding": np.zeros((0, width), "float32")} | dict.fromkeys(ENROLLED[1:], np.zeros(0, "U1"))
         return empty, {"model_sha256": digest, "generators": {}}
-    arrays = read_arrays(path, (*ENROLLED, "recipe"), remedy, aligned=ENROLLED)
+    holds = {"embedding": f"f V {width}", "recipe": {"model_sha256": str, "generators": {str: dict}}}
+    arrays = read_arrays(path, (*ENROLLED, "recipe"), remedy, holds=holds)
     recipe = arrays.pop("recipe")
-    if recipe.get("model_sha256") != digest:
+    if recipe["model_sha256"] != digest:
         raise InputError(f"{path} is of another model than {model_file}; {remedy}")
     return arrays, recipe
 
@@ -120,7 +124,7 @@ def print_enrolled(result):
     accuracy = "too few to leave one out, so nothing can be measured"
     if correct is not None:
         accuracy = f"{correct} of {clips} are named correctly, each with itself left out, {correct / clips:.2f}"
-    print(f"{result['name']}, {clips_text(clips)} enrolled: {accuracy}")
+    print(printable(f"{result['name']}, {clips_text(clips)} enrolled: {accuracy}"))
     before, after = result["known"].values()
     print(f"the run's {after['videos']} test clips, without -> with the enrolled classes: ", end="")
     print(", ".join(f"{key} {before[key]:.2f} -> {after[key]:.2f}" for key in ("micro", "macro")), end="")

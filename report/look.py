@@ -4,6 +4,7 @@ features through its finest level; and which of these clips are nearest to a fil
     for number, file in look(expand(["clips/"]), run, encoder): file.info, file.windows, file.outputs
 """
 
+import contextlib
 import itertools
 import os
 import queue
@@ -17,11 +18,11 @@ from scipy.spatial.distance import cdist
 from scipy.special import softmax
 from tqdm import tqdm
 
-from basics.artifacts import file_digest, read_arrays
+from basics.artifacts import file_digest
 from basics.running import InputError
 from report.run import WINDOWS_OF_CLIPS, window_outputs
-from tokens.dataset import Windows, features_file, read_valid
-from tokens.encoders import encode_clips
+from tokens.dataset import Windows, read_per_frame
+from tokens.encoders import encode_clips, once
 from tokens.listing import is_shown, suffix_of
 from tokens.pictures import STILL_SUFFIXES
 from tokens.videos import VIDEO_SUFFIXES, Video
@@ -29,6 +30,7 @@ from tokens.writing import TooShortError, equalize
 
 STRIP = 8  # frames shown of a file
 FILES_TOGETHER = 64  # that are decoded ahead of each other and share batches
+MOST_WINDOWS = 4 * 3600  # of a file, unless their number is chosen: four hours in windows of a second
 
 # ---------------------------------------------------------------- which files
 
@@ -51,18 +53,34 @@ def is_media(name):
     return is_shown(name) and suffix_of(name) in VIDEO_SUFFIXES | STILL_SUFFIXES
 
 
-def batches(given, answered=(), max_files=None):
-    """Lists of paths that are answered together, of arguments or of lines of standard input as they come: `max_files`
-    in all, without those `answered` already.
+def batches(given, answered=None, max_files=None):
+    """Lists of paths that are answered together and of their SHA-256 digests, None where not known yet; of arguments,
+    or of lines of standard input as they come: `max_files` in all. `answered` counts by digest the files left out.
     """
     paths, count = expand(given), 0
     parts = read_lines() if given == ["-"] else iter(lambda: list(itertools.islice(paths, FILES_TOGETHER)), [])
     for part in parts:
-        part = [path for path in expand(part) if file_name(path) not in answered][: max_files and max_files - count]
-        count += len(part)
-        yield part
+        files = [(path, None) for path in expand(part)]
+        if answered is not None:
+            files = [(path, digest) for path, _ in files if not answered_before(digest := digest_of(path), answered)]
+        files = files[: max_files and max_files - count]
+        count += len(files)
+        yield [path for path, _ in files], [digest for _, digest in files]
         if count == max_files:
             return
+
+
+def answered_before(digest, answered):
+    """Whether a file of these bytes is among the `answered` ones, which then are one fewer."""
+    before = answered[digest] > 0
+    answered[digest] -= before
+    return before
+
+
+def digest_of(path):
+    """The SHA-256 of a file's bytes; None of what is no file, or cannot be read, as its report will say."""
+    with contextlib.suppress(InputError):
+        return file_digest(path) if os.path.isfile(path) else None
 
 
 def read_lines():
@@ -88,35 +106,50 @@ def read_lines():
 # ---------------------------------------------------------------- reading: on threads, one call per file
 
 
-def read_file(path, file, run, encoder, max_windows, images):
+def read_file(path, file, run, encoder, digest, max_windows, images):
     """Set the info of a File, and yield each of its windows with the prepared frames, None at the end.
 
-    Raises with the reason why it cannot be read.
+    `digest` is the SHA-256 of its bytes where that is known. Raises with the reason why it cannot be read.
     """
     if os.path.isdir(path):
         raise InputError("a folder without videos or images")
     frames, fps, size = (run.features[key] for key in ("frames", "fps", "equalize"))
+    opened = file_state(path)
     with Video(path) as video:
         count = len(video.numbers(fps))
         windows = -(-count // frames)
+        if windows > MOST_WINDOWS and not max_windows:
+            raise InputError(f"{windows} windows, more than {MOST_WINDOWS}; choose how many by --max-windows")
         chosen = spread_evenly(windows, max_windows)
         numbers = [k for window in chosen for k in range(window * frames, min((window + 1) * frames, count))]
         shown = {numbers[i] for i in spread_evenly(len(numbers), STRIP)} if images else ()
         info = {"container": video.container, "codec": video.codec, "size": video.size, "fps": round(video.fps, 3)}
-        info |= {"seconds": round(video.length, 3), "sha256": file_digest(path), "c2pa": c2pa_state(path)}
+        info |= {"seconds": round(video.length, 3), "sha256": digest or file_digest(path), "c2pa": c2pa_state(path)}
         file.info = info | {"windows": windows, "samples": len(numbers)}
-        samples = video.sample(fps, numbers)
+        samples, prepare, grey_of = video.sample(fps, numbers), once(encoder.prepare), once(small_grey)
         for window in chosen:
             seen = []
-            part = watched(itertools.islice(samples, min(frames, count - window * frames)), seen, shown, fps)
+            part = itertools.islice(samples, min(frames, count - window * frames))
+            part = watched(part, seen, shown, fps, grey_of)
             if size:
-                prepared = equalized_frames(part, size, fps, frames, encoder, first=window == chosen[0])
+                prepared = equalized_frames(part, size, fps, frames, prepare, first=window == chosen[0])
             else:
-                prepared = [encoder.prepare(frame) for _, frame in part]
+                prepared = [prepare(frame) for _, frame in part]
             if not prepared:
                 break
             yield {"seen": seen, "frames": len(prepared)}, prepared
+        next(samples, None)  # at their end it is known how far the file could be read
+        if video.damage:
+            file.info["damage"] = video.damage
+    if file_state(path) != opened:
+        raise InputError("it changed while it was read")
     yield None, []
+
+
+def file_state(path):
+    """What changes when somebody writes to a file."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def spread_evenly(count, most):
@@ -125,28 +158,32 @@ def spread_evenly(count, most):
     return (2 * np.arange(most) + 1) * count // (2 * most)
 
 
-def equalized_frames(part, size, fps, frames, encoder, first):
+def equalized_frames(part, size, fps, frames, prepare, first):
     """A window made equal as 01 --equalize makes clips; a last one that is too short is left out."""
     try:
         with Video(equalize(part, size, fps, frames)) as video:
-            return [encoder.prepare(frame) for _, frame in video.sample(fps)]
+            return [prepare(frame) for _, frame in video.sample(fps)]
     except TooShortError:
         if first:
             raise
         return []
 
 
-def watched(samples, seen, shown, fps):
+def watched(samples, seen, shown, fps, grey_of):
     """Pass samples on; note of each its time, contrast and change in grey levels, and a JPEG of those to be shown."""
     before = None
     for seconds, frame in samples:
-        small = cv2.resize(frame, (64, 64), interpolation=cv2.INTER_AREA)
-        grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype("float32")
+        grey = grey_of(frame)
         change = 0.0 if before is None else float(np.abs(grey - before).mean())
         picture = jpeg_thumbnail(frame) if round(seconds * fps) in shown else None
         seen.append((float(seconds), float(grey.std()), change, picture))
         before = grey
         yield seconds, frame
+
+
+def small_grey(frame):
+    small = cv2.resize(frame, (64, 64), interpolation=cv2.INTER_AREA)
+    return cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype("float32")
 
 
 def jpeg_thumbnail(frame, height=120):
@@ -167,7 +204,7 @@ def c2pa_state(path):
             return "present, not validated"
     except c2pa.C2paError.ManifestNotFound:
         return "absent"
-    except c2pa.C2paError as error:
+    except Exception as error:  # another's library, and whatever a file holds
         return f"not checked: {' '.join(str(error).split())}"
 
 
@@ -186,21 +223,29 @@ class File:
 
 def classify(waiting, run):
     """Add the outputs of all levels for windows (file, tokens (L, T, D)) that wait to their files; then none waits."""
-    tokens = np.stack([window for _, window in waiting])
+    distinct, places = [], []  # a picture that stays on screen goes through the models once
+    for _, window in waiting:
+        if not distinct or not np.array_equal(window, distinct[-1]):
+            distinct.append(window)
+        places.append(len(distinct) - 1)
+    tokens = np.stack(distinct)
     outputs = {level: window_outputs(model, tokens, run.batch()) for level, model in run.models.items()}
-    for i, (file, _) in enumerate(waiting):
+    for i, (file, _) in zip(places, waiting, strict=True):
         file.outputs.append({level: {key: each[i] for key, each in part.items()} for level, part in outputs.items()})
+        if not all(np.isfinite(each).all() for part in file.outputs[-1].values() for each in part.values()):
+            file.error = InputError("the run's models give numbers that are not finite")
     waiting.clear()
 
 
-def look(paths, run, encoder, max_windows=None, images=False, encoder_batch=64, threads=None):
+def look(paths, run, encoder, digests=None, max_windows=None, images=False, encoder_batch=64, threads=None):
     """Yield (number, File) of all paths once their windows went through all levels, in order of completion;
-    `encoder_batch` frames go through the encoder at a time.
+    `encoder_batch` frames go through the encoder at a time. `digests` are what is known of the files' SHA-256.
     """
+    digests = digests or [None] * len(paths)
     files, ended, waiting, frames = {i: File() for i in range(len(paths))}, [], [], run.features["frames"]
 
     def read(number):
-        return read_file(paths[number], files[number], run, encoder, max_windows, images)
+        return read_file(paths[number], files[number], run, encoder, digests[number], max_windows, images)
 
     def done():
         for number in [number for number in ended if len(files[number].outputs) == len(files[number].windows)]:
@@ -214,7 +259,7 @@ def look(paths, run, encoder, max_windows=None, images=False, encoder_batch=64, 
             padding = np.repeat(tokens[-1:], frames - len(tokens), axis=0)
             waiting.append((file, np.concatenate([tokens, padding])))
         else:
-            file.error = part
+            file.error = file.error or part
             ended.append(number)
         if len(waiting) == run.batch():
             classify(waiting, run)
@@ -255,9 +300,9 @@ def look_at_clips(run, rows, what):
             outputs = window_outputs(run.models[run.finest], tokens, run.batch())
             for i, row in enumerate(part):
                 clip_outputs = {key: values[tokens.video == i] for key, values in outputs.items()}
-                clips.append(clip_values(clip_outputs, read_valid(row).all(axis=1)))
+                clips.append(clip_values(clip_outputs, read_per_frame(row, "valid").all(axis=1)))
                 some = spread_evenly(row.windows, WINDOWS)
-                times = read_arrays(features_file(row.features, row.path), ("times",))["times"]
+                times = read_per_frame(row, "times")
                 clip = np.full(len(some), start + i)
                 windows.append((clip_outputs["embedding"][some].astype("float16"), clip, times[some, 0]))
             bar.update(len(part))
@@ -274,6 +319,8 @@ def nearest(embedding, clips, count):
     distances = np.full(len(clips["window_clip"]), np.inf)
     given = np.zeros(len(distances), int)
     for i, vector in enumerate(embedding):
+        if i and np.array_equal(vector, embedding[i - 1]):
+            continue
         here = cdist(vector[None], clips["window_embedding"])[0]
         given[here < distances] = i
         distances = np.minimum(distances, here)

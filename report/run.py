@@ -8,10 +8,12 @@ A run needs one level or more, <level>.keras and <level>.json of 02 or 03, all o
 """
 
 import contextlib
+import functools
 import hashlib
 import logging
+import os
 import shutil
-import tempfile
+import stat
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +21,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from basics.artifacts import open_zip, read_arrays, read_json, write_atomically
+from basics.artifacts import open_zip, read_arrays, read_json, reading, write_atomically
+from basics.checks import Between, check
+from basics.output import temporary_folder
 from basics.running import InputError
 from common import build_saga, load_saga
 from report.scores import SCORES, Clips
 from report.text import template
-from tokens.dataset import other_tokens
-from tokens.generators import LEVELS, level_name
+from tokens.dataset import FEATURES, other_tokens
+from tokens.generators import LEVELS, level_name, stage_of
 from tokens.pretrained import build_encoder, one_line
 from training.evaluation import batch_outputs
 
@@ -33,11 +37,60 @@ CALIBRATION, CLIPS, CARD = "calibration.json", "calibration.npz", "README.md"
 FILES = (*(f"{level}{ending}" for level in LEVELS for ending in (".keras", ".json")), CALIBRATION, CLIPS, CARD)
 # Five models are five graphs; TensorFlow takes that for one that is traced again and again.
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
-MEASURED = ("videos", "accuracy", "accuracy_interval", "macro_accuracy", "macro_interval", "majority", "uniform")
 TRAINING_CLIPS = (*Clips._fields, "video")
 WINDOWS_OF_CLIPS = ("window_embedding", "window_clip", "window_time")
 BATCH_WINDOWS = 64  # at most, and fewer where they have many tokens:
 BATCH_TOKENS = 1 << 15  # with SigLIP's 5,832 a window, 1 GB of attention scores
+MOST_OF_FILE = {".keras": 1 << 30, ".npz": 1 << 30, ".json": 1 << 28}  # bytes that a zip may unpack to,
+MOST_OF_RUN = 1 << 31  # all of it,
+MOST_SHRUNK = 200  # and how many times as much as it takes
+
+# ---------------------------------------------------------------- what the files of a run hold, in the words of `check`
+
+COUNT, SHARE, RANGE = range(1 << 40), Between(-1e-6, 1 + 1e-6), [Between(0, 1e9)] * 2
+INTERVAL = [SHARE, SHARE]
+MEASURED = {"videos": COUNT, "accuracy": SHARE, "accuracy_interval": INTERVAL}
+MEASURED |= {"macro_accuracy": SHARE, "macro_interval": INTERVAL, "majority": SHARE, "uniform": SHARE}
+METRICS = MEASURED | {"classes": [str], "recipe": {"paths": {"features": str, "generators": str}}, "clips": object}
+TEXT = (str, None)
+READ_BY = {"encoder": str, "fps": Between(1e-3, 1e3), "pool": range(1, 1 << 10), "equalize": (None, range(2, 1 << 13))}
+ERRORS = {"ece": {"value": float}}
+LEVEL = {"temperature": (Between(1e-2, 1e2), None), "before": ERRORS, "after": ERRORS}
+AGREEMENT = dict.fromkeys(("clips", "differ", "own_right", "generator_right"), COUNT)
+AGREEMENT |= {"trust": ({"own", "generator"}, None)}
+REJECTED = {"clips": COUNT, "rejected": COUNT, "interval": (INTERVAL, None)}
+UNKNOWN = {"score": set(SCORES), "rate": SHARE, "threshold": (Between(-1e9, 1e9), None), "val_clips": COUNT}
+UNKNOWN |= {"test": (REJECTED, None), "unseen": {str: REJECTED}}
+UNKNOWN |= {"auroc": {str: {"value": SHARE, "interval": (INTERVAL, None)}}}
+TRAINED_ON = {"videos": COUNT, "fewest": COUNT, "fewest_class": str, "container": [str], "codec": [str]}
+TRAINED_ON |= dict.fromkeys(("width", "height", "fps", "length"), RANGE)
+NEAREST = {"split": {"val", "test"}, "median": Between(0, 1e9)}
+MOST_VALUE = 1e9  # of arrays, whose squares stay finite
+
+
+def calibration_of(models) -> dict:
+    """What calibration.json holds for a run of these models."""
+    levels = {level: LEVEL for level in models}
+    if "gen" not in models:
+        taxonomy = None
+    else:
+        levels |= {level: LEVEL | {"agreement": (AGREEMENT, None)} for level in models if level != "gen"}
+        names = models["gen"].config["class_names"]
+        taxonomy = {name: dict.fromkeys(models, str if name == "Real" else TEXT) for name in names}
+    known = {"models": {str: str}, "levels": levels, "taxonomy": taxonomy}
+    return known | {"unknown": UNKNOWN, "trained_on": TRAINED_ON, "nearest": NEAREST}
+
+
+def clips_of(config) -> dict:
+    """What calibration.npz holds for a finest level of this config, in the words of `check_array`."""
+    dim, classes, frames = (config[key] for key in ("dim", "num_classes", "frames"))
+    holds = {"embedding": f"f V {dim}", "probabilities": f"p V {classes}", "logits": f"f V {classes}"}
+    holds |= {"maps": f"n V {frames} {frames}", "label": "U V", "video": "U V"}
+    holds |= {"window_embedding": f"f W {dim}", "window_clip": "i W", "window_time": "f W"}
+    return holds | {"signature_classes": "U K", "signatures": f"f K {frames} {frames}"}
+
+
+# ---------------------------------------------------------------- loading
 
 
 class Run(NamedTuple):
@@ -67,24 +120,31 @@ def load_run(run, dtype=None, calibrated=True) -> Run:
     Raises InputError naming the file when there is no level, when levels do not go together, or one is damaged.
     """
     with opened(run) as folder:
+        for name in FILES:
+            if os.path.lexists(folder / name) and not (folder / name).is_file():
+                raise InputError(f"{folder / name}: not a regular file; copy the run again")
         levels = [level for level in LEVELS if (folder / f"{level}.keras").exists()]
         if not levels:
             raise InputError(f"{run}: no <level>.keras in it; train one by 02 and 03, or name another --run")
-        metrics = {level: read_json(folder / f"{level}.json", (*MEASURED, "recipe", "clips")) for level in levels}
-        calibration, clips = load_calibration(run, folder, levels) if calibrated else (None, None)
+        metrics = {level: read_json(folder / f"{level}.json", METRICS) for level in levels}
         models = {level: load_level(folder, level, dtype) for level in levels}
-    (first, model), *others = models.items()
-    for level, other in others:
-        if keys := other_tokens(model.config["features"], other.config["features"]):
-            raise InputError(
-                f"{run}: {first}.keras and {level}.keras were trained on different features ({', '.join(keys)}); train"
-                " all levels of a run on one features folder"
-            )
-    return Run(str(run), models, metrics, calibration, clips, fit_novelty(calibration, clips))
+        (first, model), *others = models.items()
+        for level, other in others:
+            if keys := other_tokens(model.config["features"], other.config["features"]):
+                raise InputError(
+                    f"{run}: {first}.keras and {level}.keras were trained on different features ({', '.join(keys)});"
+                    " train all levels of a run on one features folder"
+                )
+        calibration, clips = load_calibration(run, folder, models) if calibrated else (None, None)
+    return Run(str(run), models, metrics, calibration, clips, fit_novelty(run, calibration, clips))
 
 
 def load_level(folder, level, dtype):
-    model = load_saga(folder / f"{level}.keras", level)
+    path = folder / f"{level}.keras"
+    model = load_saga(path, level)
+    with reading(path, "not as it was written", f"run {stage_of(level)} again"):
+        sizes = {key: range(size := model.config[key], size + 1) for key in ("frames", "tokens", "dim")}
+        check(model.config["features"], FEATURES | READ_BY | sizes, "features")
     if dtype in (None, model.dtype_policy.name):
         return model
     other = build_saga(**model.config, dtype=dtype)
@@ -92,25 +152,37 @@ def load_level(folder, level, dtype):
     return other
 
 
-def load_calibration(run, folder, levels):
+def load_calibration(run, folder, models):
     """calibration.json and the arrays beside it; (None, None) where the run has none."""
     if not (folder / CALIBRATION).exists():
         return None, None
-    calibration = read_json(folder / CALIBRATION, ("models", "levels", "taxonomy", "unknown", "trained_on", "nearest"))
     again = f"run attribute_video.py --calibrate --run {run} again"
-    if calibration["models"] != {level: fingerprint(folder / f"{level}.keras") for level in levels}:
+    calibration = read_json(folder / CALIBRATION, {"models": {str: str}}, again)
+    if calibration["models"] != {level: fingerprint(folder / f"{level}.keras") for level in models}:
         raise InputError(f"{run}/{CALIBRATION} was made for other models than are there now; {again}")
-    keys = (*TRAINING_CLIPS, *WINDOWS_OF_CLIPS, "signature_classes", "signatures")
-    return calibration, read_arrays(folder / CLIPS, keys, again, aligned=TRAINING_CLIPS)
+    calibration = read_json(folder / CALIBRATION, calibration_of(models), again)
+    holds = clips_of(list(models.values())[-1].config)
+    clips = read_arrays(folder / CLIPS, tuple(holds), again, holds=holds)
+    with reading(folder / CLIPS, "damaged", again):
+        count, numbers = len(clips["label"]), clips["window_clip"]
+        if not len(numbers) or not 0 <= numbers.min() <= numbers.max() < count:
+            raise ValueError(f"window_clip is empty, or beyond the {count} clips")
+        for key, values in clips.items():
+            if values.dtype.kind == "f" and float(np.fmax.reduce(np.abs(values), axis=None, initial=0)) > MOST_VALUE:
+                raise ValueError(f"{key}: values above {MOST_VALUE:g}")
+    return calibration, clips
 
 
-def fit_novelty(calibration, clips):
+def fit_novelty(run, calibration, clips):
     """The score of unknown generators that a threshold was chosen for; None where there is no threshold."""
     if not calibration or calibration["unknown"]["threshold"] is None:
         return None
     field, fit = SCORES[calibration["unknown"]["score"]]
     train = clips_with_maps({key: clips[key] for key in TRAINING_CLIPS})
-    score = fit(train[field], train["label"])
+    with reading(f"{run}/{CLIPS}", "damaged", f"run attribute_video.py --calibrate --run {run} again"):
+        if not len(train["label"]):
+            raise ValueError("no clip has a map")
+        score = fit(train[field], train["label"])
     return lambda new: score(getattr(new, field))
 
 
@@ -158,10 +230,13 @@ def opened(run):
     """The folder of a run, unpacked or downloaded where need be."""
     if "://" in str(run):
         yield download(str(run))
-    elif zipfile.is_zipfile(run):
-        with tempfile.TemporaryDirectory() as folder:
-            unpack(run, Path(folder))
-            yield Path(folder)
+    elif Path(run).is_file() and zipfile.is_zipfile(run):
+        with temporary_folder() as folder:
+            unpack(run, folder)
+            try:
+                yield folder
+            except InputError as error:  # of a file that the user knows as a member of the zip
+                raise InputError(str(error).replace(str(folder), str(run))) from error
     elif Path(run).is_dir():
         yield Path(run)
     elif Path(run).exists():
@@ -171,12 +246,35 @@ def opened(run):
 
 
 def unpack(path, folder):
-    """Unpack the files of a run, wherever in the zip they lie; nothing else is written."""
-    with open_zip(path, "export the run again") as archive:
+    """Unpack the files of a run, wherever in the zip they lie; nothing else is written, and its README.md is not read.
+
+    Raises InputError before anything is unpacked where a file is there twice, encrypted or a link, or where what it
+    claims is beyond MOST_OF_FILE, MOST_OF_RUN or MOST_SHRUNK.
+    """
+    again = "export the run again"
+    with open_zip(path, again) as archive:
+        members = {}
         for member in archive.infolist():
-            if (name := Path(member.filename).name) in FILES:
-                with archive.open(member) as source, open(folder / name, "wb") as target:
-                    shutil.copyfileobj(source, target)
+            name = Path(member.filename).name
+            if name not in FILES or name == CARD or member.is_dir():
+                continue
+            if name in members:
+                raise ValueError(f"{name} is there twice")
+            if member.flag_bits & 1 or stat.S_ISLNK(member.external_attr >> 16):
+                raise ValueError(f"{name} is encrypted or a link")
+            if member.file_size > min(MOST_OF_FILE[Path(name).suffix], MOST_SHRUNK * (member.compress_size + 1)):
+                raise ValueError(f"{name} claims {member.file_size} bytes")
+            members[name] = member
+        if (size := sum(member.file_size for member in members.values())) > MOST_OF_RUN:
+            raise ValueError(f"it claims {size} bytes")
+
+        def write(temporary, source):
+            with open(temporary, "wb") as target:
+                shutil.copyfileobj(source, target)
+
+        for name, member in members.items():
+            with archive.open(member) as source:
+                write_atomically(folder / name, functools.partial(write, source=source))
 
 
 def download(handle):
@@ -200,16 +298,20 @@ def download(handle):
 def export_run(run, path):
     """Write a calibrated run and its model card to a zip, or to a folder where `path` has no .zip.
 
-    Raises InputError when the run is not calibrated, or when the folder holds other files.
+    Raises InputError when the run is not calibrated, or when what is at `path` is that run or no run.
     """
-    loaded, path = load_run(run), Path(path)
+    loaded, path = load_run(run), Path(os.path.realpath(path))
     if not loaded.calibration:
         raise InputError(f"{run} is not calibrated; run attribute_video.py --calibrate --run {run} first")
     # the README.md with the front matter that Hugging Face reads
     card = template("card.md", level_name).render(run=loaded, limits=LIMITS)
     with opened(run) as folder:
         names = [name for name in FILES if (folder / name).exists() and name != CARD]
+        if path.exists() and Path(run).exists() and path.samefile(run):
+            raise InputError(f"{path} is the run itself; export it to another place")
         if path.suffix == ".zip":
+            if path.exists() and not holds_run(path):
+                raise InputError(f"{path} is there and holds no run; name another file")
 
             def write(temporary):
                 with zipfile.ZipFile(temporary, "w") as archive:  # models and arrays hardly shrink
@@ -218,12 +320,19 @@ def export_run(run, path):
                     archive.writestr(CARD, card)
 
             return write_atomically(path, write)
-        if path.exists() and any(file.name not in FILES for file in path.iterdir()):
-            raise InputError(f"{path} holds other files; export into a new folder or a .zip")
-        path.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not (path.is_dir() and {file.name for file in path.iterdir()} <= set(FILES)):
+            raise InputError(f"{path} is no folder, or holds other files; export into a new folder or a .zip")
         for name in names:
-            shutil.copyfile(folder / name, path / name)
-        (path / CARD).write_text(card, encoding="utf-8")
+            write_atomically(path / name, functools.partial(shutil.copyfile, folder / name))
+        write_atomically(path / CARD, lambda file: file.write_text(card, encoding="utf-8"))
+
+
+def holds_run(path):
+    """Whether a file is a zip with no other files than those of a run."""
+    if not (path.is_file() and zipfile.is_zipfile(path)):
+        return False
+    with open_zip(path, "name another file") as archive:
+        return {Path(name).name for name in archive.namelist()} <= set(FILES)
 
 
 LIMITS = (

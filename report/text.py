@@ -1,30 +1,19 @@
-"""A report as text for a terminal, a line of JSON, a row of CSV, or a section of an HTML page that needs nothing else.
+"""A report as text for a terminal, and the template of an HTML page that needs nothing else.
 
     print(text_report(report))
-    with open_html("report.html") as write: write(report)         and open_json, open_csv, for any number of reports
 
-Whatever comes from a file, its name first of all, is escaped for each of them.
+Whatever comes from a file, its name first of all, is escaped for both.
 """
 
 import base64
-import contextlib
-import csv
-import json
-import sys
 from pathlib import Path
 
 import numpy as np
 
-from basics.artifacts import open_output, write_atomically
-from basics.running import InputError
-from tokens.generators import LEVELS, level_name
+from basics.running import InputError, printable
+from tokens.generators import level_name
 
 # ---------------------------------------------------------------- words
-
-
-def printable(text):
-    """Text without the characters that control a terminal."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def shown(probability):
@@ -151,93 +140,16 @@ def text_report(report) -> str:
     return "\n".join(printable(line.rstrip()) for line in [report["file"], *(f"  {line}" for line in lines)]) + "\n"
 
 
-# ---------------------------------------------------------------- JSON and CSV: written as the reports come
-
-
-def answered(path) -> set[str]:
-    """The files that a file of JSON lines answers. Drops from it lines of errors and an incomplete last line."""
-    if not Path(path).exists():
-        return set()
-    kept, names = [], set()
-    for line in Path(path).read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            break
-        try:
-            name, error = (json.loads(line)[key] for key in ("file", "error"))
-        except (ValueError, TypeError, KeyError) as wrong:
-            raise InputError(f"{path} holds no reports of attribute_video.py; choose another --json") from wrong
-        if error is None:
-            kept.append(line)
-            names.add(name)
-    write_atomically(path, lambda file: file.write_bytes(b"".join(kept)))
-    return names
-
-
-@contextlib.contextmanager
-def open_json(path, add=False):
-    """write(report): one line each, without the frames' pictures; `add` keeps what is there, "-" is standard output."""
-    with contextlib.ExitStack() as stack:
-        file = sys.stdout if path == "-" else stack.enter_context(open_output(path, "a" if add else "w"))
-
-        def write(report):
-            if report["error"] is None:
-                explanation = report["explanation"]
-                frames = [{key: frame[key] for key in frame if key != "image"} for frame in explanation["frames"]]
-                report = report | {"explanation": explanation | {"frames": frames}}
-            file.write(json.dumps(report, allow_nan=False) + "\n")
-            file.flush()
-
-        yield write
-
-
-@contextlib.contextmanager
-def open_csv(path):
-    """write(report): a row each. A cell that a spreadsheet would read as a formula gets a leading apostrophe."""
-    columns = ["file", "sha256", "error", "container", "codec", "size", "fps", "seconds", "windows", "too_little"]
-    for level in LEVELS:
-        columns += [level, f"{level}_probability", f"{level}_summed"]
-    columns += ["unknown", "unknown_score", "unknown_threshold", "warnings"]
-    with open_output(path, newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
-        writer.writeheader()
-
-        def write(report):
-            row = {"file": report["file"], "error": report["error"] or ""}
-            if report["error"] is None:
-                row |= report["media"] | {"too_little": "; ".join(report["evidence"]["reasons"])}
-                for level, own in report["levels"].items():
-                    row |= {level: own["answer"], f"{level}_probability": own["probabilities"][own["best"]]}
-                    row[f"{level}_summed"] = own["by_generator"]["best"] if own["by_generator"] else ""
-                if unknown := report["unknown"]:
-                    row |= {"unknown": unknown["unknown"], "unknown_score": unknown["value"]}
-                    row["unknown_threshold"] = unknown["threshold"]
-                row["warnings"] = " ".join(report["warnings"])
-            writer.writerow({key: harmless(value) for key, value in row.items()})
-            file.flush()
-
-        yield write
-
-
-def harmless(value):
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
-
-
 # ---------------------------------------------------------------- HTML, and other templates
 
 CELLS = 100  # of a strip over time, at most
 
 
-@contextlib.contextmanager
-def open_html(path):
-    """write(report): a section each; the page appears when all are there, or what there is after an interruption."""
+def page_template():
+    """The page, which wants `reports`."""
     helpers = (shown, runners_up, answer_of, media_line, summed_line, accuracy_line, disagreements, unknown_line)
     helpers += (run_line, answer_line, vote_cells, named_maps, level_name)
-    page, reports = template("page.html", *helpers), []
-    write_atomically(path, Path.touch)  # while it costs nothing to learn that it cannot be written
-    try:
-        yield reports.append
-    finally:
-        write_atomically(path, lambda file: page.stream(reports=reports).dump(str(file), encoding="utf-8"))
+    return template("page.html", *helpers)
 
 
 def vote_cells(windows, names):
@@ -277,4 +189,4 @@ def template(name, *helpers):
 
 
 def visible(value):
-    return value if hasattr(value, "__html__") else printable(str(value))  # markup is text that a macro made
+    return value if hasattr(value, "__html__") else printable(value)  # markup is text that a macro made

@@ -24,14 +24,16 @@ from small import moving, untrained_run, write_clip
 from stages import stage
 
 import attribute_video
+import common
 from attribute_video import attribute
 from basics.artifacts import file_digest, read_arrays, read_json, write_arrays
-from basics.running import ROOT, InputError
+from basics.running import ROOT, InputError, printable
 from report import answer as answers
 from report import look, scores
 from report import run as runs
 from report.calibrate import calibrate
-from report.text import answered, harmless, open_html, printable, text_report
+from report.outputs import answered, harmless, open_html
+from report.text import text_report
 from tokens.dataset import read_index, write_index
 from tokens.generators import LEVELS
 
@@ -261,6 +263,42 @@ def test_hostile_file_gets_a_reason_and_all_others_are_answered(tmp_path, loaded
     assert capsys.readouterr().out.count("not answered") == len(bad)
 
 
+def test_damage_is_in_every_form_of_a_report(tmp_path, loaded, capsys):
+    path = tmp_path / "cut.mkv"
+    data = write_clip(path, fps=8, frames=moving(80)).read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    main(path, "--json", tmp_path / "o.jsonl", "--csv", tmp_path / "o.csv", "--html", tmp_path / "o.html")
+    line = json.loads((tmp_path / "o.jsonl").read_text())
+    SCHEMA.validate(line)
+    damage = line["media"]["damage"]
+    assert damage.startswith("damaged, read up to ")
+    for text in (capsys.readouterr().out, (tmp_path / "o.html").read_text(encoding="utf-8"), line["warnings"][0]):
+        assert f"The file is {damage}; what follows was not analysed" in text
+    assert next(csv.DictReader((tmp_path / "o.csv").open()))["damage"] == damage
+
+
+def test_picture_that_stays_is_prepared_and_classified_once(tmp_path, run, monkeypatch):
+    """A picture shown for half a minute, then another; the windows are as many as before."""
+    prepared, classified = [], []
+    encoder, window_outputs = runs.load_encoder(run.features), look.window_outputs
+    prepare = encoder.prepare
+    monkeypatch.setattr(encoder, "prepare", lambda frame: prepared.append(1) or prepare(frame))
+    monkeypatch.setattr(
+        look, "window_outputs", lambda model, *more: classified.append(len(more[0])) or window_outputs(model, *more)
+    )
+    path = write_clip(tmp_path / "still.mp4", frames=moving(2), milliseconds=[0, 30000])
+    (report,) = attribute(path, run, encoder)
+    assert report["media"]["windows"] == len(report["levels"]["gen"]["windows"]) >= 30
+    assert len(prepared) == 2 and max(classified) == 2
+
+
+def test_file_of_too_many_windows_names_the_remedy(tmp_path, run, monkeypatch):
+    monkeypatch.setattr(look, "MOST_WINDOWS", 3)
+    path = write_clip(tmp_path / "long.mp4", fps=8, frames=moving(40))
+    (refused,), (answered,) = attribute(path, run), attribute(path, run, max_windows=4)
+    assert refused["error"] == "5 windows, more than 3; choose how many by --max-windows" and not answered["error"]
+
+
 def test_files_of_many_formats_are_answered(tmp_path, run):
     frames = moving(16)
     for suffix in ("webm", "gif", "avi"):
@@ -277,7 +315,9 @@ def test_files_of_many_formats_are_answered(tmp_path, run):
 
 
 @pytest.mark.parametrize(
-    "error, words", [(None, "present"), ("ManifestNotFound", "absent"), ("NotSupported", "not checked: what is this")]
+    "error, words",
+    [(None, "present"), ("ManifestNotFound", "absent"), ("NotSupported", "not checked: what is this")]
+    + [("a name that it cannot encode", "not checked: what is this")],
 )
 def test_c2pa_manifest_is_looked_for_in_the_file_alone(tmp_path, monkeypatch, error, words):
     """Stands in for c2pa-python, which need not be installed."""
@@ -291,7 +331,7 @@ def test_c2pa_manifest_is_looked_for_in_the_file_alone(tmp_path, monkeypatch, er
 
     def reader(path, context):
         if error:
-            raise getattr(C2paError, error)("what\nis this")
+            raise getattr(C2paError, error, ValueError)("what\nis this")
         return contextlib.nullcontext()
 
     context = types.SimpleNamespace(from_dict=asked.append)
@@ -476,6 +516,136 @@ def test_missing_and_damaged_runs_raise(tmp_path, bare, run_folder, features):
         runs.export_run(bare, tmp_path / "x.zip")
 
 
+NAN, NOTHING = float("nan"), {"levels": {}}
+EDITS = {
+    "calibration.json": [
+        *({"levels": value} for value in ({}, [], None)),
+        *({"unknown": value} for value in ({}, None, [])),
+        *({"unknown.threshold": value} for value in ("x", NAN, float("inf"), [1])),
+        *({"unknown.score": value} for value in ("unheard of", None, 1)),
+        *({"nearest": value} for value in ({}, None)),
+        *({"levels.gen.temperature": value} for value in (NAN, -1, 0, 1e-300, "x", True)),
+        {"levels.team.agreement": {"clips": 1}},
+        *({"taxonomy": value} for value in ({}, None, {"Real": {"bin": "Real"}})),
+        {"taxonomy.Real.sd": None},
+        {"trained_on.width": None},
+        {"trained_on.width": [1]},
+        {"models": []},
+    ],
+    "gen.json": [{"accuracy_interval": None}, {"macro_accuracy": "x"}, {"majority": NAN}, {"recipe": []}],
+}
+
+
+def edited(content, change):
+    """A copy of JSON in which values at dotted paths are others."""
+    copy = json.loads(json.dumps(content))
+    for path, value in change.items():
+        *above, last = path.split(".")
+        part = copy
+        for key in above:
+            part = part[key]
+        part[last] = value
+    return copy
+
+
+def test_edited_json_of_a_run_is_refused_by_its_name(run_folder, tmp_path):
+    damaged = shutil.copytree(run_folder, tmp_path / "run")
+    for name, changes in EDITS.items():
+        whole = read_json(damaged / name)
+        texts = [json.dumps(edited(whole, change)) for change in changes]
+        for text in [*texts, "[" * 10**5, "[]", "null", "\xff", ""]:
+            (damaged / name).write_text(text, encoding="latin-1")
+            with pytest.raises(InputError, match=name) as raised:
+                runs.load_run(damaged)
+            assert len(str(raised.value).splitlines()) == 1, text
+        (damaged / name).write_text(json.dumps(whole))
+    assert runs.load_run(damaged)
+
+
+def test_edited_arrays_of_a_run_are_refused_by_their_name(run_folder, tmp_path):
+    damaged = shutil.copytree(run_folder, tmp_path / "run")
+    path = damaged / "calibration.npz"
+    whole = read_arrays(path)
+    changes = [{key: whole[key][1:]} for key in ("embedding", "label", "maps", "window_time", "signatures")]
+    changes += [{key: whole[key][:, 1:]} for key in ("embedding", "logits", "maps", "window_embedding")]
+    changes += [{key: np.full_like(whole[key], np.nan)} for key in ("embedding", "logits", "window_time")]
+    changes += [{"window_clip": values} for values in (whole["window_clip"] + 10**6, whole["window_clip"] - 1)]
+    changes += [
+        {"window_clip": np.float64(whole["window_clip"])},
+        {"window_embedding": np.float32(1e30) + whole["embedding"]},
+    ]
+    changes += [{"maps": np.full_like(whole["maps"], np.nan)}, {"label": np.arange(len(whole["label"]))}]
+    for change in changes:
+        write_arrays(path, whole | change)
+        with pytest.raises(InputError, match="calibration.npz.*--calibrate") as raised:
+            runs.load_run(damaged)
+        assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "changed", [{"fps": -1}, {"fps": 0}, {"fps": "8"}, {"fps": 1e9}, {"frames": 4}, {"dim": 9}, None]
+)
+def test_recipe_within_a_model_that_cannot_be_is_refused(bare, tmp_path, changed):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(bare / "gen.json", folder)
+    model = runs.load_saga(bare / "gen.keras", "gen")
+    features = {} if changed is None else model.config["features"] | changed
+    runs.build_saga(**model.config | {"features": features}).save(folder / "gen.keras")
+    with pytest.raises(InputError, match=r"gen.keras.*03_attribute.py again"):
+        runs.load_run(folder)
+
+
+def test_run_of_links_folders_and_pipes(run_folder, videos, tmp_path):
+    """Links to files are followed, as in a cache of downloads; nothing waits for a pipe."""
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for file in run_folder.iterdir():
+        (linked / file.name).symlink_to(file)
+    assert runs.load_run(linked).calibration
+    (linked / "sd.keras").unlink()
+    for make in (os.mkdir, os.mkfifo, lambda path: os.symlink("nowhere", path)):
+        make(linked / "sd.keras")
+        with pytest.raises(InputError, match="sd.keras: not a regular file"):
+            runs.load_run(linked)
+        shutil.move(linked / "sd.keras", tmp_path / f"{len(list(tmp_path.iterdir()))}")
+    os.mkfifo(tmp_path / "run.zip")
+    with pytest.raises(InputError, match="neither a folder nor a zip"):
+        runs.load_run(tmp_path / "run.zip")
+
+
+def test_failed_load_leaves_the_process_able_to_load(bare, videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "load_saga", common.load_saga)  # not what was loaded before
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("gen.keras", "gen.json"):
+        shutil.copy(bare / name, folder)
+    with zipfile.ZipFile(bare / "gen.keras") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(members["config.json"])
+    for wrong in ({"num_classes": 10**9}, {"frames": 0}, {"heads": 0}, {"dim": "x"}, {"class_names": ["Real"]}):
+        config["config"] |= wrong
+        with zipfile.ZipFile(folder / "gen.keras", "w") as archive:
+            for name, content in (members | {"config.json": json.dumps(config).encode()}).items():
+                archive.writestr(name, content)
+        with pytest.raises(InputError, match="gen.keras"):
+            attribute(videos / "SVD" / "0001.mp4", folder)
+        config = json.loads(members["config.json"])
+    shutil.copy(bare / "gen.keras", folder / "gen.keras")
+    (report,) = attribute(videos / "SVD" / "0001.mp4", folder)
+    assert report["error"] is None
+
+
+def test_numbers_that_are_not_finite_are_no_answer(run, videos, monkeypatch):
+    monkeypatch.setattr(look, "window_outputs", lambda *given: {"logits": np.full((2, 4), np.nan)})
+    (report,) = attribute(videos / "SVD" / "0001.mp4", run)
+    assert report == {
+        "version": 1,
+        "file": report["file"],
+        "error": "the run's models give numbers that are not finite",
+    }
+
+
 def test_calibrating_on_other_features_raises(bare, features, tmp_path):
     other = shutil.copytree(features, tmp_path / "features")
     recipe = read_json(other / "recipe.json")
@@ -585,6 +755,32 @@ def test_exported_run_answers_alike(run, run_folder, videos, tmp_path, monkeypat
     assert asked == ["somebody/run", "somebody/run/keras/one"]
     with pytest.raises(InputError, match="other files"):
         runs.export_run(run_folder, videos)
+
+
+@pytest.mark.parametrize("wrong", ["twice", "encrypted", "link", "shrunk", "file", "run"])
+def test_zip_of_a_run_is_bounded_before_it_is_unpacked(tmp_path, wrong, monkeypatch):
+    path, folder = tmp_path / "run.zip", tmp_path / "out"
+    folder.mkdir()
+    link = zipfile.ZipInfo("gen.json")
+    link.external_attr = 0o120777 << 16
+    monkeypatch.setattr(runs, "MOST_OF_RUN", 2500)
+    monkeypatch.setattr(runs, "MOST_OF_FILE", runs.MOST_OF_FILE | {".json": 1500})
+    sizes = {"file": 2000, "shrunk": 10**6}
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("README.md", b"x" * 10**6, zipfile.ZIP_DEFLATED)  # which is not read
+        for name in ("bin.keras", "gen.keras", "sd.keras")[: 3 if wrong == "run" else 1]:
+            archive.writestr(name, b"x" * sizes.get(wrong, 900), zipfile.ZIP_DEFLATED if wrong == "shrunk" else None)
+        archive.writestr(link if wrong == "link" else "gen.json", b"{" * sizes.get(wrong, 9))
+        if wrong == "twice":
+            archive.writestr("sub/gen.json", b"[")
+    if wrong == "encrypted":
+        data = bytearray(path.read_bytes())
+        for magic, place in ((b"PK\1\2", 8), (b"PK\3\4", 6)):
+            data[data.rindex(magic) + place] |= 1
+        path.write_bytes(data)
+    with pytest.raises(InputError, match=r"run.zip: damaged zip \(.*; export the run again"):
+        runs.unpack(path, folder)
+    assert not list(folder.iterdir())
 
 
 def test_zip_writes_the_files_of_a_run_alone(tmp_path):

@@ -145,6 +145,25 @@ def test_enrolling_again_replaces_and_another_generator_adds(own, new, encoder):
     assert made["Kling"]["clips_sha256"][0] == made["Luma"]["clips_sha256"][1]
 
 
+def test_names_are_compared_as_unicode_means_them_and_printed_escaped(own, new, encoder, capsys):
+    enrol("M\u00f6bius", new[:1], own, encoder)
+    enrol("mo\u0308bius", new[1:3], own, encoder)
+    assert enrolled(own)["generator"].tolist() == ["M\u00f6bius"] * 2
+    result = enrol("a\x1b[31m", new[:1], own, encoder)
+    print_enrolled(result)
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and said.count("a\\x1b[31m") == 2
+
+
+def test_edited_enrolled_clips_are_refused(own, new, encoder):
+    enrol("Kling", new[:2], own, encoder)
+    path, whole = Path(own.name) / "gen_enrolled.npz", enrolled(own)
+    changes = [{"embedding": whole["embedding"][:, 1:]}, {"video": whole["video"][:1]}, {"recipe": {"generators": 1}}]
+    for change in [*changes, {"embedding": whole["embedding"] * np.nan}]:
+        write_arrays(path, whole | change)
+        assert "gen_enrolled.npz: damaged" in fails("Luma", new[:1], own, encoder)
+
+
 def test_an_alias_of_the_runs_own_table_is_known(own, new, encoder, tmp_path):
     table = tmp_path / "table.csv"
     table.write_text(TABLE.read_text(encoding="utf-8") + "Kling,Klingon,T2V,Unknown,Kuaishou\n")
