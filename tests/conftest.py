@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.manifold import TSNE
-from small import SMALL, write_clip, write_folder
+from small import SMALL, numbered, write_clip, write_folder
 from stages import stage
 
 from common import keras
@@ -68,11 +68,13 @@ def run(features, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory):
-    """Nine files of numbered frames by three generators; not to be changed."""
+    """Nine files of 24 numbered frames each, 0 to 215, by three generators; not to be changed."""
     folder = tmp_path_factory.mktemp("clips")
-    for generator in ("Real", "SVD", "Pika"):
+    for number, generator in enumerate(("Real", "SVD", "Pika")):
         for i, suffix in enumerate(("mp4", "mkv", "mp4")):
-            write_clip(folder / generator / f"{i}.{suffix}")
+            first = 24 * (3 * number + i)
+            frames = [numbered(first + k) for k in range(24)]
+            write_clip(folder / generator / f"{i}.{suffix}", frames=frames)
     return folder
 
 

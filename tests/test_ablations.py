@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small import untrained_run
 
-from basics.artifacts import read_json
+from basics.artifacts import read_json, write_json
 from experiments import ablations, back_off, compared, probes
 from experiments.stages import videos_of
 from tokens.dataset import Row, features_file, mean_tokens, read_index, write_features
@@ -121,10 +121,11 @@ def test_videos_of_a_run_are_those_it_chose(features, tmp_path):
 def videos(tmp_path):
     """Sixty clips of three classes whose tokens lie apart, in the order of their class; the first class has most."""
     random, rows = np.random.default_rng(0), []
+    write_json(tmp_path / "recipe.json", {"frames": 8, "tokens": 2, "dim": 6})
     for i, label in enumerate([0] * 30 + [1] * 15 + [2] * 15):
         tokens = 4 * np.eye(6)[label] + random.normal(size=(1, 8, 2, 6))
         write_features(features_file(tmp_path, f"{i}.mp4"), tokens, np.zeros((1, 8)), np.ones((1, 8), bool))
-        facts = dict(size="8x8", fps="8", length="1", container="mp4", features=tmp_path, label=label)
+        facts = dict(windows=1, size="8x8", fps="8", length="1", container="mp4", features=tmp_path, label=label)
         rows.append(Row(f"{i}.mp4", "a", f"{i}.mp4", **facts))
     return Split(("a", "b", "c"), rows[::2], [], rows[1::2], [], {})
 

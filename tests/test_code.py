@@ -10,8 +10,9 @@ import pytest
 from small import SMALL
 from stages import module, stage
 
-from basics import artifacts
-from basics.artifacts import code_of, print_other_code, read_json
+from basics import code
+from basics.artifacts import read_json
+from basics.code import code_of, print_other_code
 from basics.running import ROOT, InputError
 from tokens.pretrained import maker_of
 
@@ -32,11 +33,11 @@ def edit(monkeypatch):
 
     def add(file, old, new):
         edits.setdefault(file, []).append((old, new))
-        artifacts.read_code.cache_clear()
+        code.read_code.cache_clear()
 
     monkeypatch.setattr(Path, "read_text", read_edited)
     yield add
-    artifacts.read_code.cache_clear()
+    code.read_code.cache_clear()
 
 
 def digests(name, *more):

@@ -113,6 +113,7 @@ class Recorder:
 
 def test_maps_do_not_depend_on_batches_and_follow_the_order_of_frames(tmp_path):
     random, rows = np.random.default_rng(0), []
+    write_json(tmp_path / "recipe.json", {"frames": 4, "tokens": 1, "dim": 1})
     clips = [random.normal(size=(count, 4, 1, 1)).astype("float16") for count in (1, 3, 2)]
     for i, tokens in enumerate(clips):
         write_features(features_file(tmp_path, f"a/{i}"), tokens, np.zeros((len(tokens), 4)), np.ones((len(tokens), 4)))
@@ -493,3 +494,9 @@ def test_nothing_to_compare_raises(features, run, tmp_path):
         with np.load(features_file(copy, row.path)) as arrays:
             write_features(features_file(copy, row.path), arrays["tokens"], arrays["times"], 0 * arrays["valid"])
     assert "have only: none" in fails(copy, free)
+
+
+def test_clips_without_strata_make_no_figure(tmp_path):
+    strata = np.array(["none", "none"])
+    signatures.draw_strata(np.zeros((2, 8, 8)), np.array([0, 1]), ["a", "b"], strata, "", tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
