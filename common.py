@@ -203,14 +203,11 @@ def check_sizes(num_classes, frames, tokens, dim, heads, temporal_blocks, **_):
 
 
 MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
-POLICY = {"module": {"keras"}, "class_name": {"DTypePolicy"}, "config": {"name": str}}
+# What the config of a saved SAGA holds, in the words of `check`; of the recipe of its features some may be missing.
 SAVED = {"num_classes": range(2, 1 << 20), "heads": SIZE, "temporal_blocks": SIZE, "dropout": Between(0, 0.999)}
-SAVED |= {"frames": SIZE, "tokens": SIZE, "dim": SIZE, "class_names": [str], "features": FEATURES, "recipe": RECIPE}
-SAVED = {
-    "registered_name": {"saga>SAGA"},
-    "config": SAVED | {"dtype": POLICY},
-    "build_config": {"input_shape": [object]},
-}
+SAVED |= {"frames": SIZE, "tokens": SIZE, "dim": SIZE, "class_names": [str], "recipe": RECIPE}
+SAVED |= {"features": {f"{key.removesuffix('?')}?": held for key, held in FEATURES.items()}}
+SAVED |= {"dtype": {"module": {"keras"}, "class_name": {"DTypePolicy"}, "config": {"name": str}}}
 
 
 def load_saga(path, level) -> SAGA:
@@ -224,13 +221,14 @@ def load_saga(path, level) -> SAGA:
         saved = parse_json(archive.read("config.json"))
         if saved["registered_name"] != "saga>SAGA":
             raise InputError(f"{path} is not a model of {stage_of(level)}; run that again")
-        check(saved, SAVED)
+        check(saved, {"config": SAVED, "build_config": {"input_shape": list}})
         config = saved["config"]
-        shape = window_shape(config)
-        if window_shape(config["features"]) != shape or saved["build_config"]["input_shape"] != [1, *shape]:
+        names, features, shape = config["class_names"], config["features"], window_shape(config)
+        if window_shape(config | features) != shape or saved["build_config"]["input_shape"][1:] != list(shape):
             raise ValueError(f"not all in it is of windows {shape}")
-        if len(set(config["class_names"])) != config["num_classes"] or not all(map(is_name, config["class_names"])):
-            raise ValueError(f"{config['num_classes']} classes are named {', '.join(config['class_names'])}")
+        named = len(set(names)) == config["num_classes"] and all(map(is_name, names))
+        if not named and (names or features):  # a model may lack a description
+            raise ValueError(f"{config['num_classes']} classes are named {', '.join(names)}")
         check_sizes(**config)
         model = load_model(path)
         if not all(np.isfinite(weight).all() for weight in model.get_weights()):

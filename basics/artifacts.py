@@ -135,10 +135,11 @@ def read_csv(path, columns, remedy=AGAIN) -> list[dict]:
     return rows
 
 
-def read_arrays(path, keys=None, remedy=AGAIN, aligned=(), holds=None) -> dict:
-    """Arrays by name of an .npz file, all of them without `keys`; those `aligned` must be of one length. Names of
-    ARRAYS hold what it says, others what `holds` says in the same way. A "recipe", a "row" and a "state" come as the
-    dicts that they were; `holds` says of them what `check` does.
+def read_arrays(path, keys=None, remedy=AGAIN, holds=None) -> dict:
+    """Arrays by name of an .npz file, all of them without `keys`.
+
+    Names of ARRAYS hold what it says, others what `holds` says in the same words. A "recipe", a "row" and a "state"
+    come as the dicts that they were; `holds` says of them what `check` does.
     """
     holds, sizes = {"recipe": RECIPE, "row": dict, "state": dict} | ARRAYS | (holds or {}), {}
     with reading(path, "damaged", remedy), zipfile.ZipFile(path) as archive:
@@ -151,8 +152,6 @@ def read_arrays(path, keys=None, remedy=AGAIN, aligned=(), holds=None) -> dict:
             else:
                 arrays[key] = parse_json(str(arrays[key]))
                 check(arrays[key], holds[key], key)
-        if len({len(arrays[key]) for key in aligned}) > 1:
-            raise ValueError("arrays of different lengths")
     return arrays
 
 

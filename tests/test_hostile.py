@@ -321,7 +321,7 @@ def test_arrays_of_a_known_name_hold_what_that_name_says(tmp_path, name, array):
 def test_a_row_of_another_file_or_of_other_types(features, tmp_path):
     with np.load(features_file(features, "SVD/2.mp4")) as arrays:
         plain = dict(arrays)
-    row = dict(zip(ROW, ROW.values(), strict=True)) | {"windows": 1, "recipe": "x"}
+    row = dict(zip(ROW, ROW.values(), strict=True)) | {"windows": 1, "recipe": "x", "frame_keys": []}
     for own in (row, row | {"windows": "1"}, row | {"path": "../a.mp4"}, row | {"more": ""}, {"path": "SVD/b.mp4"}):
         np.savez(tmp_path / "b.mp4.npz", **plain, row=np.array(json.dumps(own)))
         refused(tmp_path / "b.mp4.npz", read_row, tmp_path / "b.mp4.npz")
@@ -395,7 +395,14 @@ EDITS = {
     for key, value in [("num_classes", 10**12), ("num_classes", 4), ("frames", 0), ("tokens", 0), ("heads", 0)]
     + [("dim", 10**5), ("temporal_blocks", 1), ("temporal_blocks", 3), ("dropout", 2), ("dropout", "x"), ("dim", 13)]
     + [("class_names", ["Real", "a"]), ("class_names", ["Real", "a", "a"]), ("class_names", [1, 2, 3])]
-    + [("features", {}), ("features", None), ("features", RECIPE | {"tokens": 3}), ("recipe", []), ("more", 1)]
+    + [
+        ("class_names", []),
+        ("features", None),
+        ("features", RECIPE | {"tokens": "x"}),
+        ("features", RECIPE | {"tokens": 3}),
+        ("recipe", []),
+        ("more", 1),
+    ]
     + [("dtype", {"module": "keras.layers", "class_name": "Lambda", "config": {}}), ("dtype", "float7")]
 } | {
     "other input": lambda saved: saved.update(build_config={"input_shape": [1, 8, 2, 10**9]}),

@@ -28,7 +28,7 @@ SMALL = dict(frames=8, tokens=3, dim=24)
 
 @pytest.fixture(scope="module")
 def small_model():
-    return build_saga(5, **SMALL, class_names=("Real", "a", "b", "c", "d"), features=SMALL)
+    return build_saga(5, **SMALL, class_names=("Real", "a", "b", "c", "d"), features={"encoder": "test"})
 
 
 def tokens(count=2, seed=0):

@@ -59,8 +59,7 @@ def test_embeddings_and_signatures_are_put_together_by_video(tmp_path):
     random, seen = np.random.default_rng(0), ("Real", "SVD", "Lavie")
     rows = [(f"{name}/{i}", name, name, ("train", "test")[i % 2]) for name in seen for i in range(8)]
     rows += [(f"{name}/{i}", name, "unseen", "unseen") for name in unseen.LEFT_OUT for i in range(4)]
-    sizes = {"frames": 8, "tokens": 2, "dim": 24}
-    model = build_saga(3, **sizes, class_names=seen, features=sizes)
+    model = build_saga(3, frames=8, tokens=2, dim=24, class_names=seen)
     model.save(tmp_path / "gen.keras")
     embedding = random.normal(size=(len(rows), 24))
     odd = np.array([row[0] in ("Sora/1", "Sora/2") for row in rows])

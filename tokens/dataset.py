@@ -196,8 +196,8 @@ ROW = dict.fromkeys((*INDEX_FIELDS, "recipe"), str) | {"windows": range(MOST_WIN
 def read_row(path) -> tuple[Row, str, list[str]]:
     """The index row in a features file, the digest of the recipe that made it, and the frame_keys of its pictures."""
     row = read_arrays(path, ("row",), EXTRACT_AGAIN, holds={"row": ROW})["row"]
-    own = features_file("/", row["path"]).as_posix()
-    if row.keys() != ROW.keys() or not Path(path).as_posix().endswith(own):
+    own = stays_inside(row["path"]) and features_file("/", row["path"]).as_posix()
+    if row.keys() != ROW.keys() or not own or not Path(path).as_posix().endswith(own):
         raise InputError(f"{path}: its row has other columns or is of another file; {EXTRACT_AGAIN}")
     recipe, keys = row.pop("recipe"), row.pop("frame_keys")
     return Row(**row), recipe, keys
