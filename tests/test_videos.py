@@ -366,7 +366,6 @@ BROKEN = {
     "avi": dict(codec="mpeg4", options={"b": "4M"}),
     "flv": dict(codec="flv"),
     "wmv": dict(codec="wmv2", options={"b": "4M"}),
-    "m4v": dict(container={"movflags": "frag_keyframe+empty_moov"}),
 }
 
 
@@ -389,6 +388,21 @@ def test_a_file_that_breaks_off_says_up_to_where_it_was_read(tmp_path, kind):
     assert 0.3 * len(whole) < len(left) < 0.85 * len(whole)
     assert float(read[1]) == pytest.approx(len(left) / 8, abs=0.3)
     assert all(np.array_equal(frame, whole[i][1]) for i, (_, frame) in enumerate(left[:-2]))
+
+
+@pytest.mark.parametrize("kind", ["avi", "mp4"])
+def test_a_break_between_two_packets_is_noticed(tmp_path, kind):
+    """AVI and fragmented mp4: what is left looks whole, but headers say more bytes."""
+    path, parts = tmp_path / f"a.{kind}", {"movflags": "frag_keyframe+empty_moov"} if kind == "mp4" else {}
+    write_stream(path, codec="libx264" if kind == "mp4" else "mpeg4", options={"g": "24", "bf": "0"}, container=parts)
+    with av.open(str(path)) as file:
+        cut = [packet.pos for packet in file.demux(video=0) if packet.size][60]
+    with Video(path) as video:
+        assert len(list(video.sample(8))) == 32 and video.damage is None
+    path.write_bytes(path.read_bytes()[:cut])
+    with Video(path) as video:
+        assert [number_of(frame) for _, frame in video.sample(8)] == [3 * k for k in range(20)]
+        assert video.damage == "damaged, read up to 2.5 s"
 
 
 def test_a_still_without_a_known_white_is_not_read(tmp_path):
