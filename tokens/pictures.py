@@ -38,7 +38,7 @@ Type._missing_ = classmethod(lambda kinds, number: kinds.PANSCAN)  # PyAV raises
 warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with a file is said in its one line
 
 
-def check_drawn(width, height, count=1, size=0, animated=False):
+def check_cost(width, height, count=1, size=0, animated=False):
     """Raise InputError where `count` frames in a file of `size` bytes take more memory or time than a file may."""
     drawn = count * width * height
     if width * height > MOST_PIXELS:
@@ -173,7 +173,7 @@ def open_image(path, kind):
             if not isinstance(path, io.BytesIO):  # Pillow maps a path into memory, and turns what it maps wrongly
                 path = stack.enter_context(open(path, "rb"))
             image = stack.enter_context(Image.open(path, formats=formats))
-            check_drawn(*image.size)
+            check_cost(*image.size)
             yield image
     except InputError:
         raise
@@ -211,7 +211,7 @@ def rgb_of(image):
     return np.array(image.convert("RGB"))
 
 
-def animated(delays):
+def timed(delays):
     """When each frame of an animation begins (frames,), and its length, in seconds; without frames of a still."""
     delays = [delay if delay > SHORTEST_DELAY else NO_DELAY for delay in delays]
     return np.cumsum([0.0, *delays[:-1]]), float(sum(delays))

@@ -19,8 +19,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from basics.running import InputError, reason
-from tokens import pictures
-from tokens.pictures import MOST_PIXELS, Picture, check_drawn
+from tokens.pictures import MOST_PIXELS, Picture, check_cost, pixel_aspect, read_delays, read_head, read_pictures, timed
 
 VIDEO_SUFFIXES = {"mp4", "m4v", "mov", "3gp", "mkv", "webm", "avi", "gif", "webp", "mpg", "mpeg", "ts", "wmv", "flv"}
 FORMATS = "mov,matroska,avi,gif,apng,mpegts,mpeg,mpegvideo,asf,flv"  # that FFmpeg may take a file for
@@ -70,7 +69,7 @@ class Video(AbstractContextManager):
             head, self.bytes, self.cut, kind = b"", source.getbuffer().nbytes, False, None
         else:
             self.file = os.path.abspath(source)
-            head, self.bytes, self.cut, kind = pictures.read_head(self.file)
+            head, self.bytes, self.cut, kind = read_head(self.file)
         try:
             self.open_picture(kind) if kind else self.open_stream(head)
         except BaseException as error:
@@ -137,10 +136,10 @@ class Video(AbstractContextManager):
             last = max(last, here)
 
     def open_picture(self, kind):
-        source, delays, self.breaks_off = pictures.read_delays(self.file, kind)
-        self.times, self.length = pictures.animated(delays)
+        source, delays, self.breaks_off = read_delays(self.file, kind)
+        self.times, self.length = timed(delays)
         self.container = self.codec = kind
-        self.begin(map(Picture, pictures.read_pictures(source, kind, max(1, len(delays)))))
+        self.begin(map(Picture, read_pictures(source, kind, max(1, len(delays)))))
 
     def open_stream(self, head):
         stream = self.open_input()
@@ -156,7 +155,7 @@ class Video(AbstractContextManager):
             raise InputError("no video frames in the file")
         self.times, self.length, self.marks = timeline(shown, stream, stored=self.container != "avi")
         if self.container == "gif":
-            self.times, self.length = pictures.animated(stamp[2] * float(stream.time_base) for stamp in shown)
+            self.times, self.length = timed(stamp[2] * float(stream.time_base) for stamp in shown)
         if not hold:
             self.input.close()
             stream = self.open_input()
@@ -179,7 +178,7 @@ class Video(AbstractContextManager):
         self.size, self.fps = f"{width}x{height}", count / self.length if self.length else 0.0
         if self.length > LONGEST or (count > 1 and not SLOWEST <= self.fps <= FASTEST):
             raise InputError(f"{self.fps:.3g} frames a second for {self.length:.3g} s cannot be; its header is wrong")
-        check_drawn(width, height, count, self.bytes, animated=self.container in ("gif", "apng", "webp"))
+        check_cost(width, height, count, self.bytes, animated=self.container in ("gif", "apng", "webp"))
         if self.breaks_off:
             self.damage = f"damaged, read up to {self.length:.1f} s"
 
@@ -188,7 +187,7 @@ class Video(AbstractContextManager):
         stream = self.input.streams.best("video")
         if stream is None or stream.codec_context is None:
             raise InputError("no video stream" if stream is None else "its codec is not known")
-        check_drawn(stream.codec_context.width * pictures.pixel_aspect(stream), stream.codec_context.height)
+        check_cost(stream.codec_context.width * pixel_aspect(stream), stream.codec_context.height)
         return stream
 
     def packets(self, stream):
@@ -216,7 +215,7 @@ class Video(AbstractContextManager):
 
     def decode(self, stream, packets):
         """Yield pictures in order of display, without packets of `skips` and H.264 frames that nothing needs."""
-        context, aspect, reformatter = decoder_of(stream), pictures.pixel_aspect(stream), VideoReformatter()
+        context, aspect, reformatter = decoder_of(stream), pixel_aspect(stream), VideoReformatter()
         damaged, seconds, skip_to = 0, 0.0, 0
         for place, packet in enumerate(itertools.chain(packets, [None])):
             if packet is not None and place < skip_to:
