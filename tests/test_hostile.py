@@ -477,6 +477,7 @@ FLAGS += ["02_pretrain_binary --data-service grpc://h:70000", "02_pretrain_binar
 FLAGS += ["03_attribute --margin nan", "03_attribute --margin inf", "03_attribute --margin 1e39"]
 FLAGS += ["03_attribute --ce-weight nan", "03_attribute --seed 99999999999", "04_tsigs --splits ,"]
 FLAGS += ["04_tsigs --repeats 0", "05_wild_constrained --tau nan", "05_wild_constrained --l2 inf"]
+FLAGS += ["attribute_video --calibrate --seed -1"]
 FLAGS += ["05_wild_constrained --wild A=0", "05_wild_constrained --known ,", "simulate_videos --strength nan"]
 
 
