@@ -64,7 +64,9 @@ def run_script(main, interrupted="the same command goes on (without --overwrite)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno in FULL:
-            sys.exit(f"{script}: {printable(error.filename or 'output')} cannot be written ({error.strerror}); make room")
+            sys.exit(
+                f"{script}: {printable(error.filename or 'output')} cannot be written ({error.strerror}); make room"
+            )
         if error.errno not in NO_PATH or not error.filename:
             raise
         sys.exit(f"{script}: {printable(error.filename)} cannot be reached ({error.strerror}); name another path")

@@ -1,10 +1,13 @@
 """Files that are damaged, edited or made to harm: one line that names the file, through the one reader of its kind."""
 
+import hashlib
 import io
 import json
+import os
 import shutil
 import struct
 import sys
+import threading
 import unicodedata
 import zipfile
 
@@ -14,7 +17,7 @@ from small import RECIPE, write_folder
 from stages import module, stage
 
 from basics import artifacts
-from basics.artifacts import open_zip, read_arrays, read_json, write_json
+from basics.artifacts import file_digest, finished_metrics, open_zip, read_arrays, read_json, write_json
 from basics.checks import Between, check
 from basics.code import print_other_code
 from basics.running import InputError, run_script
@@ -325,6 +328,31 @@ def test_a_row_of_another_file_or_of_other_types(features, tmp_path):
     for own in (row, row | {"windows": "1"}, row | {"path": "../a.mp4"}, row | {"more": ""}, {"path": "SVD/b.mp4"}):
         np.savez(tmp_path / "b.mp4.npz", **plain, row=np.array(json.dumps(own)))
         refused(tmp_path / "b.mp4.npz", read_row, tmp_path / "b.mp4.npz")
+
+
+def test_pipe_that_nobody_writes_to_is_one_line(tmp_path):
+    os.mkfifo(path := tmp_path / "pipe")
+    for read in (load_generators, read_arrays, read_json):
+        refused(path, read, path)
+    assert file_digest(path) == hashlib.sha256().hexdigest()
+
+
+def test_pipe_that_somebody_writes_to_is_read(tmp_path):
+    """As <(...) of a shell gives one."""
+    reader, writer = os.pipe()
+    thread = threading.Timer(0.2, lambda: (os.write(writer, b'{"a": 1}'), os.close(writer)))
+    thread.start()
+    assert read_json(f"/dev/fd/{reader}") == {"a": 1}
+    thread.join()
+    os.close(reader)
+
+
+@pytest.mark.parametrize("run", ["file", "file/run", "pipe/run"])
+def test_run_that_is_no_folder_is_refused_before_anything_is_trained(tmp_path, run):
+    (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    assert "is no folder" in refused(tmp_path / run.split("/")[0], finished_metrics, tmp_path / run / "bin.json", {})
+    assert finished_metrics(tmp_path / "a" / "b" / "bin.json", {}) is None
 
 
 def test_zip_that_claims_more_than_it_may_unpack_to(tmp_path):

@@ -77,7 +77,10 @@ def test_output_over_what_is_read_is_refused_before_anything_is_written(clip, ru
     refused += [(other, [other.parent], "written over the input"), (other, [clip], "is there and no report")]
     refused += [(f"{other.parent}/none/../other.mp4", [clip], "is there and no report")]
     refused += [(kept / name, [clip], "among the files of") for name in ("gen.json", "new.json")]
-    refused += [(run_folder / "gen.json", [clip], "among the files of"), (tmp_path / "metrics.json", [clip], "gen.json")]
+    refused += [
+        (run_folder / "gen.json", [clip], "among the files of"),
+        (tmp_path / "metrics.json", [clip], "gen.json"),
+    ]
     refused += [(folder, [clip], "is a folder") for folder in (tmp_path, ".", "/")]
     refused += [(tmp_path / "list.txt", ["-"], "written over the input"), (clip / "x", [clip], "clip.mp4/x")]
     for path, files, words in refused:
