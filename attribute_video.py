@@ -22,6 +22,7 @@ from itertools import chain
 
 from basics.running import InputError, fraction, positive, printable, run_script, seed
 from tokens.encoders import DTYPES
+from tokens.generators import is_name
 
 # The names in report/scores.py, which takes longer to import than --help may:
 SCORES = ("maximum softmax", "energy", "nearest class mean", "Mahalanobis", "k-nearest neighbours", "T-Sig")
@@ -96,8 +97,8 @@ def path(text):
 
 
 def generator(text):
-    """A name that has a letter or a digit."""
-    if not any(map(str.isalnum, text)):
+    """A name that can be printed and has a letter or a digit."""
+    if not (is_name(text) and any(map(str.isalnum, text))):
         raise ValueError(text)
     return text
 

@@ -275,7 +275,8 @@ def finished_metrics(path, recipe, overwrite=False, unfinished=()) -> dict | Non
     what is `unfinished`.
     """
     path = Path(path)
-    if not (above := next(folder for folder in path.parents if folder.exists())).is_dir():
+    above = next(filter(os.path.lexists, Path(os.path.realpath(path)).parents))
+    if not above.is_dir():
         raise InputError(f"{above} is no folder; choose another --run")
     for file in (path, *unfinished) if overwrite else ():
         Path(file).unlink(missing_ok=True)

@@ -347,10 +347,12 @@ def test_pipe_that_somebody_writes_to_is_read(tmp_path):
     os.close(reader)
 
 
-@pytest.mark.parametrize("run", ["file", "file/run", "pipe/run"])
+@pytest.mark.parametrize("run", ["file", "file/run", "pipe/run", "loop"])
 def test_run_that_is_no_folder_is_refused_before_anything_is_trained(tmp_path, run):
     (tmp_path / "file").write_text("")
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "a").symlink_to("later")
     assert "is no folder" in refused(tmp_path / run.split("/")[0], finished_metrics, tmp_path / run / "bin.json", {})
     assert finished_metrics(tmp_path / "a" / "b" / "bin.json", {}) is None
 
@@ -505,7 +507,10 @@ FLAGS += ["02_pretrain_binary --data-service grpc://h:70000", "02_pretrain_binar
 FLAGS += ["03_attribute --margin nan", "03_attribute --margin inf", "03_attribute --margin 1e39"]
 FLAGS += ["03_attribute --ce-weight nan", "03_attribute --seed 99999999999", "04_tsigs --splits ,"]
 FLAGS += ["04_tsigs --repeats 0", "05_wild_constrained --tau nan", "05_wild_constrained --l2 inf"]
-FLAGS += ["attribute_video --calibrate --seed -1"]
+FLAGS += ["attribute_video --calibrate --seed -1", "attribute_video --enrol K\x1b[31m a.mp4"]
+FLAGS += [
+    "attribute_video --enrol K\udcff a.mp4"
+]  # a name of bytes that are not UTF-8: what is written would not be read
 FLAGS += ["05_wild_constrained --wild A=0", "05_wild_constrained --known ,", "simulate_videos --strength nan"]
 
 
