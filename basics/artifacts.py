@@ -27,7 +27,7 @@ import numpy as np
 
 from basics.checks import ARRAYS, RECIPE, check, check_array
 from basics.output import write_atomically
-from basics.running import ROOT, InputError, one_line
+from basics.running import ROOT, InputError, reason
 
 AGAIN = "delete it and run its stage again"
 
@@ -75,7 +75,7 @@ def reading(path, wrong, remedy=AGAIN):
             raise
         if getattr(error, "filename", None):  # it could not be opened
             raise InputError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
-        raise InputError(f"{path}: {wrong} ({one_line(error)}); {remedy}") from error
+        raise InputError(f"{path}: {wrong} ({reason(error)}); {remedy}") from error
 
 
 def open_bytes(path):

@@ -38,9 +38,14 @@ sys.excepthook = show_error if sys.excepthook is sys.__excepthook__ else sys.exc
 
 
 def reason(error) -> str:
-    """One line on why a file could not be read."""
-    text = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
-    return text if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
+    """What an error says, in one line: all of an InputError, else the start, with its type unless it is of a value or a
+    file.
+    """
+    text = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    if isinstance(error, InputError):
+        return text
+    kinds = [] if text and isinstance(error, ValueError | OSError) else [type(error).__name__]
+    return ": ".join(kinds + [text[:300]] * bool(text))
 
 
 def run_script(main, interrupted="the same command goes on (without --overwrite)"):
@@ -137,11 +142,6 @@ def signals_answered(farewell):
         writer.close()  # ends the thread
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def one_line(error) -> str:
-    """What an error of a library says, in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 # ---------------------------------------------------------------- types of flags: argparse makes status 2 of ValueError

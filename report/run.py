@@ -24,13 +24,13 @@ import numpy as np
 from basics.artifacts import open_zip, read_arrays, read_json, reading, write_atomically
 from basics.checks import Between, check
 from basics.output import temporary_folder
-from basics.running import InputError
+from basics.running import InputError, reason
 from common import build_saga, load_saga
 from report.scores import SCORES, Clips
 from report.text import template
 from tokens.dataset import FEATURES, other_tokens
 from tokens.generators import LEVELS, level_name, stage_of
-from tokens.pretrained import build_encoder, one_line
+from tokens.pretrained import build_encoder
 from training.evaluation import batch_outputs
 
 CALIBRATION, CLIPS, CARD = "calibration.json", "calibration.npz", "README.md"
@@ -290,7 +290,7 @@ def download(handle):
             return Path(kagglehub.model_download(handle.removeprefix("kaggle://")))
     except Exception as error:  # of either client, or the network
         raise InputError(
-            f"{handle} cannot be downloaded ({one_line(error)}); fetch its files into a folder and pass --run FOLDER"
+            f"{handle} cannot be downloaded ({reason(error)}); fetch its files into a folder and pass --run FOLDER"
         ) from error
     raise InputError(f"{handle}: handles begin with hf:// or kaggle://")
 

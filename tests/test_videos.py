@@ -2,8 +2,10 @@
 
 import contextlib
 import math
+import os
 import re
 import struct
+import time
 import zlib
 from fractions import Fraction
 
@@ -172,6 +174,24 @@ def test_an_edit_inside_a_group_of_pictures_begins_where_it_says(tmp_path, keys)
         assert video.length == pytest.approx(2.75) and video.damage is None
 
 
+@pytest.mark.parametrize("frames", [0, 3], ids=["without B-frames", "with B-frames"])
+def test_two_edits_follow_each_other(tmp_path, frames):
+    """Decoding times go back where the second one begins: that is no new clock."""
+    path = write_stream(tmp_path / "a.mov", options={"x264-params": "keyint=24:scenecut=0", "bf": str(frames)})
+    data = path.read_bytes()
+    place = data.index(b"edts") - 4
+    rate, media = struct.pack(">I", 1 << 16), struct.unpack(">i", data[place + 28 : place + 32])[0]
+    edits = b"".join(struct.pack(">Ii", 1000, media + 512 * frame) + rate for frame in (0, 48))
+    old, new = data[place : place + 36], struct.pack(">I4sI4sII", 48, b"edts", 40, b"elst", 0, 2) + edits
+    for name in (b"moov", b"trak"):  # which lie around it, behind the frames
+        start = data.index(name) - 4
+        size = struct.unpack(">I", data[start : start + 4])[0] + len(new) - len(old)
+        data = data[:start] + struct.pack(">I", size) + data[start + 4 :]
+    path.write_bytes(data[:place] + new + data[place + len(old) :])
+    assert sampled(path) == [3 * k for k in range(8)] + [48 + 3 * k for k in range(8)]
+    assert [number_of(frame) for _, frame in sample_frames(path, 8, [1, 9])] == [3, 51]
+
+
 @pytest.mark.parametrize("kind", ["mp4", "mkv", "ts"])
 @pytest.mark.parametrize("options", [{"bf": "0"}, {"x264-params": "open-gop=1:keyint=24:bframes=3"}], ids=str)
 @pytest.mark.parametrize("begin", [0, 37, 48])
@@ -234,7 +254,9 @@ def scene():
     return image
 
 
-@pytest.mark.parametrize("kind", ["mp4", "jpg", "png", "webp", "tiff", "alpha.png", "alpha.webp"])
+@pytest.mark.parametrize(
+    "kind", ["mp4", "jpg", "png", "webp", "tiff", "alpha.png", "alpha.webp", "moving.png", "ink.tiff"]
+)
 @pytest.mark.parametrize("tag", EIGHT)
 def test_all_eight_ways_to_hold_a_camera(tmp_path, kind, tag):
     a, b, c, d = EIGHT[tag]
@@ -246,10 +268,11 @@ def test_all_eight_ways_to_hold_a_camera(tmp_path, kind, tag):
         data[place : place + 36] = struct.pack(">9i", *matrix)
         path.write_bytes(data)
     else:
-        image = Image.fromarray(scene()).convert("RGBA" if "alpha" in kind else "RGB")
+        image = Image.fromarray(scene()).convert({"alpha": "RGBA", "ink": "CMYK"}.get(kind.split(".")[0], "RGB"))
         exif = image.getexif()
         exif[0x0112] = tag
-        image.save(path, exif=exif, **({"lossless": True} if "webp" in kind else {}))
+        moving = {"save_all": True, "append_images": [Image.fromarray(255 - scene())]} if "moving" in kind else {}
+        image.save(path, exif=exif, **({"lossless": True} if "webp" in kind else moving))
     frame = next(sample_frames(path))[1]
     height, width = frame.shape[:2]
     assert probe(path)["size"] == f"{width}x{height}" == ("128x64" if tag < 5 else "64x128")
@@ -286,7 +309,7 @@ def test_a_pause_of_minutes_is_kept(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp", "png"])
-@pytest.mark.parametrize("delays", [[0], [1], [100], [20, 300, 50, 125]], ids=str)
+@pytest.mark.parametrize("delays", [[0], [1], [100], [20, 300, 50, 125], [10, 0, 120]], ids=str)
 def test_animations_play_once_at_the_pace_of_browsers(tmp_path, kind, delays):
     images, path = [Image.fromarray(numbered(i)) for i in range(12)], tmp_path / f"a.{kind}"
     given = [delays[i % len(delays)] for i in range(12)]
@@ -342,6 +365,7 @@ BROKEN = {
     "webm": dict(codec="libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8", "b": "4M"}),
     "avi": dict(codec="mpeg4", options={"b": "4M"}),
     "flv": dict(codec="flv"),
+    "wmv": dict(codec="wmv2", options={"b": "4M"}),
 }
 
 
@@ -364,6 +388,27 @@ def test_a_file_that_breaks_off_says_up_to_where_it_was_read(tmp_path, kind):
     assert 0.3 * len(whole) < len(left) < 0.85 * len(whole)
     assert float(read[1]) == pytest.approx(len(left) / 8, abs=0.3)
     assert all(np.array_equal(frame, whole[i][1]) for i, (_, frame) in enumerate(left[:-2]))
+
+
+@pytest.mark.parametrize("kind", ["avi", "mp4"])
+def test_a_break_between_two_packets_is_noticed(tmp_path, kind):
+    """AVI and fragmented mp4: what is left looks whole, but headers say more bytes."""
+    path, parts = tmp_path / f"a.{kind}", {"movflags": "frag_keyframe+empty_moov"} if kind == "mp4" else {}
+    write_stream(path, codec="libx264" if kind == "mp4" else "mpeg4", options={"g": "24", "bf": "0"}, container=parts)
+    with av.open(str(path)) as file:
+        cut = [packet.pos for packet in file.demux(video=0) if packet.size][60]
+    with Video(path) as video:
+        assert len(list(video.sample(8))) == 32 and video.damage is None
+    path.write_bytes(path.read_bytes()[:cut])
+    with Video(path) as video:
+        assert [number_of(frame) for _, frame in video.sample(8)] == [3 * k for k in range(20)]
+        assert video.damage == "damaged, read up to 2.5 s"
+
+
+def test_a_still_without_a_known_white_is_not_read(tmp_path):
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "a.tiff")
+    with pytest.raises(InputError, match="floating-point"):
+        probe(tmp_path / "a.tiff")
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp", "bmp", "tiff"])
@@ -421,3 +466,28 @@ def test_what_a_header_claims_is_bounded(tmp_path):
     index.write_bytes(data)
     with pytest.raises(InputError, match="more frames than the file has bytes"):
         probe(index)
+
+
+def test_what_is_held_or_searched_is_bounded(tmp_path, monkeypatch):
+    """Files that are mostly holes: they cost nobody who sends them anything."""
+    start = struct.pack(">I4s4sI", 16, b"ftyp", b"isom", 0)
+    webp = b"RIFF" + struct.pack("<I", 0xFFFFFF00) + b"WEBPVP8X" + struct.pack("<I", 10) + bytes(10)
+    holes = {
+        "its index has more than 256 MiB": (start + struct.pack(">I4sQ", 1, b"moov", 20 << 30), 20 << 30),
+        "more than 1048576 boxes": (start + struct.pack(">I4s", 8, b"free") * (1 << 20), 1 << 30),
+        "a picture or animation of more than": (webp, 20 << 30),
+        "picture or animation of more than 1 GiB": (gif(64, 64, 3, 10)[:-1], 2 << 30),
+    }
+    path = tmp_path / "a.mp4"
+    for why, (data, size) in holes.items():
+        path.write_bytes(data)
+        os.truncate(path, size)
+        with pytest.raises(InputError, match=why):
+            probe(path)
+    monkeypatch.setattr(videos, "STUCK_SECONDS", 0.3)
+    write_clip(path := tmp_path / "a.mkv", 48)
+    os.truncate(path, 40 << 30)
+    begun = time.monotonic()
+    with Video(path) as video:
+        assert [number_of(frame) for _, frame in video.sample(8)] == [3 * k for k in range(16)]
+        assert video.damage == "damaged, read up to 2.0 s" and time.monotonic() - begun < 5

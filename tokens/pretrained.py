@@ -22,7 +22,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from basics.running import InputError, one_line
+from basics.running import InputError, reason
 from tokens.encoders import ENCODERS, pool_tokens, pooled_tokens
 from tokens.preparation import KERNELS, Preparation
 
@@ -109,7 +109,7 @@ def plain_errors(preset):
         yield
     except Exception as error:
         remove_empty_folders(preset)
-        raise InputError(f"{preset} cannot be loaded ({one_line(error)}); {remedy(preset)}") from error
+        raise InputError(f"{preset} cannot be loaded ({reason(error)}); {remedy(preset)}") from error
 
 
 def remove_empty_folders(preset):
@@ -261,9 +261,7 @@ def load_mobilenet(layer=None, weights=None, dtype="float32", pool=1) -> Pretrai
         x = standardised(model.get_layer(f"{layer}_bn"))
     except Exception as error:  # of the download, HDF5, Keras
         what = f"{weights} cannot be read" if weights else "MobileNet's weights cannot be downloaded"
-        raise InputError(
-            f"{what} ({one_line(error)}); fetch {MOBILENET_FILE} and pass --encoder-weights FILE"
-        ) from error
+        raise InputError(f"{what} ({reason(error)}); fetch {MOBILENET_FILE} and pass --encoder-weights FILE") from error
     model = keras.Model(model.input, keras.layers.Reshape((-1, x.shape[-1]))(x))
     prepare = Preparation(224, [1 / 127.5] * 3, [-1.0] * 3, crop=True, interpolation="bicubic")
     return Pretrained("mobilenet", model, x.shape[1], prepare, pool, layer=layer, encoder_dtype=dtype)

@@ -19,7 +19,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from basics.running import InputError, reason
-from tokens.pictures import MOST_PIXELS, Picture, check_drawn, pixel_aspect, read_delays, read_head, read_pictures
+from tokens import pictures
+from tokens.pictures import MOST_PIXELS, Picture, check_drawn
 
 VIDEO_SUFFIXES = {"mp4", "m4v", "mov", "3gp", "mkv", "webm", "avi", "gif", "webp", "mpg", "mpeg", "ts", "wmv", "flv"}
 FORMATS = "mov,matroska,avi,gif,apng,mpegts,mpeg,mpegvideo,asf,flv"  # that FFmpeg may take a file for
@@ -30,6 +31,7 @@ OPTIONS |= {"default_fps": "10", "max_fps": "99"}  # of an APNG: frames without 
 MOST_FRAMES = 1 << 22  # 39 hours at 30 frames a second
 SLOWEST, FASTEST = 1 / 600, 1000.0  # frames a second, on average
 LONGEST_PAUSE, LONGEST = 3600.0, 24 * 3600.0  # seconds that a frame may stay on screen, and of a video
+STUCK_SECONDS = 10.0  # of looking for the next packet, after which a file counts as broken off
 DAMAGED_SECONDS = 30.0  # of decoding, after which a video ends if most of its packets are damaged
 
 CLOCK_STEP = 0.1  # seconds by which the clock of a stream may go back before it counts as a new clock
@@ -65,10 +67,10 @@ class Video(AbstractContextManager):
     def __init__(self, source):
         self.file, self.input, self.damage, self.marks = source, None, None, None
         if isinstance(source, io.BytesIO):
-            head, self.bytes, kind = b"", source.getbuffer().nbytes, None
+            head, self.bytes, self.cut, kind = b"", source.getbuffer().nbytes, False, None
         else:
             self.file = os.path.abspath(source)
-            head, self.bytes, kind = read_head(self.file)
+            head, self.bytes, self.cut, kind = pictures.read_head(self.file)
         try:
             self.open_picture(kind) if kind else self.open_stream(head)
         except BaseException as error:
@@ -135,10 +137,10 @@ class Video(AbstractContextManager):
             last = max(last, here)
 
     def open_picture(self, kind):
-        source, delays, self.breaks_off = read_delays(self.file, kind)
-        self.times, self.length = np.cumsum([0.0, *delays[:-1]]), float(sum(delays))
+        source, delays, self.breaks_off = pictures.read_delays(self.file, kind)
+        self.times, self.length = pictures.animated(delays)
         self.container = self.codec = kind
-        self.begin(map(Picture, read_pictures(source, kind, max(1, len(delays)))))
+        self.begin(map(Picture, pictures.read_pictures(source, kind, max(1, len(delays)))))
 
     def open_stream(self, head):
         stream = self.open_input()
@@ -153,17 +155,20 @@ class Video(AbstractContextManager):
         if not shown:
             raise InputError("no video frames in the file")
         self.times, self.length, self.marks = timeline(shown, stream, stored=self.container != "avi")
+        if self.container == "gif":
+            self.times, self.length = pictures.animated(stamp[2] * float(stream.time_base) for stamp in shown)
         if not hold:
             self.input.close()
             stream = self.open_input()
+            held = itertools.islice(self.packets(stream), len(stamps))
         self.needed, self.skips = None, []
-        self.places = {stamp[0]: place for place, stamp in enumerate(stamps)}
+        self.places = {stamp[0]: place for place, stamp in enumerate(stamps) if not stamp[4]}
         self.keys = [place for place, stamp in enumerate(stamps) if stamp[3]]
-        self.begin(self.decode(stream, held if hold else self.packets(stream)))
+        self.begin(self.decode(stream, held))
 
-    def begin(self, pictures):
+    def begin(self, shown):
         """Decode the first picture: where time begins and the size as shown are known from then on."""
-        self.pictures, self.first = pictures, next(pictures, None)
+        self.pictures, self.first = shown, next(shown, None)
         if self.first is None:
             raise InputError(f"no frame of at most {MOST_PIXELS >> 20} million pixels could be decoded")
         if self.marks is not None and self.first.frame.pts is not None:  # what comes before is never on screen
@@ -179,11 +184,11 @@ class Video(AbstractContextManager):
             self.damage = f"damaged, read up to {self.length:.1f} s"
 
     def open_input(self):
-        self.input = av.open(self.file, metadata_errors="replace", options=OPTIONS)
+        self.input = av.open(self.file, metadata_errors="replace", options=OPTIONS, timeout=STUCK_SECONDS)
         stream = self.input.streams.best("video")
         if stream is None or stream.codec_context is None:
             raise InputError("no video stream" if stream is None else "its codec is not known")
-        check_drawn(stream.codec_context.width * pixel_aspect(stream), stream.codec_context.height)
+        check_drawn(stream.codec_context.width * pictures.pixel_aspect(stream), stream.codec_context.height)
         return stream
 
     def packets(self, stream):
@@ -196,7 +201,7 @@ class Video(AbstractContextManager):
                     end = max(end, (packet.pts + (packet.duration or 0)) * ticks.get(packet.stream_index, 0))
                 if packet.stream_index != stream.index or not packet.size:
                     continue
-                if packet.dts is not None and self.container != "avi":
+                if packet.dts is not None and self.container not in ("avi", "mp4", "mov"):  # they have one clock
                     step = usual if last is None else packet.dts + shift - last
                     if not -CLOCK_STEP <= step * ticks[stream.index] <= LONGEST_PAUSE:
                         shift, step = shift + usual - step, usual
@@ -207,11 +212,11 @@ class Video(AbstractContextManager):
                 yield packet
         except av.error.FFmpegError:
             broken = True
-        self.breaks_off = broken or ends_early(self.input, stream, self.container, self.bytes, end)
+        self.breaks_off = self.cut or broken or ends_early(self.input, stream, self.container, self.bytes, end)
 
     def decode(self, stream, packets):
         """Yield pictures in order of display, without packets of `skips` and H.264 frames that nothing needs."""
-        context, aspect, reformatter = decoder_of(stream), pixel_aspect(stream), VideoReformatter()
+        context, aspect, reformatter = decoder_of(stream), pictures.pixel_aspect(stream), VideoReformatter()
         damaged, seconds, skip_to = 0, 0.0, 0
         for place, packet in enumerate(itertools.chain(packets, [None])):
             if packet is not None and place < skip_to:
