@@ -20,8 +20,9 @@ from contextlib import ExitStack
 from functools import partial
 from itertools import chain
 
-from basics.running import InputError, fraction, positive, printable, run_script
+from basics.running import InputError, fraction, positive, printable, run_script, seed
 from tokens.encoders import DTYPES
+from tokens.generators import is_name
 
 # The names in report/scores.py, which takes longer to import than --help may:
 SCORES = ("maximum softmax", "energy", "nearest class mean", "Mahalanobis", "k-nearest neighbours", "T-Sig")
@@ -59,7 +60,7 @@ def get_args(argv=None):
     add("--false-rejection", type=fraction, default=0.05, help="--calibrate: fraction of known clips rejected")
     add("--score", choices=SCORES, default="Mahalanobis", help="--calibrate: the score that detects unknown generators")
     add("--limit", type=positive, default=200, help="--calibrate: at most this many clips per generator in each split")
-    add("--seed", type=int, default=0, help="--calibrate: seed of the choice of those clips")
+    add("--seed", type=seed, default=0, help="--calibrate: seed of the choice of those clips")
     args = parser.parse_args(argv)
     reports = args.json or args.html or args.csv
     if (args.calibrate or args.export) and (args.files or args.enrol or reports):
@@ -96,8 +97,8 @@ def path(text):
 
 
 def generator(text):
-    """A name that has a letter or a digit."""
-    if not any(map(str.isalnum, text)):
+    """A name that can be printed and has a letter or a digit."""
+    if not (is_name(text) and any(map(str.isalnum, text))):
         raise ValueError(text)
     return text
 
@@ -131,6 +132,7 @@ def main(argv=None):
     given = ["/dev/stdin"] if args.files == ["-"] else look.expand(args.files)
     outputs.refuse_inputs(written, chain(read, given))
     outputs.refuse_places(written, read)
+    outputs.refuse_inputs(written, [os.path.join(args.run, name) for name in run.FILES])  # a hard link is elsewhere
     batches = look.batches(args.files, outputs.answered(args.json) if args.resume else None, args.max_files)
 
     # ---------------------------------------------------------------- load

@@ -294,8 +294,8 @@ def zoo_recipe(seed: int, strength: float, generators: dict) -> dict:
 def check_folder(out: Path, old: dict, recipe: dict, overwrite: bool):
     """Raise InputError when new clips would join clips made otherwise; when overwriting, delete the old zoo."""
     clips = list(out.glob("*/[0-9]*.mp4"))
-    if clips and not old.get("simulated"):
-        raise InputError(f"{out} holds videos that this script did not make; choose another --out")
+    if (clips or old) and not (old.get("simulated") and "generators" in old):
+        raise InputError(f"{out} holds what this script did not make; choose another --out")
     if overwrite:
         for clip in clips:
             clip.unlink()

@@ -78,8 +78,17 @@ def reading(path, wrong, remedy=AGAIN):
         raise InputError(f"{path}: {wrong} ({reason(error)}); {remedy}") from error
 
 
+def open_bytes(path):
+    """The file, open for reading; a pipe that nobody writes to is empty."""
+    flag = getattr(os, "O_NONBLOCK", 0)
+    file = open(path, "rb", opener=lambda path, flags: os.open(path, flags | flag))  # noqa: SIM115
+    if not file.seekable():
+        os.set_blocking(file.fileno(), True)
+    return file
+
+
 def read_bytes(path):
-    with open(path, "rb") as file:
+    with open_bytes(path) as file:
         content = file.read(MOST_TEXT + 1)
     if len(content) > MOST_TEXT:
         raise ValueError(f"larger than {MOST_TEXT >> 20} MiB")
@@ -142,8 +151,7 @@ def read_arrays(path, keys=None, remedy=AGAIN, holds=None) -> dict:
     come as the dicts that they were; `holds` says of them what `check` does.
     """
     holds, sizes = {"recipe": RECIPE, "row": dict, "state": dict} | ARRAYS | (holds or {}), {}
-    with reading(path, "damaged", remedy), zipfile.ZipFile(path) as archive:
-        refuse_bomb(path, archive)
+    with open_zip(path, remedy, wrong="damaged") as archive:
         keys = keys or [name.removesuffix(".npy") for name in archive.namelist()]
         arrays = {key: read_array(archive, key) for key in keys}
         for key in arrays.keys() & holds.keys():
@@ -184,7 +192,7 @@ def open_zip(path, remedy=AGAIN, most=MOST_UNPACKED, wrong="damaged zip"):
     """The zip file, open for reading; damage that shows while it is read is an InputError as well, and so are members
     that claim more than `most` bytes together.
     """
-    with reading(path, wrong, remedy), zipfile.ZipFile(path) as archive:
+    with reading(path, wrong, remedy), open_bytes(path) as file, zipfile.ZipFile(file) as archive:
         refuse_bomb(path, archive, most)
         yield archive
 
@@ -263,9 +271,13 @@ def first_names(names, count=3):
 def finished_metrics(path, recipe, overwrite=False, unfinished=()) -> dict | None:
     """The content of a finished <name>.json of this very recipe, or None when there is work to do.
 
-    Raises InputError naming what differs when it was made otherwise; `overwrite` clears it and what is `unfinished`.
+    Raises InputError naming what differs when it was made otherwise, or what is no folder; `overwrite` clears it and
+    what is `unfinished`.
     """
     path = Path(path)
+    above = next(filter(os.path.lexists, Path(os.path.realpath(path)).parents))
+    if not above.is_dir():
+        raise InputError(f"{above} is no folder; choose another --run")
     for file in (path, *unfinished) if overwrite else ():
         Path(file).unlink(missing_ok=True)
     if not path.exists():
@@ -279,7 +291,7 @@ def finished_metrics(path, recipe, overwrite=False, unfinished=()) -> dict | Non
 def file_digest(path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     try:
-        with open(path, "rb") as file:
+        with open_bytes(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; name a file that is there") from error

@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent  # of the project
 GRACE = 5  # seconds that an interrupted script may take to come back from code of others, such as TensorFlow's
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
 class InputError(ValueError):
@@ -49,7 +50,7 @@ def reason(error) -> str:
 
 def run_script(main, interrupted="the same command goes on (without --overwrite)"):
     """Exit with status 0, with 2 for an empty argument, or with 1 and one line on standard error for an InputError, a
-    full disk, Ctrl-C or SIGTERM. All else shows its traceback.
+    full disk, a path that no file can have, Ctrl-C or SIGTERM. All else shows its traceback.
     """
     read_names_as_utf8()
     open_streams()
@@ -67,9 +68,13 @@ def run_script(main, interrupted="the same command goes on (without --overwrite)
     except BrokenPipeError:  # whoever read the output has ended, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno in FULL:
+            sys.exit(
+                f"{script}: {printable(error.filename or 'output')} cannot be written ({error.strerror}); make room"
+            )
+        if error.errno not in NO_PATH or not error.filename:
             raise
-        sys.exit(f"{script}: {printable(error.filename or 'output')} cannot be written ({error.strerror}); make room")
+        sys.exit(f"{script}: {printable(error.filename)} cannot be reached ({error.strerror}); name another path")
     except KeyboardInterrupt:
         sys.exit(farewell)
 

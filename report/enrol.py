@@ -73,7 +73,9 @@ def embed(paths, run, encoder, **options):
             why = reason(file.error or InputError("no frame could be decoded"))
             print(printable(f"{file_name(paths[number])}: not enrolled: {why}"))
     if not read:
-        raise InputError(f"{', '.join(paths[:3])}: no clip that can be read, so nothing is enrolled")
+        raise InputError(
+            f"{', '.join(paths[:3]) or 'standard input'}: no clip that can be read, so nothing is enrolled"
+        )
     embedding, video, digests = zip(*(read[number] for number in sorted(read)), strict=True)
     return {"embedding": np.array(embedding, "float32"), "video": np.array(video)}, list(digests)
 

@@ -19,6 +19,7 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
+from basics.checks import check
 from basics.output import temporary_file, write_atomically
 from basics.running import InputError
 from report.text import page_template
@@ -26,13 +27,15 @@ from tokens.generators import LEVELS
 
 STANDARD_OUTPUT = "/dev/stdout"
 HEAD = 4096  # bytes by which text is told from anything else
+START = b'{"version": 1, "file": "'  # of each line of JSON
+LINE = {"version": range(1, 2), "file": str, "error": (str, None)}
 
 # ---------------------------------------------------------------- what an output must not be
 
 
 def is_stream(path):
     """Whether a path leads to a pipe, a terminal or another device."""
-    return os.path.exists(path) and not os.path.isfile(path)
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def resolved(path):
@@ -75,12 +78,12 @@ def refuse_places(outputs, folders):
     for flag, path in outputs.items():
         if is_standard_output(path):
             continue
+        if problem := why_not(path):
+            raise InputError(f"{flag} {path} {problem}; name another file")
         above = Path(resolved(path)).parents
         holder = next((read[identity(folder)] for folder in above if identity(folder) in read), None)
         if holder or any((above[0] / f"{level}.keras").exists() for level in LEVELS):
             raise InputError(f"{flag} {path} would lie among the files of {holder or above[0]}; name a file elsewhere")
-        if problem := why_not(path):
-            raise InputError(f"{flag} {path} {problem}; name another file")
 
 
 def why_not(path):
@@ -255,7 +258,7 @@ def answered(path) -> Counter:
     def write_answers(temporary):
         with open(path, "rb") as lines, open(temporary, "wb") as kept:
             for line in lines:
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") and START.startswith(line[: len(START)]):
                     break
                 if digest := answered_by(line, path):
                     digests[digest] += 1
@@ -269,6 +272,7 @@ def answered_by(line, path):
     """The SHA-256 of the file that a line answers; None of a line of an error."""
     try:
         report = json.loads(line)
-        return None if report["error"] is not None else str(report["media"]["sha256"])
+        check(report, LINE | ({"media": {"sha256": str}} if report["error"] is None else {}))
+        return report["media"]["sha256"] if report["error"] is None else None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path} holds no reports of attribute_video.py; choose another --json") from error

@@ -1,10 +1,13 @@
 """Files that are damaged, edited or made to harm: one line that names the file, through the one reader of its kind."""
 
+import hashlib
 import io
 import json
+import os
 import shutil
 import struct
 import sys
+import threading
 import unicodedata
 import zipfile
 
@@ -14,7 +17,7 @@ from small import RECIPE, write_folder
 from stages import module, stage
 
 from basics import artifacts
-from basics.artifacts import open_zip, read_arrays, read_json, write_json
+from basics.artifacts import file_digest, finished_metrics, open_zip, read_arrays, read_json, write_json
 from basics.checks import Between, check
 from basics.code import print_other_code
 from basics.running import InputError, run_script
@@ -327,6 +330,33 @@ def test_a_row_of_another_file_or_of_other_types(features, tmp_path):
         refused(tmp_path / "b.mp4.npz", read_row, tmp_path / "b.mp4.npz")
 
 
+def test_pipe_that_nobody_writes_to_is_one_line(tmp_path):
+    os.mkfifo(path := tmp_path / "pipe")
+    for read in (load_generators, read_arrays, read_json):
+        refused(path, read, path)
+    assert file_digest(path) == hashlib.sha256().hexdigest()
+
+
+def test_pipe_that_somebody_writes_to_is_read(tmp_path):
+    """As <(...) of a shell gives one."""
+    reader, writer = os.pipe()
+    thread = threading.Timer(0.2, lambda: (os.write(writer, b'{"a": 1}'), os.close(writer)))
+    thread.start()
+    assert read_json(f"/dev/fd/{reader}") == {"a": 1}
+    thread.join()
+    os.close(reader)
+
+
+@pytest.mark.parametrize("run", ["file", "file/run", "pipe/run", "loop"])
+def test_run_that_is_no_folder_is_refused_before_anything_is_trained(tmp_path, run):
+    (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "a").symlink_to("later")
+    assert "is no folder" in refused(tmp_path / run.split("/")[0], finished_metrics, tmp_path / run / "bin.json", {})
+    assert finished_metrics(tmp_path / "a" / "b" / "bin.json", {}) is None
+
+
 def test_zip_that_claims_more_than_it_may_unpack_to(tmp_path):
     path = tmp_path / "a.zip"
     content = bytearray(packed({"README.md": bytes(5000), "a.npy": array_file(np.zeros(500))}, zipfile.ZIP_DEFLATED))
@@ -477,6 +507,10 @@ FLAGS += ["02_pretrain_binary --data-service grpc://h:70000", "02_pretrain_binar
 FLAGS += ["03_attribute --margin nan", "03_attribute --margin inf", "03_attribute --margin 1e39"]
 FLAGS += ["03_attribute --ce-weight nan", "03_attribute --seed 99999999999", "04_tsigs --splits ,"]
 FLAGS += ["04_tsigs --repeats 0", "05_wild_constrained --tau nan", "05_wild_constrained --l2 inf"]
+FLAGS += ["attribute_video --calibrate --seed -1", "attribute_video --enrol K\x1b[31m a.mp4"]
+FLAGS += [
+    "attribute_video --enrol K\udcff a.mp4"
+]  # a name of bytes that are not UTF-8: what is written would not be read
 FLAGS += ["05_wild_constrained --wild A=0", "05_wild_constrained --known ,", "simulate_videos --strength nan"]
 
 

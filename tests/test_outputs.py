@@ -68,6 +68,7 @@ def test_output_over_what_is_read_is_refused_before_anything_is_written(clip, ru
     (tmp_path / "soft.mp4").symlink_to(clip)
     (tmp_path / "list.txt").write_text(f"{clip}\n")
     kept = shutil.copytree(run_folder, tmp_path / "run")
+    os.link(kept / "gen.json", tmp_path / "metrics.json")
     shutil.make_archive(tmp_path / "zip", "zip", run_folder)
     other = write_clip(tmp_path / "folder" / "other.mp4", fps=8, frames=moving(16))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -76,7 +77,11 @@ def test_output_over_what_is_read_is_refused_before_anything_is_written(clip, ru
     refused += [(other, [other.parent], "written over the input"), (other, [clip], "is there and no report")]
     refused += [(f"{other.parent}/none/../other.mp4", [clip], "is there and no report")]
     refused += [(kept / name, [clip], "among the files of") for name in ("gen.json", "new.json")]
-    refused += [(run_folder / "gen.json", [clip], "among the files of"), (tmp_path, [clip], "is a folder")]
+    refused += [
+        (run_folder / "gen.json", [clip], "among the files of"),
+        (tmp_path / "metrics.json", [clip], "gen.json"),
+    ]
+    refused += [(folder, [clip], "is a folder") for folder in (tmp_path, ".", "/")]
     refused += [(tmp_path / "list.txt", ["-"], "written over the input"), (clip / "x", [clip], "clip.mp4/x")]
     for path, files, words in refused:
         monkeypatch.setattr(runs, "load_run", None)  # nothing is read before
@@ -273,14 +278,26 @@ def test_bytes_are_hashed_once(loaded, clip, tmp_path, monkeypatch):
     assert hashed == [str(clip)]
 
 
-@pytest.mark.parametrize(
-    "content", [b'{"error": null}\n', b'{"error": null, "media": 1}\n', b"[" * 10**5 + b"\n", b"9" * 5000]
-)
+REPORT = b'{"version": 1, "file": "a", "error": null, "media": '
+OTHER_LINES = [b'{"error": null}\n', b'{"error": null, "media": 1}\n', b"[" * 10**5 + b"\n", b"9" * 5000 + b"\n"]
+OTHER_LINES += [b"a note", b'{"error": "of another tool"}\n', REPORT + b'{"sha256": [1]}}\n']
+
+
+@pytest.mark.parametrize("content", OTHER_LINES, ids=lambda line: line[:60].decode())
 def test_resume_of_other_lines_is_refused(tmp_path, content):
-    (tmp_path / "out").write_bytes(content + b"\n")
+    """Not dropped as if they were lines of errors, or a last line that was cut."""
+    (tmp_path / "out").write_bytes(content)
     with pytest.raises(InputError, match="out holds no reports"):
         outputs.answered(tmp_path / "out")
-    assert (tmp_path / "out").read_bytes() == content + b"\n"
+    assert (tmp_path / "out").read_bytes() == content
+
+
+@pytest.mark.parametrize("end", [8, 30, 60])
+def test_resume_drops_a_last_line_that_was_cut(tmp_path, end):
+    line = REPORT + b'{"sha256": "x"}}\n'
+    (tmp_path / "out").write_bytes(line + line[:end])
+    assert outputs.answered(tmp_path / "out") == {"x": 1}
+    assert (tmp_path / "out").read_bytes() == line
 
 
 def test_file_that_changes_while_it_is_read_is_not_answered(run, clip, monkeypatch):

@@ -129,6 +129,35 @@ def test_backend_is_one_that_is_installed(missing, chosen, words):
     assert (out + errors).count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ('{"backend": "jax"}', "jax\n"),
+        ('{"backend": "tensorflow"}', "tensorflow\n"),
+        ("{}", "tensorflow\n"),
+        ('{"backend": "nonsense"}', "backend nonsense: no such backend here; "),
+        ('{"backend": ["jax"]}', "backend is ['jax'], not text"),
+        ('{"floatx": "float7"}', "floatx is 'float7'"),
+        ("[]", "it is [], not an object"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_settings_of_keras_count_where_the_environment_names_no_backend(tmp_path, content, words):
+    (tmp_path / "keras.json").write_text(content)
+    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    process = start("-c", WITHOUT, "", "x.py", env=environment | {"KERAS_HOME": str(tmp_path)})
+    out, errors = process.communicate(timeout=60)
+    assert words in out + errors and (out + errors).count("\n") == 1
+    assert process.returncode == bool(errors) and (not errors or str(tmp_path / "keras.json") in errors)
+
+
+@pytest.mark.parametrize("command", ["01_extract_features.py --videos", "01_extract_features.py --videos . --features"])
+def test_path_that_no_file_can_have_is_one_line(command):
+    process = start(*command.split(), "x" * 300)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and errors.count("\n") == 1 and "File name too long" in errors
+
+
 def test_full_disk_under_standard_output_is_one_line():
     with open("/dev/full", "w") as full:
         process = start("reproduce.py", "--list", stdout=full)

@@ -183,6 +183,13 @@ def test_a_folder_of_somebodys_videos_is_refused_even_with_overwrite(tmp_path):
     assert clips_of(tmp_path) == {"Real/0000.mp4": b"mine"}
 
 
+def test_the_recipe_of_something_else_is_kept(tmp_path):
+    (tmp_path / "recipe.json").write_text(features := '{"encoder": "dct", "simulated": true}')
+    with pytest.raises(InputError, match="did not make"):
+        simulate(tmp_path, "--overwrite")
+    assert (tmp_path / "recipe.json").read_text() == features
+
+
 def test_a_write_that_fails_half_way_leaves_no_file(tmp_path, monkeypatch):
     def half(path, content):
         with open(path, "wb") as file:
