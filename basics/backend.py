@@ -7,7 +7,15 @@ from importlib.util import find_spec
 from basics.artifacts import read_json
 from basics.running import InputError
 
-INSTALLED = [name for name in ("tensorflow", "jax") if find_spec(name)]
+
+def is_installed(name):
+    try:
+        return find_spec(name) is not None
+    except ImportError:  # of a finder that hides it
+        return False
+
+
+INSTALLED = list(filter(is_installed, ("tensorflow", "jax")))
 SETTINGS = {"backend?": str, "floatx?": {"float16", "float32", "float64"}, "epsilon?": float}
 SETTINGS |= {"image_data_format?": {"channels_last", "channels_first"}}
 
