@@ -30,7 +30,7 @@ OPTIONS |= {"default_fps": "10", "max_fps": "99"}  # of an APNG: frames without 
 MOST_FRAMES = 1 << 22  # 39 hours at 30 frames a second
 SLOWEST, FASTEST = 1 / 600, 1000.0  # frames a second, on average
 LONGEST_PAUSE, LONGEST = 3600.0, 24 * 3600.0  # seconds that a frame may stay on screen, and of a video
-STUCK_SECONDS = 10.0  # of looking for the next packet, after which a file counts as broken off
+STUCK_SECONDS = 8.0  # of looking for the next packet, after which a file counts as broken off
 DAMAGED_SECONDS = 30.0  # of decoding, after which a video ends if most of its packets are damaged
 
 CLOCK_STEP = 0.1  # seconds by which the clock of a stream may go back before it counts as a new clock
