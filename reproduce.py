@@ -11,7 +11,8 @@ ablation-WHAT, ... further questions about SAGA, in the same form; `--list` has 
 demo               simulate the zoo, extract, pretrain, attribute at four levels; one table; results in runs/demo
 steps              the five stages on a small zoo, with the keys and shapes of what each leaves
 compare RUN RUN    two runs or more on the same test clips: accuracies, exact McNemar's test with Holm's correction
-paper              every table, figure and question, one after the other, each in its own process
+paper              every table, figure and question, one after the other, each in its own process; with --dry-run
+                   --features DIR the commands of the papers' tables at full size, with hours and terabytes
 readme             make the tables in README.md and docs/ from results/
 
 All others write results/<name>.json and .md, figures a .png too; results on other data are in subfolders.
@@ -20,6 +21,7 @@ All others write results/<name>.json and .md, figures a .png too; results on oth
 import argparse
 import subprocess
 import sys
+from pkgutil import resolve_name
 
 from basics.running import InputError, positive, run_script
 from experiments.datasets import ENCODER_FLAGS, SIMULATED
@@ -58,6 +60,7 @@ def get_args(argv=None):
     add("--seeds", type=positive, help="all but demo: other weights, choice of labels and corpus folds; 3, wild 5")
     add("--level", choices=LEVELS, help="compare: at this level alone; default: at every level that all the runs have")
     add("--overwrite", action="store_true", help="train and extract again what is there; paper: in each entry")
+    add("--dry-run", action="store_true", help="paper: print the commands at full size, and what they take")
     add("--limit", type=positive, help="at most this many clips per generator: a small run")
     args = parser.parse_args(argv)
     args.runs = args.name[1:] if args.name[:1] == ["compare"] else []
@@ -73,6 +76,8 @@ def get_args(argv=None):
         parser.error("--folds takes 2 or more")
     if args.features and args.name == "readme":
         parser.error("readme takes no --features")
+    if args.dry_run and not (args.name == "paper" and len(args.features or ()) == 1):
+        parser.error("--dry-run is for paper with one folder of --features")
     if args.test_features and args.name != "table-5":
         parser.error("--test-features is for table-5")
     if args.videos and not (args.features and args.name in ("table-s2", "report")):
@@ -91,6 +96,7 @@ SigLIP-So400m/14, 31 TB of tokens.
 def print_list():
     for name, entry in ENTRIES.items():
         print(f"{name:18} {entry.what}\n{'':18} zoo: {entry.minutes} min; at the paper's scale: {entry.paper}")
+    print(f"\nall of these: {sum(entry.minutes for entry in ENTRIES.values())} min")
     print(LIST_NOTES)
     print("\n".join(f"{name:18} {what}" for name, (what, _) in OTHERS.items()))
 
@@ -106,6 +112,8 @@ def main(argv=None):
     args = get_args(argv)
     if args.list:
         return print_list()
+    if args.dry_run:
+        return resolve_name("experiments.full_size:print_full_size")(args)
     if args.name == "paper":
         flags = list(sys.argv[1:] if argv is None else argv)
         flags.remove("paper")
