@@ -24,7 +24,7 @@ import sys
 from pkgutil import resolve_name
 
 from basics.running import InputError, positive, run_script
-from experiments.datasets import ENCODER_FLAGS, SIMULATED
+from experiments.datasets import ENCODER_FLAGS, OWN_DATA, SIMULATED
 from experiments.registry import ENTRIES, OTHERS, run_entry
 from tokens.generators import LEVELS
 
@@ -39,8 +39,8 @@ def get_args(argv=None):
     add(
         "--data",
         choices=(*SIMULATED, "corpus", "equalized"),
-        default="zoo",
-        help="tables, figures: simulated clips, the same with marks twice as strong, or real clips",
+        help="tables, figures: simulated clips, the same with marks twice as strong or more of them, or real clips;"
+        " default: zoo, of figure-s1 large",
     )
     add(
         "--features",
@@ -67,6 +67,7 @@ def get_args(argv=None):
     args.name = "-".join(args.name[:1] if args.runs else args.name)
     if args.name not in (*ENTRIES, *OTHERS) and not args.list:
         parser.error(f"{args.name}: no such experiment; --list names them" if args.name else "name one or pass --list")
+    args.data = args.data or OWN_DATA.get(args.name, "zoo")
     args.seeds = args.seeds or (ENTRIES[args.name].seeds if args.name in ENTRIES else 3)
     if args.name == "compare" and len(args.runs) < 2:
         parser.error("compare takes two run folders or more, such as runs/zoo runs/one-stage")
