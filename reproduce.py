@@ -15,10 +15,12 @@ paper              every table, figure and question, one after the other, each i
                    --features DIR the commands of the papers' tables at full size, with hours and terabytes
 readme             make the tables in README.md and docs/ from results/
 
-All others write results/<name>.json and .md, figures a .png too; results on other data are in subfolders.
+All others write results/<name>.json and .md, figures a .png too; results on other data are in subfolders. `--verify`
+measures seed 0 of a result again, from scratch, and says whether it is what it was.
 """
 
 import argparse
+import shlex
 import subprocess
 import sys
 from pkgutil import resolve_name
@@ -26,6 +28,7 @@ from pkgutil import resolve_name
 from basics.running import InputError, positive, run_script
 from experiments.datasets import ENCODER_FLAGS, OWN_DATA, SIMULATED
 from experiments.registry import ENTRIES, OTHERS, run_entry
+from experiments.verify import verify
 from tokens.generators import LEVELS
 
 
@@ -35,6 +38,7 @@ def get_args(argv=None):
     )
     add = parser.add_argument
     add("name", nargs="*", metavar="NAME", help="the experiment; --list names them. compare RUN RUN ...: run folders")
+    add("--verify", action="store_true", help="measure seed 0 of NAME's results, or of all, from scratch and compare")
     add("--list", action="store_true", help="print the experiments, what each needs and how long it takes")
     add(
         "--data",
@@ -56,16 +60,18 @@ def get_args(argv=None):
     add("--corpus", default="../shared/corpus", help="folder of real clips: clips/ and clips.csv")
     add("--encoder", choices=tuple(ENCODER_FLAGS), default="dct", help="the frozen encoder of --data")
     add("--encoder-weights", help="mobilenet's weights, for a machine that cannot download them")
-    add("--run", help="folder of the runs; default runs/paper, demo, report or unseen")
+    add("--run", help="folder of the runs; default runs/paper, demo, report or unseen; with --verify a temporary one")
+    add("--results", default="results", help="folder of the results")
     add("--seeds", type=positive, help="all but demo: other weights, choice of labels and corpus folds; 3, wild 5")
     add("--level", choices=LEVELS, help="compare: at this level alone; default: at every level that all the runs have")
     add("--overwrite", action="store_true", help="train and extract again what is there; paper: in each entry")
     add("--dry-run", action="store_true", help="paper: print the commands at full size, and what they take")
     add("--limit", type=positive, help="at most this many clips per generator: a small run")
     args = parser.parse_args(argv)
+    args.command = shlex.join(["python", "reproduce.py", *(sys.argv[1:] if argv is None else argv)])
     args.runs = args.name[1:] if args.name[:1] == ["compare"] else []
     args.name = "-".join(args.name[:1] if args.runs else args.name)
-    if args.name not in (*ENTRIES, *OTHERS) and not args.list:
+    if args.name not in (*ENTRIES, *OTHERS) and (args.name or not (args.list or args.verify)):
         parser.error(f"{args.name}: no such experiment; --list names them" if args.name else "name one or pass --list")
     args.data = args.data or OWN_DATA.get(args.name, "zoo")
     args.seeds = args.seeds or (ENTRIES[args.name].seeds if args.name in ENTRIES else 3)
@@ -115,6 +121,8 @@ def main(argv=None):
         return print_list()
     if args.dry_run:
         return resolve_name("experiments.full_size:print_full_size")(args)
+    if args.verify:
+        return verify(args, get_args)
     if args.name == "paper":
         flags = list(sys.argv[1:] if argv is None else argv)
         flags.remove("paper")

@@ -161,7 +161,9 @@ def full_size_commands(features) -> list[Command]:
             commands.append(siglip.train(f"Table 4, {row}", STAGE_ONE, "bin", **only))
     commands.append(siglip.train("Table 5, DVF", STAGE_ONE, "bin", test_features=dvf.features))
     for level, table in PAPER_TABLES.items():
-        commands += [siglip.train(f"Table {table.split()[0]}, {arm}", arm, level) for arm in LEVEL_ARMS[level]]
+        commands += [
+            siglip.train(f"Table {table.split()[0]}, {arm}", arm, level) for arm in LEVEL_ARMS[level] if arm.times == 1
+        ]
     commands.append(siglip.train(f"Sec. S-6, {SEMI}", SEMI, "gen"))
     dinov2 = FullSize(features.with_name(f"{features.name}-dinov2"), "dinov2")
     arms = {"bin": STAGE_ONE} | dict.fromkeys(PAPER_TABLES, TWO_FEW)

@@ -26,7 +26,7 @@ def measure_labels(args, data):
         curves[level] = []
         for count in counts:
             used = int(np.minimum(there, count).sum())
-            point = {"labels": count, "clips": used, "share": used / int(there.sum())}
+            point = {"per_class": count, "share": used / int(there.sum())}
             curves[level].append(point | arm_results(args, data, Arm(2, count, "CE+HNM"), level))
     return described(data, curves=curves)
 
@@ -45,11 +45,10 @@ def render_labels(results):
     rows, knees = [], []
     for level, curve in results["curves"].items():
         for point in curve:
-            row = [level_name(level), percent(point["share"]), f"{point['labels']}", f"{point['clips']}"]
-            rows.append([*row, *overall_cells(point)])
+            rows.append([level_name(level), percent(point["share"]), f"{point['per_class']}", *overall_cells(point)])
         if bend := knee(curve):
-            knees.append(f"{level_name(level)} at {percent(bend['share'])} ({bend['labels']} of each class)")
-    header = ["level", "share of all labels", "labels per class", "labelled clips", *OVERALL]
+            knees.append(f"{level_name(level)} at {percent(bend['share'])} ({bend['per_class']} of each class)")
+    header = ["level", "share of all labels", "of each class", *OVERALL]
     what = "Accuracy against labels: two stages with CE+HNM; stage 1 has every clip's real or fake"
     most = percent(max(SHARES))
     rule = f"The knee: the fewest labels whose macro accuracy is within {100 * KNEE:.0f} points of that of {most}."

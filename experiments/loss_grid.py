@@ -16,53 +16,60 @@ import argparse
 import numpy as np
 
 from experiments.ablations import ablation_verdict, less_ce, signed, untrained
-from experiments.stages import LOSS_FLAGS, PAPER_MINING, Arm, clips_of, markdown
+from experiments.stages import LOSS_FLAGS, PAPER, PAPER_MINING, Arm, clips_of, markdown, spent
 from experiments.tables import OVERALL, arm_runs, caption, described, mean_std, overall_cells, scored
 from training.evaluation import score
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4)
-SETTING = {"batching": "natural", "schedule": "halving", "decay_steps": 1000, "warmup_steps": 0, "batch_size": 32}
-SETTING |= {"steps": 4000, "epochs": 40, "patience": 5, "best": "val", "head": "linear", "dropout": 0.1}
+SETTING = {key: own for key, own in PAPER.items() if key != "temporal_blocks"}  # those are stage 1's
+SETTING |= {"batch_size": 32, "steps": 4000, "epochs": 40, "patience": 5}
 MORE_SEEDS = 5  # at the best rate of each loss, where the others have three
 STAGES = {1: "one stage", 2: "two stages"}
 CE, *MINED = LOSS_FLAGS
+COLLAPSED = [0.0, np.log(1e-12)]  # in place of val_score
 
 # ---------------------------------------------------------------- measuring
 
 
 def measure_grid(args, data):
-    """A cell per number of stages, loss and rate; the best rate of each loss, by val, has more seeds."""
-    cells = []
-    for stages in STAGES:
-        for loss in LOSS_FLAGS:
-            own = [measure_cell(args, data, stages, loss, rate) for rate in RATES]
-            best = max(range(len(RATES)), key=lambda i: val_score(own[i]))
-            if args.seeds >= 3:
-                more = argparse.Namespace(**vars(args) | {"seeds": max(args.seeds, MORE_SEEDS)})
-                own[best] = measure_cell(more, data, stages, loss, RATES[best])
-            cells += [cell | {"best": i == best} for i, cell in enumerate(own)]
+    """A cell per number of stages, loss and rate; the best rate of each loss has more seeds."""
+    cells = [measure_cell(args, data, stages, loss, rate) for stages in STAGES for loss in LOSS_FLAGS for rate in RATES]
+    if args.seeds >= 3:
+        more = argparse.Namespace(**vars(args) | {"seeds": max(args.seeds, MORE_SEEDS)})
+        for i in [cells.index(cell) for cell in best_cells(cells).values()]:
+            cells[i] = measure_cell(more, data, *(cells[i][key] for key in ("stages", "loss", "rate")))
     return described(data, cells=cells)
 
 
 def measure_cell(args, data, stages, loss, rate):
+    """`scored`, and by seed, None where mining collapsed, what val says and how many steps each stage took."""
     mining = {} if loss == CE else {key: own for key, own in PAPER_MINING.items() if key != "loss"}
     runs = arm_runs(args, data, Arm(stages, "few", loss), "gen", last=SETTING | mining | {"learning_rate": rate})
-    val = [val_accuracy(run) for [run] in runs if run]
-    return {"stages": stages, "loss": loss, "rate": rate, "val": val} | scored(runs, "gen")
+    by_seed = {"val": [run and val_score(run) for [run] in runs]}
+    by_seed["steps_by_seed"] = [run and spent(run, "gen")["steps"] for [run] in runs]
+    return {"stages": stages, "loss": loss, "rate": rate} | by_seed | scored(runs, "gen")
 
 
-def val_accuracy(run):
-    """Macro accuracy on val, and less its cross-entropy: what the epoch was chosen by."""
+def val_score(run):
+    """What the epoch was chosen by: macro accuracy on val, and less its cross-entropy."""
     clips, classes = clips_of(run, "gen", "val")
     labels = (clips["class"][:, None] == classes).argmax(axis=1)
-    macro = score(labels, clips["probabilities"], classes)["macro_accuracy"]
     likelihood = clips["probabilities"][np.arange(len(labels)), labels]
+    macro = score(labels, clips["probabilities"], classes)["macro_accuracy"]
     return [macro, float(np.mean(np.log(np.maximum(likelihood, 1e-12))))]
 
 
-def val_score(cell):
-    """To choose a rate by: a collapsed seed counts as nothing right."""
-    return tuple(np.mean(cell["val"] + [[0.0, -30.0]] * cell["collapsed"], axis=0))
+def best_cells(cells):
+    """{(stages, loss): the cell whose rate is best on val}, over the seeds that all cells have. A collapsed seed names
+    no clip correctly.
+    """
+    seeds, best = min(len(cell["val"]) for cell in cells), {}
+    for cell in cells:
+        found = tuple(np.mean([own or COLLAPSED for own in cell["val"][:seeds]], axis=0))
+        key = cell["stages"], cell["loss"]
+        if key not in best or found > best[key][0]:
+            best[key] = found, cell
+    return {key: cell for key, (_, cell) in best.items()}
 
 
 # ---------------------------------------------------------------- the table
@@ -70,19 +77,28 @@ def val_score(cell):
 
 def render_grid(results):
     cells, rows = results["cells"], []
+    best = [(cell["stages"], cell["loss"], cell["rate"]) for cell in best_cells(cells).values()]
     for cell in cells:
-        macro = mean_std([macro for macro, _ in cell["val"]])
-        row = [STAGES[cell["stages"]], cell["loss"], rate_text(cell["rate"]) + " (best)" * cell["best"], macro]
-        rows.append([*row, *overall_cells(cell), outcome(cell), *comparison(cell, same_rate(cells, cell))])
+        stages, loss, rate = (cell[key] for key in ("stages", "loss", "rate"))
+        row = [STAGES[stages], loss, rate_text(rate) + " (best)" * ((stages, loss, rate) in best)]
+        row.append(mean_std([val[0] for val in cell["val"] if val]))
+        rows.append([*row, *overall_cells(mean_steps(cell)), outcome(cell), *comparison(cell, same_rate(cells, cell))])
     header = ["stages", "loss", "rate", "val macro", *OVERALL, "outcome", "less CE at this rate, macro", "verdict"]
     what = "Do hard negatives help? GEN-L, few labels; raw embeddings, margin 1, lambda 0.5 as in the paper"
     return [caption(results, what), "", *markdown(header, rows), "", *answer(cells), "", NOTE]
 
 
+def mean_steps(cell):
+    """The cell with the mean steps of each stage over seeds, in place of the first seed's: patience ends runs early."""
+    steps = [own for own in cell["steps_by_seed"] if own]
+    return cell | ({"steps": np.mean(steps, axis=0).round().astype(int).tolist()} if steps else {})
+
+
 NOTE = (
     "Trained: macro accuracy of at least twice chance. The best rate of a loss is best on val, whose labels count."
-    " Brackets after differences: 95% t interval over pairs of the same seed; ahead or behind where it leaves out 0,"
-    " else open. Each verdict stands alone: of twenty open ones, chance calls one ahead or behind."
+    " Steps are of all stages, means over seeds. Brackets after differences: 95% t interval over pairs of one seed;"
+    " ahead or behind where it leaves out 0, else open. Each verdict stands alone: of twenty open ones chance calls one"
+    " ahead or behind."
 )
 
 
@@ -117,8 +133,7 @@ def comparison(cell, plain):
 
 def answer(cells) -> list[str]:
     """What the grid says, in sentences."""
-    best = {(cell["stages"], cell["loss"]): cell for cell in cells if cell["best"]}
-    lines, found = [], {"ahead": [], "behind": [], "open": []}
+    best, lines, found = best_cells(cells), [], {"ahead": [], "behind": [], "open": []}
     for stages, words in STAGES.items():
         for loss in MINED:
             cell, plain = best[stages, loss], best[stages, CE]

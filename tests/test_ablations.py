@@ -58,9 +58,9 @@ def test_verdict_follows_the_interval_over_seeds(differences, collapsed, wanted)
     ],
 )
 def test_the_knee_has_the_fewest_labels_near_the_best(macro, wanted):
-    curve = [{"seeds": seeds(own), "labels": i} for i, own in enumerate(macro)]
+    curve = [{"seeds": seeds(own), "per_class": i} for i, own in enumerate(macro)]
     found = label_curve.knee(curve)
-    assert (found and found["labels"]) == wanted
+    assert (found and found["per_class"]) == wanted
 
 
 def test_a_condition_that_stays_at_chance_is_named():

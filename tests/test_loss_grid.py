@@ -2,7 +2,6 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
@@ -11,15 +10,16 @@ from experiments import loss_grid
 CHANCE = 0.05
 
 
-def cell(stages, loss, rate, *macro, val=0.5, best=False):
+def cell(stages, loss, rate, *macro, val=0.5):
     """Of seeds with these macro accuracies, None where mining collapsed."""
     seeds = [
         {"seed": i, "micro": own, "macro": own, "uniform": CHANCE, "majority": 0.25, "videos": 320}
         for i, own in enumerate(macro)
         if own is not None
     ]
-    facts = {"stages": stages, "loss": loss, "rate": rate, "val": [[val, -1.0]] * len(seeds), "best": best}
-    return facts | {"seeds": seeds, "collapsed": macro.count(None)}
+    by_seed = {"val": [own and [val, -1.0] for own in macro], "steps_by_seed": [own and [400, 900] for own in macro]}
+    facts = {"stages": stages, "loss": loss, "rate": rate, "budget": {"train": 280, "val": 20}}
+    return facts | by_seed | {"seeds": seeds, "collapsed": macro.count(None)}
 
 
 def grid(mined):
@@ -27,17 +27,17 @@ def grid(mined):
     cells = []
     for stages in (1, 2):
         for rate in loss_grid.RATES:
-            cells.append(cell(stages, "CE", rate, 0.40, 0.42, 0.41, best=rate == 1e-4))
-            cells.append(cell(stages, "CE+semi-HNM", rate, *[None] * 3, best=rate == 1e-5))
+            cells.append(cell(stages, "CE", rate, 0.40, 0.42, 0.41, val=0.6 if rate == 1e-4 else 0.5))
+            cells.append(cell(stages, "CE+semi-HNM", rate, *[None] * 3))
             own = mined if rate == 3e-5 else (0.06, None, 0.05)
-            cells.append(cell(stages, "CE+HNM", rate, *own, best=rate == 3e-5))
+            cells.append(cell(stages, "CE+HNM", rate, *own))
     return cells
 
 
 def test_an_interval_over_pairs_is_that_of_scipy():
     cells = grid((0.50, 0.53, 0.50))
     pairs = ttest_rel([0.50, 0.53, 0.50], [0.40, 0.42, 0.41]).confidence_interval(0.95)
-    mined = next(own for own in cells if own["loss"] == "CE+HNM" and own["best"])
+    mined = next(own for own in cells if own["loss"] == "CE+HNM" and own["rate"] == 3e-5)
     difference, verdict = loss_grid.comparison(mined, loss_grid.same_rate(cells, mined))
     assert difference == f"+10.0 ({100 * pairs.low:+.1f} to {100 * pairs.high:+.1f})" and verdict == "ahead"
 
@@ -83,12 +83,12 @@ def test_the_best_rate_by_val_has_more_seeds(monkeypatch):
     monkeypatch.setattr(loss_grid, "described", lambda data, **results: results)
     for seeds, most in ((1, 1), (3, 5), (6, 6)):
         cells = loss_grid.measure_grid(SimpleNamespace(seeds=seeds), None)["cells"]
-        assert {own["rate"] for own in cells if own["best"]} == {3e-5} and len(cells) == 24
-        counts = {(own["best"], len(own["seeds"]) + own["collapsed"]) for own in cells}
-        assert counts == {(True, most), (False, seeds)}
+        counts = {(own["rate"], len(own["seeds"]) + own["collapsed"]) for own in cells}
+        assert counts == {(rate, most if rate == 3e-5 else seeds) for rate in loss_grid.RATES} and len(cells) == 24
 
 
-def test_a_collapsed_seed_counts_as_nothing_right():
-    sure, other = cell(1, "CE+HNM", 1e-5, 0.5, 0.5, val=0.4), cell(1, "CE+HNM", 1e-4, 0.9, None, val=0.7)
-    assert loss_grid.val_score(sure) > loss_grid.val_score(other)
-    assert np.isfinite(loss_grid.val_score(cell(1, "CE+HNM", 1e-4, None))).all()
+def test_a_rate_is_chosen_by_val_over_the_seeds_of_all_where_a_collapse_is_nothing_right():
+    cells = [cell(1, "CE+HNM", 1e-5, 0.5, 0.5, 0.5, val=0.4), cell(1, "CE+HNM", 1e-4, 0.9, None, val=0.7)]
+    assert loss_grid.best_cells(cells)[1, "CE+HNM"]["rate"] == 1e-5
+    cells = [cell(1, "CE+HNM", 1e-5, None, None), cell(1, "CE+HNM", 1e-4, 0.05, None, val=0.01)]
+    assert loss_grid.best_cells(cells)[1, "CE+HNM"]["rate"] == 1e-4
