@@ -32,7 +32,7 @@ COLLAPSED = [0.0, np.log(1e-12)]  # in place of val_score
 
 
 def measure_grid(args, data):
-    """A cell per number of stages, loss and rate, of up to SEEDS seeds; all of --seeds at the best rate of each loss."""
+    """A cell per number of stages, loss and rate, of at most SEEDS seeds; the best rate of each loss has --seeds."""
     few = argparse.Namespace(**vars(args) | {"seeds": min(args.seeds, SEEDS)})
     cells = [measure_cell(few, data, stages, loss, rate) for stages in STAGES for loss in LOSS_FLAGS for rate in RATES]
     if args.seeds > SEEDS:
