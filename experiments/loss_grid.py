@@ -22,7 +22,7 @@ from training.evaluation import score
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4)
 SETTING = {key: own for key, own in PAPER.items() if key != "temporal_blocks"}  # those are stage 1's
-SETTING |= {"batch_size": 32, "steps": 4000, "epochs": 40, "patience": 5}
+SETTING |= {"batch_size": 32, "steps": 4000, "epochs": 40, "patience": 5, "dropout": 0.1, "head": "linear"}
 SEEDS = 3  # of every cell; the best rate of each loss has all of --seeds, five
 STAGES = {1: "one stage", 2: "two stages"}
 CE, *MINED = LOSS_FLAGS
