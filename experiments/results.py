@@ -106,6 +106,7 @@ def training_words(settings):
         where = "normalised" if settings["normalize"] else "raw"
         positives = "" if settings["positives"] == "all" else f", {settings['positives']} positives"
         loss = f"{weight:g} CE + {1 - weight:g} {LOSSES[loss]} (margin {settings['margin']:g}, {where}{positives})"
+    loss += ", class means as the head" if settings.get("head") == "means" else ""
     kept = {"val": "the epoch best on val kept", "last": "the last step kept"}[settings["best"]]
     return [rate, f"{settings['batching']} batches of {settings['batch_size']}", length, loss.replace("ce", "CE"), kept]
 

@@ -118,6 +118,7 @@ def videos_of(metrics, features) -> Split:
 # The paper's settings, which are the stages' defaults (a test checks it); those of mining are 03's alone.
 PAPER = {"epochs": 10, "steps": None, "batch_size": 64, "learning_rate": 1e-5, "best": "val", "batching": "natural"}
 PAPER |= {"schedule": "halving", "decay_steps": 1000, "warmup_steps": 0, "temporal_blocks": 5, "dtype": "float32"}
+PAPER |= {"head": "linear"}
 PAPER_MINING = {"loss": "hnm", "ce_weight": 0.5, "margin": 1.0, "positives": "all", "normalize": False}
 LOSS_FLAGS = {"CE": "ce", "CE+semi-HNM": "semi", "CE+HNM": "hnm"}  # as tables have them: the values of 03's --loss
 
