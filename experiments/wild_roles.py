@@ -135,8 +135,8 @@ CONDITIONS = {  # what: condition: Change, or change(there, target, seed) -> Cha
     "threshold": {f"tau {tau:g}": Change({"tau": tau}) for tau in (1.0, 1.5, 2.0, 3.0, 5.0)},
     "size": {f"{count} of each": Change({"wild_count": count}) for count in (1, 4, 16, 67)}
     | {"all": Change({"wild_count": 10**6})},
-    "noise": {"0% target, half as many": noisy(0.0, size=0.5)}
-    | {f"{100 * fraction:.0f}% target": noisy(fraction) for fraction in (0.0, 0.1, 0.25, 0.5)},
+    "noise": {f"{100 * fraction:.0f}% target": noisy(fraction) for fraction in (0.0, 0.1, 0.25, 0.5)}
+    | {"0% target, half as many": noisy(0.0, size=0.5)},
     "coverage": {
         "one source": covering(1),
         "three sources": covering(3),
