@@ -308,7 +308,7 @@ def released_lines(released, about):
     ]
     lines += ["unseen, of all these but target and known. The other generators have no month and no part."]
     simulated = (
-        "**These clips are simulated: a month says nothing about their pixels**, and the first row is one more draw."
+        "**These clips are simulated: a month says nothing about their pixels**, and later ones are one more draw."
     )
     return [*lines, *[simulated] * about["simulated"]]
 
