@@ -52,10 +52,11 @@ def temporal_statistics(rows) -> np.ndarray:
 
 
 def temporal_probe(videos, seed=0):
-    """Logistic regression on temporal_statistics. C = 1: of 0.0001 to 10, it has the best macro accuracy on the zoo's
-    val, averaged over the five levels, where each probe was trained on train alone.
+    """Logistic regression on temporal_statistics, all classes of equal weight. C = 0.1 and the weights are chosen on the
+    zoo's val, of C from 0.01 to 10 with and without them: the best mean of micro and macro accuracy over five levels.
     """
-    regression = make_pipeline(StandardScaler(), LogisticRegression(C=1, max_iter=2000, random_state=seed))
+    logistic = LogisticRegression(C=0.1, max_iter=2000, class_weight="balanced", random_state=seed)
+    regression = make_pipeline(StandardScaler(), logistic)
     return fit_predict(regression, videos, temporal_statistics)
 
 
