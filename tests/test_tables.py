@@ -358,9 +358,8 @@ def test_detectors_are_left_out_of_attribution_without_clips(features, calls, de
 
 
 def test_all_methods_tell_real_from_fake_here_and_on_another_data_set(features, calls, detected):
-    other = write_folder(
-        "g", ("Real", "Sora"), 4, split=lambda i: "test", recipe=RECIPE | {"tokens": 1}, source=lambda *at: f"{at}.mp4"
-    )
+    own = dict.fromkeys(("group", "source"), lambda generator, i: f"g/{generator}/{i}.mp4")
+    other = write_folder("g", ("Real", "Sora"), 4, recipe=RECIPE | {"tokens": 1}, **own)
     touch_clips("f")
     more = ("--seeds", "2", "--videos", "clips", "--test-features", str(other))
     tested = run_entry("table-5", *more)["tested"]
@@ -379,9 +378,9 @@ def test_all_methods_tell_real_from_fake_here_and_on_another_data_set(features, 
 
 def test_probes_with_few_labels_train_on_exactly_those(features, calls, monkeypatch):
     seen = []
-    monkeypatch.setattr(compared, "PROBES", {"probe": lambda *own: seen.append(own[0]) or call_all_real(*own)})
+    monkeypatch.setattr(compared, "PROBES", {"metadata only": lambda *own: seen.append(own[0]) or call_all_real(*own)})
     run_entry("table-s2", "--seeds", "1", "--few", "3")
-    few, everything = seen[::2], seen[1::2]
+    few, everything = seen[: len(seen) // 2], seen[len(seen) // 2 :]
     for videos in few:
         assert not videos.val and set(np.bincount([row.label for row in videos.train])) == {3}
     assert [len(videos.test) for videos in few] == [len(videos.test) for videos in everything]
