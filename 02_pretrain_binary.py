@@ -23,20 +23,32 @@ import numpy as np
 
 from basics.artifacts import file_digest, finished_metrics, make_recipe, write_arrays, write_json
 from basics.code import code_of, print_other_code
-from basics.running import batch_size, count_or_all, fold, fraction, names, not_negative, positive, run_script, seed
+from basics.running import (
+    batch_size,
+    count,
+    count_or_all,
+    fold,
+    fraction,
+    names,
+    not_negative,
+    positive,
+    run_script,
+    seed,
+)
 from common import SAGA, WindowBatches, adamw, build_saga, keras
 from tokens.dataset import Windows, features_recipe, index_digest, read_index
 from tokens.generators import TABLE, load_generators
 from tokens.split import choose_videos
-from training.callbacks import EpochEnd, Interruption, checkpoint_file, print_training, save_model, tensorboard
+from training.callbacks import EpochEnd, Interruption, checkpoint_file, parts, print_training, save_model, tensorboard
 from training.devices import divisible_batch_size, fuse_attention, is_main_process, processes, use_devices
 from training.evaluation import evaluate, print_results
 from training.plots import draw_figures
+from training.presets import PRESETS, print_preset
 from training.remat import RematSAGA
 from training.service import served, service_address
 
 PATHS = ("features", "run", "generators", "test_features")
-MACHINE = ("tpu", "data_service", "overwrite")
+MACHINE = ("tpu", "data_service", "overwrite", "preset")
 
 
 def get_args(argv=None):
@@ -49,20 +61,25 @@ def get_args(argv=None):
     add("--run", default="runs/zoo", help="folder for models, metrics and figures")
     add("--generators", default=str(TABLE), help="the generator table")
     add("--overwrite", action="store_true", help="train again, replacing other results in the run folder")
+    add("--preset", choices=tuple(PRESETS), help="settings for few clips, training/presets.py; given flags win")
     # which videos train and which are tested
     add("--train-generators", type=names, help="A,B,...: train on these and Real only, not on all of the table")
     add("--test-generators", type=names, help="A,B,...: test on these and Real, not on those trained on")
     add("--test-features", help="test on every video of this features folder, not on the test split")
     add("--fold", type=fold, help="K/N: test on fold K of N grouped folds, train on the others; no val")
-    add("--labels-per-class", type=count_or_all, default="all", help="videos per class to train on, or all")
+    add("--labels-per-class", type=count_or_all, default="all", help="videos per class, of train and val, or all")
     add("--limit", type=positive, help="at most this many clips per generator in each split: a small run")
     add("--best", choices=("val", "last"), default="val", help="keep the epoch best on val, or train on val as well")
     # training; defaults are the paper's (Sec. S-2)
-    add("--epochs", type=positive, default=10, help="passes over the training windows")
+    add("--epochs", type=positive, default=10, help="passes over the training windows; val is predicted after each")
+    add("--steps", type=positive, help="training steps in all, in at most --epochs equal parts in place of passes")
+    add("--patience", type=positive, help="stop once val's cross-entropy has not fallen for so many epochs")
     add("--batch-size", type=batch_size, default=64, help="windows per step")
-    add("--batching", choices=("natural", "pk"), default="natural", help="shuffled, or equally many of each class")
-    add("--learning-rate", type=not_negative, default=1e-5, help="AdamW's initial rate")
-    add("--decay-steps", type=not_negative, default=1000, help="steps in which the rate halves, smoothly; 0: constant")
+    add("--batching", choices=("natural", "balanced"), default="natural", help="shuffled, or as many of each class")
+    add("--learning-rate", type=not_negative, default=1e-5, help="AdamW's highest rate")
+    add("--schedule", choices=("halving", "cosine", "constant"), default="halving", help="of the rate")
+    add("--decay-steps", type=positive, default=1000, help="halving: steps in which the rate halves, smoothly")
+    add("--warmup-steps", type=count, default=0, help="steps in which the rate first rises, linearly")
     add("--weight-decay", type=not_negative, default=0.004, help="AdamW's weight decay")
     add("--dropout", type=fraction, default=0.1, help="dropout in every block")
     add("--temporal-blocks", type=positive, default=5, help="temporal encoder blocks, 2 or more")
@@ -72,7 +89,11 @@ def get_args(argv=None):
     add("--tpu", action="store_true", help="train on a TPU; several GPUs need no flag")
     add("--remat", action="store_true", help="compute the spatial block again going back, in less memory")
     add("--data-service", type=service_address, help="grpc://HOST:PORT: a tf.data service reads (training/service.py)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.preset:
+        parser.set_defaults(**{key: value for key, value in PRESETS[args.preset].items() if key in args})
+        args = parser.parse_args(argv)
+    return args
 
 
 def main(argv=None):
@@ -82,6 +103,8 @@ def main(argv=None):
 
     # ---------------------------------------------------------------- load
     rows, features = read_index(args.features), features_recipe(args.features)
+    if not args.preset:
+        print_preset("02_pretrain_binary.py", sys.argv[1:] if argv is None else argv, len(rows))
     made_from = {"level": "bin", "features": features, "index_sha256": index_digest(rows)}
     made_from |= {"table_sha256": file_digest(args.generators)}
     if args.test_features:
@@ -106,6 +129,10 @@ def main(argv=None):
         train_on_val=args.best == "last",
         seed=args.seed,
     )
+    windows = Windows(split.train)
+    labels = np.array([row.label for row in split.train])[windows.video]
+    batch_size = divisible_batch_size(min(args.batch_size, len(windows)))
+    epochs, steps = parts(args.steps, args.epochs, len(windows) // batch_size)
 
     # ---------------------------------------------------------------- model
     keras.utils.set_random_seed(args.seed)
@@ -120,23 +147,22 @@ def main(argv=None):
         features=features,
     )
     fuse_attention(model)
-    optimizer = adamw(args.learning_rate, args.decay_steps, args.weight_decay)
+    optimizer = adamw(
+        args.schedule, args.learning_rate, args.decay_steps, args.warmup_steps, epochs * steps, args.weight_decay
+    )
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, {"logits": cross_entropy}, metrics={"logits": ["accuracy"]})
 
     # ---------------------------------------------------------------- train
-    windows = Windows(split.train)
-    labels = np.array([row.label for row in split.train])[windows.video]
-    batch_size = divisible_batch_size(min(args.batch_size, len(windows)))
-    with WindowBatches(windows, labels, batch_size, args.seed, args.batching, processes()) as batches:
-        epoch_end = EpochEnd("bin", run, recipe, batches, split.val, args.batch_size)
-        epochs_done = epoch_end.restore(model)  # by an interrupted run
+    with WindowBatches(windows, labels, batch_size, args.seed, args.batching, processes(), steps) as batches:
+        epoch_end = EpochEnd("bin", run, recipe, batches, split.val, args.batch_size, args.patience)
+        epochs_done = epoch_end.restore(model, epochs)  # by an interrupted run
         print_training(split, batches, args.labels_per_class)
         model.fit(
-            served(batches, args.data_service, args.epochs) if args.data_service else batches,
-            epochs=args.epochs,
+            served(batches, args.data_service, epochs) if args.data_service else batches,
+            epochs=epochs,
             initial_epoch=epochs_done,
-            steps_per_epoch=len(batches),
+            steps_per_epoch=steps,
             shuffle=False,
             callbacks=[Interruption(), keras.callbacks.TerminateOnNaN(), epoch_end, *tensorboard(run / "logs" / "bin")],
             verbose=1 if sys.stdout.isatty() else 2,

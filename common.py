@@ -30,18 +30,20 @@ __all__ = ["LEVELS", "class_index", "class_names", "load_generators"]
 class WindowBatches(keras.utils.PyDataset):
     """Training batches (tokens (B, L, T, D), labels (B,)) that depend only on seed, epoch and step.
 
-    Labels (N,) are per window. `natural` shuffles all windows each epoch and leaves out an incomplete last batch. `pk`
-    gives the classes equally many slots of a batch; a class shows each of its videos once before another window of one,
-    and repeats windows only when it has no more. `part` (i, n) takes the i-th of n equal parts of each batch. Use it in
-    a `with` statement, which stops reading ahead and raises the errors of reading.
+    Labels (N,) are per window. `natural` shuffles all windows, shows each once, leaves out an incomplete last batch and
+    shuffles anew. `balanced` gives the classes equally many slots of a batch; a class shows each of its videos once
+    before another window of one, and repeats windows only when it has no more. An epoch has `steps` batches, else as
+    many as one shuffle. `part` (i, n) takes the i-th of n equal parts of each batch. Use it in a `with` statement,
+    which stops reading ahead and raises the errors of reading.
     """
 
-    def __init__(self, windows: Windows, labels, batch_size=64, seed=0, batching="natural", part=(0, 1)):
+    def __init__(self, windows: Windows, labels, batch_size=64, seed=0, batching="natural", part=(0, 1), steps=None):
         super().__init__()
         self.windows, self.labels, self.failed = windows, np.asarray(labels, "int32"), None
         self.batch_size, self.part = min(batch_size, len(windows)), part
         self.seed, self.batching, self.epoch = seed, batching, 0
-        self.order = (None, None)  # (epoch, permutation of the windows)
+        self.steps = steps or len(windows) // self.batch_size
+        self.order = (None, None)  # (number of the shuffle, permutation of the windows)
         # Not Keras's own workers: on JAX the batches that they have read before the first epoch come late and twice.
         self.pool, self.reading = ThreadPoolExecutor(windows.workers), {}
         self.ahead = windows.workers if windows.workers > 1 else 0
@@ -50,7 +52,7 @@ class WindowBatches(keras.utils.PyDataset):
         self.videos = {name: (first[label == name], count[label == name]) for name in np.unique(label).tolist()}
 
     def __len__(self):
-        return len(self.windows) // self.batch_size
+        return self.steps
 
     def __getitem__(self, step):
         for later in range(step, min(step + 1 + self.ahead, len(self))):
@@ -78,12 +80,13 @@ class WindowBatches(keras.utils.PyDataset):
 
     def chosen(self, step):
         """The windows (B,) of this epoch's batch at a step, or of this part of it."""
-        if self.batching == "pk":
+        if self.batching == "balanced":
             batch = self.balanced_batch(np.random.default_rng((self.seed, self.epoch, step)))
         else:
-            if self.order[0] != self.epoch:
-                random = np.random.default_rng((self.seed, self.epoch))
-                self.order = (self.epoch, random.permutation(len(self.windows)))
+            shuffle, step = divmod(self.epoch * len(self) + step, len(self.windows) // self.batch_size)
+            if self.order[0] != shuffle:
+                random = np.random.default_rng((self.seed, shuffle))
+                self.order = (shuffle, random.permutation(len(self.windows)))
             batch = self.order[1][step * self.batch_size : (step + 1) * self.batch_size]
         i, n = self.part
         return np.split(batch, n)[i]
@@ -250,11 +253,28 @@ def load_model(path):
 # ---------------------------------------------------------------- optimizer (Sec. S-2)
 
 
-def adamw(learning_rate, decay_steps, weight_decay):
-    """AdamW whose rate halves every `decay_steps` steps; smoothly, which the paper does not say. 0: a constant rate."""
-    if decay_steps:
+class Warmup(keras.optimizers.schedules.LearningRateSchedule):
+    """A rate, or a schedule of one, that begins after a linear rise over so many steps."""
+
+    def __init__(self, rate, steps):
+        self.rate, self.steps = rate, steps
+
+    def __call__(self, step):
+        step = ops.cast(step, "float32")
+        rate = self.rate(ops.maximum(step - self.steps, 0.0)) if callable(self.rate) else self.rate
+        return rate * ops.minimum((step + 1.0) / self.steps, 1.0)
+
+
+def adamw(schedule, learning_rate, decay_steps, warmup_steps, steps, weight_decay):
+    """AdamW. After `warmup_steps` its rate is `halving` every `decay_steps` (the paper's; smoothly, which it does not
+    say), falls along a `cosine` to 0 at the last of all `steps`, or is `constant`.
+    """
+    if schedule == "halving":
         learning_rate = keras.optimizers.schedules.ExponentialDecay(learning_rate, decay_steps, 0.5)
-    return keras.optimizers.AdamW(learning_rate, weight_decay=weight_decay)
+    elif schedule == "cosine":
+        learning_rate = keras.optimizers.schedules.CosineDecay(learning_rate, max(steps - warmup_steps, 1))
+    rate = Warmup(learning_rate, warmup_steps) if warmup_steps else learning_rate
+    return keras.optimizers.AdamW(rate, weight_decay=weight_decay)
 
 
 # ---------------------------------------------------------------- losses (Sec. 3.2)

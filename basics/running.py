@@ -159,6 +159,11 @@ def positive(text: str) -> int:
     return whole(text, 1, 2**31 - 1)
 
 
+def count(text: str) -> int:
+    """As `positive`, or 0."""
+    return whole(text, 0, 2**31 - 1)
+
+
 def batch_size(text: str) -> int:
     """As many windows or frames as one call may have."""
     return whole(text, 1, 1 << 16)

@@ -176,7 +176,7 @@ test_devices.module("03_attribute").main([flag for flag in sys.argv[1:] if flag 
 def run_stage(folder, run, backend, *options, environments=({},)):
     """Run 03 with mining in a process for each environment: what they print, and the run's files."""
     flags = ["--features", folder, "--run", run, "--epochs", "2", "--batch-size", "8", "--learning-rate", "1e-3"]
-    flags += ["--init", "scratch", "--normalize", "--dropout", "0", "--temporal-blocks", "2", "--decay-steps", "0"]
+    flags += ["--init", "scratch", "--normalize", "--dropout", "0", "--temporal-blocks", "2", "--schedule", "constant"]
     command = [sys.executable, "-c", STAGE, *map(str, flags), *options]
     environments = [os.environ | {"KERAS_BACKEND": backend} | own for own in environments]
     pipes = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

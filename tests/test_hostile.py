@@ -494,7 +494,7 @@ def test_more_folds_than_videos(features):
 
 def test_a_learning_rate_that_is_too_large_is_named(features, tmp_path):
     flags = ["--features", features, "--run", tmp_path, "--limit", 3, "--batch-size", 512, "--epochs", 1]
-    flags += ["--learning-rate", 1e20, "--decay-steps", 0, "--temporal-blocks", 2]
+    flags += ["--learning-rate", 1e20, "--schedule", "constant", "--temporal-blocks", 2]
     assert "lower --learning-rate" in refused("", stage, "02_pretrain_binary", *flags)
 
 

@@ -68,7 +68,7 @@ def came(data, count):
 
 @pytest.mark.slow
 @pytest.mark.graph
-@pytest.mark.parametrize("batching", ["natural", "pk"])
+@pytest.mark.parametrize("batching", ["natural", "balanced"])
 def test_service_reads_the_batches_of_the_epochs(service, rows, batching):
     batches = window_batches(rows, batching=batching)
     batches.epoch = 1

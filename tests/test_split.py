@@ -87,25 +87,34 @@ def test_natural_epoch_shows_each_window_once(features):
     assert len(set(seen.tolist())) == len(seen) == len(batches.windows) // 16 * 16
 
 
-def test_pk_batch_deals_equally_and_repeats_late(features):
+def test_epochs_of_other_lengths_are_the_same_batches_in_a_row(features):
+    """As many steps in all, whatever part of them an epoch is, show the windows in the same order."""
+    short, passes = window_batches(features, steps=3), window_batches(features)
+    assert len(short) == 3 and len(passes) > 3
+    for number in range(2 * len(passes)):
+        (passes.epoch, whole), (short.epoch, part) = divmod(number, len(passes)), divmod(number, 3)
+        np.testing.assert_array_equal(passes.chosen(whole), short.chosen(part))
+
+
+def test_balanced_batch_deals_equally_and_repeats_late(features):
     rows = usable(read_index(features), features)
     windows = Windows(rows)
     generators = sorted({row.generator for row in rows})
     labels = np.array([generators.index(row.generator) for row in rows])[windows.video]
-    batches = WindowBatches(windows, labels, batch_size=65, batching="pk")
+    batches = WindowBatches(windows, labels, batch_size=65, batching="balanced")
     chosen = batches.chosen(2)
     assert sorted(np.bincount(labels[chosen])) == [9, 9, 9, 9, 9, 10, 10]
     assert len(set(windows.video[chosen].tolist())) == 65  # 20 videos a class: nobody comes twice
-    small = WindowBatches(windows, np.minimum(labels, 1), batch_size=100, batching="pk").chosen(0)
+    small = WindowBatches(windows, np.minimum(labels, 1), batch_size=100, batching="balanced").chosen(0)
     of_first = windows.video[small[np.minimum(labels, 1)[small] == 0]]
     windows_of_class = np.count_nonzero(labels == 0)
     assert len(of_first) == 50 > windows_of_class and len(set(of_first.tolist())) == 20
     assert set(np.flatnonzero(labels == 0)) <= set(small.tolist())  # all windows before one comes again
 
 
-def test_pk_batch_draws_as_many_numbers_as_it_holds(features, monkeypatch):
+def test_balanced_batch_draws_as_many_numbers_as_it_holds(features, monkeypatch):
     """No permutation of all windows at each step: of millions it would take longer than the step."""
-    batches, drawn = window_batches(features, batching="pk"), []
+    batches, drawn = window_batches(features, batching="balanced"), []
     random = np.random.default_rng(0)
     kind = type("Random", (), {name: getattr(random, name) for name in ("choice", "integers")})
     kind.permutation = lambda values: drawn.append(len(values)) or random.permutation(values)
@@ -214,8 +223,16 @@ def test_tested_videos_share_no_group_with_training(features):
 
 
 def test_few_labels_are_a_part_of_more_labels(features):
-    few, more = (chosen(features, "gen", labels_per_class=count) for count in (3, 8))
+    few, more = (chosen(features, "gen", labels_per_class=count, train_on_val=True) for count in (3, 8))
     assert len(few.train) == 18 and len(more.train) == 48 and paths(few.train) < paths(more.train)
+
+
+@pytest.mark.parametrize(("labels", "train", "val"), [(1, 1, 0), (3, 2, 1), (12, 11, 1), (20, 13, 2)])
+def test_label_budget_counts_train_and_val(features, labels, train, val):
+    """13 videos of a class are there to train and 2 to validate: a tenth of the labels, or one, is val's."""
+    split = chosen(features, "gen", labels_per_class=labels)
+    for role, count in (("train", train), ("val", val)):
+        assert np.bincount([row.label for row in getattr(split, role)], minlength=6).tolist() == [count] * 6
 
 
 def test_folds_test_each_video_once(features):

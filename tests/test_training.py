@@ -17,10 +17,11 @@ from stages import module, stage
 
 from basics.artifacts import write_json
 from basics.running import InputError
-from common import build_saga
+from common import adamw, build_saga, ops
 from tokens.dataset import Windows, read_index, usable, write_index
 from training import callbacks
 from training.evaluation import predict, score
+from training.presets import PRESETS
 
 ONE, TWO = "02_pretrain_binary", "03_attribute"
 
@@ -37,6 +38,94 @@ def test_metrics_equal_a_count_by_hand():
     assert metrics["accuracy_interval"] == pytest.approx([0.3, 0.9032], abs=1e-3)  # Wilson, 4 of 6
     binary = score([0, 0, 1, 1], np.eye(2)[[0, 1, 1, 1]], ("Real", "Fake"))
     assert binary["precision"] == pytest.approx(2 / 3) and binary["recall"] == 1
+
+
+# ---------------------------------------------------------------- the recipe
+
+
+def rates(*given):
+    optimizer, found = adamw(*given, 0.004), []
+    for step in range(100):
+        optimizer.iterations.assign(step)
+        found.append(float(ops.convert_to_numpy(optimizer.learning_rate)))
+    return found
+
+
+def test_rates_of_the_schedules_equal_their_formulas():
+    steps = np.arange(100)
+    np.testing.assert_allclose(rates("halving", 1e-5, 10, 0, 100), 1e-5 * 0.5 ** (steps / 10), rtol=1e-5)
+    warm = np.minimum((steps + 1) / 20, 1)
+    later = np.maximum(steps - 20, 0)
+    for schedule, formula in {
+        "halving": 0.5 ** (later / 10),
+        "cosine": (1 + np.cos(np.pi * later / 80)) / 2,
+        "constant": np.ones(100),
+    }.items():
+        np.testing.assert_allclose(rates(schedule, 1e-3, 10, 20, 100), 1e-3 * warm * formula, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(rates("constant", 1e-3, 10, 0, 100), 1e-3, rtol=1e-5)
+
+
+def test_steps_are_cut_into_equal_epochs():
+    assert callbacks.parts(None, 10, 57) == (10, 57)
+    assert callbacks.parts(400, 10, 57) == (10, 40)
+    assert callbacks.parts(22, 10, 57) == (2, 11)
+    assert callbacks.parts(7, 10, 57) == (7, 1) and callbacks.parts(13, 10, 57) == (1, 13)
+
+
+@pytest.mark.parametrize("name", [ONE, TWO])
+def test_preset_sets_what_no_flag_gives(name):
+    """All that it names is a flag of stage 2, of which stage 1 has those but the loss's."""
+    small, plain = (vars(module(name).get_args(flags)) for flags in (["--preset", "small", "--steps", "7"], []))
+    changed = {key for key in plain if small[key] != plain[key]}
+    assert set(PRESETS["small"]) - changed <= ({"normalize", "margin", "ce_weight", "loss"} if name == ONE else set())
+    for key in changed - {"preset", "steps"}:
+        assert small[key] == PRESETS["small"][key]
+    assert small["steps"] == 7 and small["preset"] == "small"
+
+
+def test_command_with_the_preset_comes_first_on_few_clips(features, run, tmp_path, capsys):
+    place = ["--features", features, "--run", tmp_path / "a run"]
+    with pytest.raises(InputError):
+        stage(TWO, *place, "--init", tmp_path)
+    with pytest.raises(InputError):
+        stage(TWO, *place, "--init", run / "bin.keras")
+    first = capsys.readouterr().out.splitlines()[0]
+    command = f"python 03_attribute.py --preset small --features {features} --run '{tmp_path / 'a run'}'"
+    assert first.startswith("141 clips are few") and command in first
+    with pytest.raises(InputError):
+        stage(TWO, *place, "--init", run / "bin.keras", "--preset", "small", "--temporal-blocks", 3)
+    assert "are few" not in capsys.readouterr().out
+
+
+def test_run_with_a_preset_is_the_run_with_its_values(features, tmp_path, capsys):
+    values = {key: value for key, value in PRESETS["small"].items() if key not in ("normalize", "margin", "ce_weight")}
+    flags = ["--features", features, "--run", tmp_path, "--temporal-blocks", 2, "--epochs", 1, "--steps", 2]
+    metrics = stage(ONE, *flags, "--preset", "small")
+    assert metrics["recipe"]["arguments"]["schedule"] == values["schedule"]
+    assert "preset" not in metrics["recipe"]["arguments"]
+    capsys.readouterr()
+    values.pop("steps")
+    stage(ONE, *flags, *(word for key, own in values.items() for word in (f"--{key.replace('_', '-')}", own)))
+    assert "up to date" in capsys.readouterr().out
+
+
+def test_training_stops_once_val_is_flat(features, tmp_path, monkeypatch):
+    """Val's cross-entropy falls until the second epoch; two epochs later patience has run out, after a resume too."""
+    losses = iter([1.0, 0.8, 0.9, 0.85, 0.7])
+    monkeypatch.setattr(
+        callbacks, "validation", lambda *_: {"val_macro_accuracy": 0.5, "val_cross_entropy": next(losses)}
+    )
+    flags = ["--features", features, "--run", tmp_path, *SMALL, "--epochs", 5, "--steps", 5, "--patience", 2]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module(ONE), "evaluate", raise_interrupt)
+        stage(ONE, *flags)
+    stage(ONE, *flags)
+    with open(tmp_path / "bin_history.csv", newline="") as file:
+        assert [row["val_cross_entropy"] for row in csv.DictReader(file)] == ["1.0", "0.8", "0.9", "0.85"]
+
+
+def raise_interrupt(*_):
+    raise KeyboardInterrupt
 
 
 # ---------------------------------------------------------------- the stages
@@ -139,11 +228,8 @@ def test_resumed_run_equals_an_uninterrupted_one(features, run, tmp_path, monkey
 def test_run_interrupted_in_its_evaluation_goes_on_with_as_many_windows_a_batch(features, tmp_path, monkeypatch):
     flags = ["--features", features, "--run", tmp_path, *SMALL, "--epochs", 1]
 
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module(ONE), "evaluate", interrupted)
+        patch.setattr(module(ONE), "evaluate", raise_interrupt)
         stage(ONE, *flags)
     with monkeypatch.context() as patch:
         patch.setattr(module(ONE), "divisible_batch_size", lambda size: 15)
@@ -218,11 +304,8 @@ def test_other_test_features_without_a_usable_clip_are_refused(features, tmp_pat
 def test_run_interrupted_in_its_figures_is_not_finished(features, tmp_path, monkeypatch):
     flags = ["--features", features, "--run", tmp_path, *SMALL, "--epochs", 1]
 
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module(ONE), "draw_figures", interrupted)
+        patch.setattr(module(ONE), "draw_figures", raise_interrupt)
         stage(ONE, *flags)
     assert not (tmp_path / "bin.json").exists() and not (tmp_path / "bin_confusion.png").exists()
     stage(ONE, *flags)

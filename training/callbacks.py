@@ -4,6 +4,7 @@ fails or collapses.
 
 import signal
 import threading
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -69,20 +70,22 @@ class EpochEnd(keras.callbacks.Callback):
     """After each epoch: stop a failed run, validate, keep the best weights, write history and checkpoint.
 
     `batches` are the WindowBatches of training, `val` the rows (V) of validation with their labels. `batch_size`
-    windows are predicted at a time. `measure(labels (B,), embedding (B, D))` returns {name: number} of a fixed training
-    batch, for the history.
+    windows are predicted at a time. With `patience`, training stops once val's cross-entropy has not fallen for so many
+    epochs. `measure(labels (B,), embedding (B, D))` returns {name: number} of a fixed training batch, for the history.
     """
 
-    def __init__(self, level, run, recipe, batches, val, batch_size, measure=None):
+    def __init__(self, level, run, recipe, batches, val, batch_size, patience=None, measure=None):
         super().__init__()
+        self.patience = patience if val else None
         self.level, self.run, self.recipe, self.batches = level, Path(run), recipe, batches
         self.val, self.val_rows, self.measure = Windows(val), val, measure
         order = np.random.default_rng(batches.seed).permutation(len(batches.windows))
         self.sample = np.resize(order, batch_size)
         self.history, self.best_score, self.best = [], None, None
 
-    def restore(self, model) -> int:
-        """Restore an interrupted run of the same recipe into the model and this callback. Returns its number of epochs.
+    def restore(self, model, epochs) -> int:
+        """Restore an interrupted run of the same recipe into the model and this callback. Returns how many epochs are
+        done: all, where patience had run out.
 
         Raises InputError where the run had another batch size.
         """
@@ -97,7 +100,7 @@ class EpochEnd(keras.callbacks.Callback):
         self.history, self.best_score = state.get("history", []), state.get("best_score")
         self.batches.epoch = state.get("epoch", 0)
         check_alike(self.batches.epoch, size, len(self.batches), self.recipe.get("index_sha256"))
-        return self.batches.epoch
+        return epochs if self.out_of_patience() else self.batches.epoch
 
     def on_train_begin(self, logs=None):
         """Make Keras's variables of losses and metrics: made in the first step, they double TensorFlow's tracing."""
@@ -121,12 +124,17 @@ class EpochEnd(keras.callbacks.Callback):
                 self.best_score, self.best = score, self.model.get_weights()
             print(f"epoch {epoch + 1}: val macro accuracy {row['val_macro_accuracy']:.3f}")
         self.history.append({key: value if key == "epoch" else float(value) for key, value in row.items()})
+        self.model.stop_training |= self.out_of_patience()
         if is_main_process():
             state = {"epoch": epoch + 1, "step": int(number(self.model.optimizer.iterations))}
             state |= {"batch_size": self.batches.batch_size, "best_score": self.best_score}
             state |= {"history": self.history, "recipe": self.recipe}
             save_checkpoint(checkpoint_file(self.run, self.level), self.model, state, self.best)
             write_csv(self.run / f"{self.level}_history.csv", list(self.history[0]), self.history)
+
+    def out_of_patience(self) -> bool:
+        losses = [row["val_cross_entropy"] for row in self.history] if self.patience else []
+        return bool(losses) and len(losses) - 1 - int(np.argmin(losses)) >= self.patience
 
 
 def number(variable) -> float:
@@ -201,18 +209,28 @@ def tensorboard(folder) -> list:
     return []
 
 
+def parts(steps, epochs, one_pass) -> tuple[int, int]:
+    """How many epochs a training has and how many steps each: `steps` in all are cut into at most `epochs` equal parts;
+    without them an epoch is `one_pass` over the windows.
+    """
+    if steps is None:
+        return epochs, one_pass
+    count = max(count for count in range(1, epochs + 1) if steps % count == 0)
+    return count, steps // count
+
+
 def print_training(split, batches, labels_per_class="all"):
     """Print the number of training videos by class, and which classes have fewer than requested or than batch slots."""
     steps = f"{len(batches)} steps of {batches.batch_size} an epoch on {devices_text()}"
     print(f"training on {len(split.train)} videos, {len(batches.windows)} windows, {steps}:")
     per_class = np.bincount([row.label for row in split.train], minlength=len(split.classes))
-    counts = dict(zip(split.classes, per_class.tolist(), strict=True))
-    print("  " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-    if labels_per_class != "all" and (few := [name for name in counts if counts[name] < labels_per_class]):
+    print("  " + ", ".join(f"{name} {count}" for name, count in zip(split.classes, per_class.tolist(), strict=True)))
+    used = Counter(split.classes[row.label] for row in split.train + split.val)
+    if labels_per_class != "all" and (few := [name for name in split.classes if used[name] < labels_per_class]):
         print(f"  fewer than the {labels_per_class} labels per class requested, so all are used: {', '.join(few)}")
     slots = -(-batches.batch_size // len(split.classes))
     few = [name for i, name in enumerate(split.classes) if np.count_nonzero(batches.labels == i) < slots]
-    if batches.batching == "pk" and few:
+    if batches.batching == "balanced" and few:
         print(f"  fewer windows than their {slots} slots a batch, so repeated in it: {', '.join(few)}")
     if not split.val:
         print("  no val video, so the last epoch is kept")
