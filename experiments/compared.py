@@ -25,7 +25,17 @@ from experiments.detecting import detect
 from experiments.detectors import DETECTORS
 from experiments.paper import paper_lines, paper_values
 from experiments.probes import PROBES
-from experiments.stages import ALL_CE, TWO_FEW, chosen_videos, clips_of, fold_videos, markdown, part_name
+from experiments.stages import (
+    ALL_CE,
+    TWO_FEW,
+    chosen_videos,
+    clips_of,
+    fold_videos,
+    markdown,
+    part_name,
+    runs_folder,
+    spent,
+)
 from experiments.tables import (
     BINARY,
     BINARY_HEADER,
@@ -121,9 +131,9 @@ def measure_detectors(args, data):
     check_clips(data)
     saga = {level: arm_runs(args, data, TWO_FEW, level) for level in COMPARED_LEVELS}
     levels = {level: scored(runs, level) for level, runs in saga.items()}
-    methods = {f"SAGA, {TWO_FEW}": {"trained": "few", "levels": levels} | cost(args, data, saga["gen"], "few")}
+    methods = {f"SAGA, {TWO_FEW}": {"trained": "few", "levels": levels} | cost(saga["gen"])}
     runs = arm_runs(args, data, ALL_CE, "gen")  # as the detectors are trained
-    spent = {"trained": "all"} | cost(args, data, runs, "all")
+    spent = {"trained": "all"} | cost(runs)
     for how, named in {"summed": tested_by_sums, "class means": tested_by_means}.items():
         methods[f"SAGA, {ALL_CE}, {how}"] = spent | {"levels": by_level(runs, named)}
     for name, probe in PROBES.items():
@@ -163,17 +173,15 @@ def by_level(runs, named):
     return {level: scored(runs, level, named) for level in COMPARED_LEVELS}
 
 
-def cost(args, data, runs, labels):
+def cost(runs):
     """Parameters, steps and seconds of runs at GEN-L, a list of folds per seed; those of stage 1 are added."""
     costs = {"parameters": None, "seconds": []}
-    if not args.full:
-        costs["steps"] = data.steps[labels]
     for run in [run for folds in runs for run in folds if run]:
         recipe = read_json(run / "gen.json", ("recipe",))["recipe"]
         start = recipe["paths"]["init"]
         earlier = 0 if start == "scratch" else read_json(Path(start).with_name("bin.json"))["recipe"]["seconds"]
         costs["seconds"].append(recipe["seconds"] + earlier)
-        costs["parameters"] = parameters_of(run)
+        costs |= {"parameters": parameters_of(run), "steps": sum(spent(run, "gen")["steps"])}
     return costs
 
 
@@ -207,7 +215,7 @@ def detector_results(args, data, name):
 def detector_run(args, data, name, level, videos, seed, part):
     """The run folder of a detector, trained or up to date; `part` is its name in the detector's folder."""
     run, equalized = pixel_folder(args, data, name) / part, features_recipe(data.features).get("equalize")
-    steps = 10 * len(videos.train + videos.val) // 32 if args.full else data.steps["pixels"]
+    steps = 10 * len(videos.train + videos.val) // 32 if args.full else data.pixel_steps
     return detect(name, level, videos, data.videos, run, seed, equalized, steps, args.full, args.overwrite)
 
 
@@ -217,9 +225,9 @@ def pixel_folder(args, data, name):
         {key: getattr(row, key) for key in ("path", "generator", "group", "split")} for row in read_index(data.features)
     ]
     equalized = features_recipe(data.features).get("equalize")
-    key = f"{data.videos} {rows} {equalized} {data.steps} {args.full} {args.limit} {len(data.folds)}"
+    key = f"{data.videos} {rows} {equalized} {data.pixel_steps} {args.full} {args.limit} {len(data.folds)}"
     key = hashlib.sha256(key.encode()).hexdigest()[:8]
-    return Path(args.run or "runs/paper") / "pixels" / f"{name}-{key}"
+    return runs_folder(args) / "pixels" / f"{name}-{key}"
 
 
 def render_detectors(results):

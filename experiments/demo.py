@@ -9,16 +9,16 @@ import time
 from pathlib import Path
 
 from experiments.probes import linear_probe, temporal_probe
-from experiments.stages import SMALL_DATA, SMALL_MINING, markdown, stage, train, videos_of
+from experiments.stages import markdown, stage, train, videos_of
 from tokens.generators import level_name
 from training.evaluation import score
 
-DEMO_LEVELS = {  # level: settings beside SMALL_DATA
-    "bin": {"epochs": 5},
-    "task": SMALL_MINING | {"labels_per_class": 300, "epochs": 5},
-    "sd": SMALL_MINING | {"labels_per_class": 100, "epochs": 5},
-    "team": SMALL_MINING | {"labels_per_class": 100, "epochs": 8},
-    "gen": SMALL_MINING | {"labels_per_class": 100, "epochs": 11},
+DEMO_LEVELS = {  # level: settings beside the preset
+    "bin": {},
+    "task": {"labels_per_class": 300},
+    "sd": {"labels_per_class": 100},
+    "team": {"labels_per_class": 100},
+    "gen": {"labels_per_class": 100},
 }
 HEADER = ["level", "classes", "test clips", "chance micro / macro", "SAGA micro (95%) / macro"]
 HEADER += ["linear probe micro / macro", "temporal probe micro / macro", "seconds"]
@@ -38,7 +38,8 @@ def demo(args):
     seconds["extract"] = (extracted, time.time() - started)
     rows = []
     for level, settings in DEMO_LEVELS.items():
-        metrics = train(level, features, stage_one if level == "bin" else run, SMALL_DATA | settings, args.overwrite)
+        settings = {"preset": "small"} | settings
+        metrics = train(level, features, stage_one if level == "bin" else run, settings, args.overwrite)
         if level == "bin" and stage_one != run:
             run.mkdir(parents=True, exist_ok=True)
             for file in stage_one.glob("bin*"):

@@ -10,21 +10,21 @@ from pathlib import Path
 import numpy as np
 
 from basics.artifacts import read_json
-from experiments.stages import SMALL_DATA, SMALL_MINING, as_flags, stage
+from experiments.stages import stage
 
 CLIPS = 8  # of each generator
 VIDEOS, FEATURES, RUN = Path("data/steps"), Path("features/steps"), Path("runs/steps")
 PLACE = ["--features", FEATURES, "--run", RUN]
-FEW_EPOCHS = as_flags(SMALL_DATA | {"epochs": 2})
+FEW_STEPS = ["--preset", "small", "--steps", 40]
 STEPS = {  # script: its flags, and which of the files that it leaves are shown
     "simulate_videos": (["--out", VIDEOS], [VIDEOS / "Pika/0000.mp4", VIDEOS / "*.json"]),
     "01_extract_features": (
         ["--videos", VIDEOS, "--features", FEATURES, "--pool", 2],
         [FEATURES / "Pika/0000*.npz", FEATURES / "*.csv", FEATURES / "recipe.json"],
     ),
-    "02_pretrain_binary": ([*PLACE, *FEW_EPOCHS], [RUN / "bin*"]),
+    "02_pretrain_binary": ([*PLACE, *FEW_STEPS], [RUN / "bin*"]),
     "03_attribute": (
-        [*PLACE, *FEW_EPOCHS, *as_flags(SMALL_MINING), "--level", "team"],
+        [*PLACE, *FEW_STEPS, "--level", "team"],
         [RUN / "team[._][!t]*", RUN / "team_tsne*"],
     ),
     "04_tsigs": ([*PLACE, "--level", "team"], [RUN / "team_tsigs*"]),

@@ -15,8 +15,20 @@ from basics.artifacts import read_json
 from basics.running import InputError
 from basics.statistics import wilson_interval
 from common import build_saga
-from experiments.paper import PAPER_TABLES, paper_lines, paper_setting, paper_values
-from experiments.stages import ARMS, ONE_ALL, ONE_FEW, STAGE_ONE, TWO_FEW, clips_of, markdown, tested, train_arm
+from experiments.paper import arm_values, paper_lines, paper_values, printed
+from experiments.stages import (
+    ARMS,
+    ONE_ALL,
+    ONE_FEW,
+    ONE_LONGER,
+    STAGE_ONE,
+    TWO_FEW,
+    clips_of,
+    markdown,
+    spent,
+    tested,
+    train_arm,
+)
 from tokens.dataset import features_recipe, read_index
 from tokens.generators import LEVELS, class_names, level_name, load_generators
 from training.evaluation import score, score_names
@@ -36,13 +48,14 @@ def arm_runs(args, data, arm, level, **change):
 
 def scored(runs, level, named=tested):
     """Accuracies of runs, a list of folds per seed, whose clips `named(run, level)` names: {"seeds": [score_names of
-    all folds], "collapsed": seeds that did}.
+    all folds], "collapsed": seeds that did}; and what the first run took, where it names them itself.
     """
     seeds = []
     for seed, folds in enumerate(runs):
         if None not in folds:
             seeds.append({"seed": seed} | score_names(*np.concatenate([named(run, level) for run in folds], axis=1)))
-    return {"seeds": seeds, "collapsed": len(runs) - len(seeds)}
+    first = next((run for folds in runs for run in folds if run and named is tested), None)
+    return {"seeds": seeds, "collapsed": len(runs) - len(seeds)} | (spent(first, level) if first else {})
 
 
 def described(data, **results):
@@ -68,11 +81,11 @@ def mean_std(values):
 
 
 def overall_cells(result):
-    """Micro with the 95% interval of as many clips as one seed tests, macro, chance, clips, seeds."""
+    """Micro with the 95% interval of as many clips as one seed tests, macro, chance, clips, seeds, labels, steps."""
     seeds, collapsed = result["seeds"], result["collapsed"]
     note = f" ({collapsed} collapsed)" if collapsed else ""
     if not seeds:
-        return ["-", "-", "-", "-", f"0{note}"]
+        return ["-", "-", "-", "-", f"0{note}", *spent_cells(result)]
     micro, videos = [seed["micro"] for seed in seeds], seeds[0]["videos"]
     low, high = wilson_interval(np.mean(micro) * videos, videos)
     return [
@@ -81,10 +94,19 @@ def overall_cells(result):
         f"{100 * seeds[0]['majority']:.0f} / {100 * seeds[0]['uniform']:.0f}",
         f"{videos}",
         f"{len(seeds)}{note}",
+        *spent_cells(result),
     ]
 
 
-OVERALL = ["micro (95%)", "macro", "chance micro / macro", "test clips", "seeds"]
+OVERALL = ["micro (95%)", "macro", "chance micro / macro", "test clips", "seeds", "labels", "steps"]
+
+
+def spent_cells(result):
+    """Labelled clips, to train and to choose by, with those of stage 1 in brackets; and the steps of all stages."""
+    if "steps" not in result:
+        return ["-", "-"]
+    first = f" (stage 1: {sum(result['stage_1_budget'].values())})" if "stage_1_budget" in result else ""
+    return [f"{sum(result['budget'].values())}{first}", f"{sum(result['steps'])}"]
 
 
 def parameters_of(run):
@@ -107,7 +129,7 @@ def by_class(result, name):
 
 # ---------------------------------------------------------------- Tables 2, 3, 6, 7: attribution levels
 
-LEVEL_ARMS = {"task": (ONE_FEW, ONE_ALL, TWO_FEW), "gen": ARMS}
+LEVEL_ARMS = {"task": (ONE_FEW, ONE_LONGER, ONE_ALL, TWO_FEW), "gen": ARMS}
 LEVEL_ARMS |= {"sd": LEVEL_ARMS["task"], "team": LEVEL_ARMS["task"]}
 
 
@@ -118,8 +140,8 @@ def measure_level(args, data, level):
 
 def render_level(results):
     level, arms = results["level"], results["arms"]
-    theirs = {str(arm): paper_values(PAPER_TABLES[level], paper_setting(arm, level)) for arm in LEVEL_ARMS[level]}
-    rows = [[arm, *overall_cells(result), f"{theirs[arm]['Overall']:.2f}"] for arm, result in arms.items()]
+    theirs = {str(arm): arm_values(arm, level) for arm in LEVEL_ARMS[level]}
+    rows = [[arm, *overall_cells(result), printed(theirs[arm].get("Overall"))] for arm, result in arms.items()]
     lines = [caption(results, level_name(level)), ""]
     lines += [*markdown(["setting", *OVERALL, "the paper's Overall"], rows), ""]
     lines += ["By class; in brackets the paper's, on GenVideo:", ""]

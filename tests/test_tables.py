@@ -28,6 +28,7 @@ from tokens.generators import LEVELS, class_index, class_names, load_generators
 from tokens.split import choose_videos
 from training.callbacks import CollapseError
 from training.evaluation import ROLES, score_names
+from training.presets import PRESETS
 
 GENERATORS = tuple(load_generators())
 CLIPS = 12  # of each generator
@@ -99,7 +100,8 @@ def call_all_real(videos, seed):
 
 
 def pretend_fit(args, level, right):
-    chosen = {key: getattr(args, key) for key in ("train_generators", "test_generators", "fold")}
+    keys = ("train_generators", "test_generators", "fold", "labels_per_class", "limit", "seed")
+    chosen = {key: getattr(args, key) for key in keys} | {"train_on_val": args.best == "last"}
     videos = choose_videos(read_index(args.features), level, args.features, load_generators(), **chosen)
     run, random = Path(args.run), np.random.default_rng(args.seed)
     rows = [row._replace(split=role) for role in ROLES for row in getattr(videos, role)]
@@ -112,10 +114,14 @@ def pretend_fit(args, level, right):
     arrays |= {key: np.array([getattr(row, own) for row in rows]) for key, own in keys.items()} | {
         "class": np.array(names)
     }
-    recipe = {"level": level, "arguments": vars(args), "paths": {"init": getattr(args, "init", None)}}
+    recipe = {"level": level, "arguments": vars(args), "paths": {"run": args.run, "init": getattr(args, "init", None)}}
     recipe |= {"features": read_json("f/recipe.json"), "index_sha256": "0", "seconds": 9}
     write_arrays(run / f"{level}_embeddings.npz", arrays | {"recipe": recipe})
     metrics = {"level": level, "classes": list(videos.classes), "videos": len(videos.test), "recipe": recipe}
+    metrics |= {
+        "clips": {role: [row.path for row in getattr(videos, role)] for role in ROLES},
+        "steps": args.steps or 7,
+    }
     metrics |= dict(accuracy=0.9, macro_accuracy=0.8, majority=0.75, precision=0.95, recall=0.94, auc=0.97)
     write_json(run / f"{level}.json", metrics)
     (run / f"{level}.keras").touch()
@@ -250,19 +256,24 @@ def test_generators_outside_the_table_are_scored(features, calls, monkeypatch):
 def test_an_arm_trains_as_its_name_says(features, calls):
     run_entry("table-7", "--seeds", "2", "--few", "4")
     fits = [args for name, args in calls.list if name == "03_attribute"]
-    assert len(fits) == 12
+    assert len(fits) == 16
     for seed in (0, 1):
         found = {(args.init == "scratch", args.labels_per_class, args.loss) for args in fits if args.seed == seed}
         assert found == {
             (start, labels, loss) for start, labels in ((True, 4), (False, 4), (True, "all")) for loss in ("ce", "hnm")
         }
     for args in fits:
-        assert (args.batch_size, args.learning_rate, args.decay_steps) == (32, 3e-4, 0)
-        assert args.normalize == (args.loss == "hnm")
+        assert (args.preset, args.best) == ("small", "last" if args.labels_per_class == 4 else "val")
+        preset = {key: value for key, value in PRESETS["small"].items() if key != "steps"}
+        assert {key: getattr(args, key) for key in preset} == preset
         if args.init != "scratch":
             first = [other for name, other in calls.list if name == "02_pretrain_binary" and other.seed == args.seed]
             assert {str(Path(other.run) / "bin.keras") for other in first} == {args.init}
-    assert len({args.run for args in fits}) == 12
+    assert len({args.run for args in fits}) == 16
+    steps = PRESETS["small"]["steps"]
+    longer = {(args.init == "scratch", args.labels_per_class, args.loss) for args in fits if args.steps == 2 * steps}
+    assert longer == {(True, 4, "ce"), (True, 4, "hnm")}  # as many as two stages take together
+    assert {args.steps for args in fits} == {steps, 2 * steps}
 
 
 def test_an_ablation_changes_its_stage_alone_and_shares_what_is_there(features, calls):
@@ -271,7 +282,7 @@ def test_an_ablation_changes_its_stage_alone_and_shares_what_is_there(features, 
     changes = {
         "margin": ("margin", {0.5, 1, 2, 5, -1}),
         "positives": ("positives", {"hardest", "random"}),
-        "batching": ("batching", {"pk"}),
+        "batching": ("batching", {"natural"}),
         "depth": ("temporal_blocks", {2, 12}),
     }
     for what, (flag, wanted) in changes.items():
@@ -286,11 +297,11 @@ def test_an_ablation_changes_its_stage_alone_and_shares_what_is_there(features, 
             assert args.temporal_blocks == default.temporal_blocks or what == "depth"
     calls.list.clear()
     run_entry("ablation-schedule", "--seeds", "1")
-    epochs = {(args.learning_rate, args.loss): set() for name, args in calls.list if name == "03_attribute"}
+    steps = {(args.learning_rate, args.loss): set() for name, args in calls.list if name == "03_attribute"}
     for name, args in calls.list:
         if name == "03_attribute":
-            epochs[args.learning_rate, args.loss].add(args.epochs)
-    assert len(epochs) == 4 and all(max(own) == 4 * min(own) for own in epochs.values())
+            steps[args.learning_rate, args.loss].add(args.steps)
+    assert len(steps) == 4 and all(max(own) == 4 * min(own) for own in steps.values())
 
 
 def test_labels_of_the_curve_are_those_trained_on(features, calls):
@@ -310,7 +321,7 @@ def detected(monkeypatch):
     asked = []
 
     def pretend(name, level, videos, root, run, seed, equalize, steps, full, overwrite):
-        assert (equalize, steps, full) == (None, datasets.ZOO["steps"]["pixels"], False)
+        assert (equalize, steps, full) == (None, datasets.ZOO["pixel_steps"], False)
         assert not overwrite
         asked.append((name, level, videos, root, run))
         run.mkdir(parents=True, exist_ok=True)
@@ -390,7 +401,7 @@ def test_the_papers_settings_are_the_stages_defaults():
     for name, wanted in {"02_pretrain_binary": ways.PAPER, "03_attribute": ways.PAPER | ways.PAPER_MINING}.items():
         defaults = vars(module(name).get_args([]))
         assert {key: defaults[key] for key in wanted} == wanted
-    every = ways.PAPER | ways.PAPER_MINING | ways.SMALL_DATA | ways.SMALL_MINING | {"train_generators": ["SVD", "SD"]}
+    every = ways.PAPER | ways.PAPER_MINING | PRESETS["small"] | {"train_generators": ["SVD", "SD"]}
     found = vars(module("03_attribute").get_args([str(flag) for flag in ways.as_flags(every)]))
     assert {key: found[key] for key in every} == every
 
@@ -399,11 +410,11 @@ def test_full_is_the_papers_setting(features, calls):
     run_entry("table-7", "--seeds", "1", "--full")
     defaults = module("03_attribute").get_args([])
     for name, args in calls.list:
-        for key in ("batch_size", "learning_rate", "decay_steps", "epochs", "best"):
-            assert getattr(args, key) == getattr(defaults, key)
+        assert all(getattr(args, key) == getattr(defaults, key) for key in ways.PAPER if key != "epochs")
+        assert args.epochs in (defaults.epochs, 2 * defaults.epochs) and args.preset is None
         if name == "03_attribute":
             assert args.labels_per_class in (500, "all")
-            assert (args.normalize, args.margin, args.ce_weight) == (False, 1, 0.5)
+            assert all(getattr(args, key) == ways.PAPER_MINING[key] for key in ways.PAPER_MINING if key != "loss")
 
 
 def test_runs_of_other_features_or_settings_have_folders_of_their_own(features, calls):
@@ -416,7 +427,7 @@ def test_runs_of_other_features_or_settings_have_folders_of_their_own(features, 
     assert first == folders()
     assert first.isdisjoint(folders("--full"))
     few = folders("--few", "3")
-    assert len(first & few) == 2 and len(few - first) == 2  # stage 1 and all labels are shared
+    assert len(first & few) == 2 and len(few - first) == 3  # stage 1 and all labels are shared
     recipe = json.loads(Path("f/recipe.json").read_text())
     write_json("f/recipe.json", recipe | {"git": "other", "versions": {}})
     assert first == folders()
@@ -495,15 +506,6 @@ def test_a_small_run_takes_few_clips_and_has_its_own_results(features, calls):
     assert (results_of(within="results/limit-2") / "figure-s3.md").exists() and not results_of().exists()
     run_entry("table-2", "--seeds", "1", "--full")
     assert (results_of(within="results/full") / "table-2.md").exists() and not results_of().exists()
-
-
-def test_few_labels_train_for_the_steps_said(features, calls):
-    run_entry("table-7", "--seeds", "1")
-    for name, args in calls.list:
-        few = args.labels_per_class != "all"
-        windows = len(GENERATORS) * (8 if not few else min(args.labels_per_class, 8))
-        wanted = datasets.ZOO["steps"]["few" if few else "all"]
-        assert args.epochs == min(60, -(-wanted // (windows // 32))), name
 
 
 # ---------------------------------------------------------------- numbers
@@ -818,7 +820,7 @@ def test_entries_run_with_the_stages_themselves(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "zoo").symlink_to(ROOT / "data" / "zoo")
-    monkeypatch.setitem(datasets.SIMULATED, "zoo", (1, {"few": 2, "steps": {"few": 2, "all": 2, "pixels": 2}}))
+    monkeypatch.setitem(datasets.SIMULATED, "zoo", (1, {"few": 2, "pixel_steps": 2}))
     small = ["--limit", "6", "--seeds", "1"]
     found = reproduce.main(["table-7", *small])
     assert all(
