@@ -72,9 +72,9 @@ def measure_datasets(args, data):
 
 def binary_methods(args, data, only):
     """BINARY by method and seed at BIN-L, all trained with all labels; `only` may name test_features."""
+    chosen = [chosen_videos(data, "bin", only | {"limit": args.limit}, seed, None) for seed in range(args.seeds)]
     metrics = [read_json(run / "bin.json") for run in binary_runs(args, data, only)]
     methods = {"SAGA": [{key: own[key] for key in BINARY} for own in metrics]}
-    chosen = [chosen_videos(data, "bin", only | {"limit": args.limit}, seed, None) for seed in range(args.seeds)]
     for name, probe in PROBES.items():
         methods[name] = [binary_row(videos, probe(videos, seed)) for seed, videos in enumerate(chosen)]
     known = data.videos is not None and all((data.videos / row.source).is_file() for row in chosen[0].test)
@@ -263,9 +263,11 @@ PIXELS = (
 )
 NO_PIXELS = "NPR, F3Net and TALL see pixels: name the folder of the clips with --videos."
 NOTE = (
-    "With all labels, probes and detectors train on val too. Class means: the nearest class mean (Mahalanobis) names"
-    " the clip, whatever the classes' frequencies; in SAGA's embedding at GEN-L. All others are trained at each level."
-    " Seconds: one core, beside another run. The paper's numbers are on GenVideo."
+    "With all labels, probes and detectors train on val too. With few, all of them train and none choose; two stages have"
+    " all real/fake labels before. Temporal statistics: the mean of a clip's tokens, their deviation over frames and"
+    " their mean absolute change. Class means: the nearest class mean (Mahalanobis) names the clip, whatever the classes'"
+    " frequencies; in SAGA's embedding at GEN-L. All others are trained at each level. Seconds: one core, beside another"
+    " run. The paper's numbers are on GenVideo."
 )
 
 
