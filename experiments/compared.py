@@ -263,11 +263,11 @@ PIXELS = (
 )
 NO_PIXELS = "NPR, F3Net and TALL see pixels: name the folder of the clips with --videos."
 NOTE = (
-    "With all labels, probes and detectors train on val too. With few, all of them train and none choose; two stages have"
-    " all real/fake labels before. Temporal statistics: the mean of a clip's tokens, their deviation over frames and"
-    " their mean absolute change. Class means: the nearest class mean (Mahalanobis) names the clip, whatever the classes'"
-    " frequencies; in SAGA's embedding at GEN-L. All others are trained at each level. Seconds: one core, beside another"
-    " run. The paper's numbers are on GenVideo."
+    "With all labels, probes and detectors train on val too. With few, all of them train and none choose; two"
+    " stages have all real/fake labels before. Temporal statistics: the mean of a clip's tokens, their deviation"
+    " over frames and their mean absolute change. Class means: the nearest class mean (Mahalanobis) names the clip,"
+    " whatever the classes' frequencies; in SAGA's embedding at GEN-L. All others are trained at each level."
+    " Seconds: one core, beside another run. The paper's numbers are on GenVideo."
 )
 
 
