@@ -7,10 +7,10 @@ writes  runs/<run>/bin.keras        the epoch best on val, the start of stage 2;
                                     (V,), and the recipe
         runs/<run>/bin_history.csv, logs/bin (TensorBoard), bin_confusion.png, bin_roc.png, bin_tsne_*.png
 
-    python 02_pretrain_binary.py --batch-size 32 --epochs 5 --learning-rate 3e-4 --decay-steps 0
+    python 02_pretrain_binary.py --preset small
 
 The defaults are the paper's, made for 1.6 million videos: its rate of 1e-5 hardly moves on a small set. The line above
-is what `make demo` passes for the simulated zoo: a minute on two cores, accuracy 0.91 (majority 0.75). Interrupted,
+is what `make demo` passes for the simulated zoo: NUMBERS. Interrupted,
 the same command goes on from the last finished epoch and ends with the same result.
 """
 
@@ -41,7 +41,7 @@ from tokens.generators import TABLE, load_generators
 from tokens.split import choose_videos
 from training.callbacks import EpochEnd, Interruption, checkpoint_file, parts, print_training, save_model, tensorboard
 from training.devices import divisible_batch_size, fuse_attention, is_main_process, processes, use_devices
-from training.evaluation import evaluate, print_results
+from training.evaluation import class_means_head, evaluate, print_results
 from training.plots import draw_figures
 from training.presets import PRESETS, print_preset
 from training.remat import RematSAGA
@@ -83,6 +83,7 @@ def get_args(argv=None):
     add("--weight-decay", type=not_negative, default=0.004, help="AdamW's weight decay")
     add("--dropout", type=fraction, default=0.1, help="dropout in every block")
     add("--temporal-blocks", type=positive, default=5, help="temporal encoder blocks, 2 or more")
+    add("--head", choices=("linear", "means"), default="linear", help="as trained, or class means in the embedding")
     add("--seed", type=seed, default=0, help="seed of weights, dropout, batches and the choice of labels")
     # devices
     add("--dtype", choices=("float32", "mixed_bfloat16"), default="float32", help="what the transformer computes in")
@@ -171,6 +172,8 @@ def main(argv=None):
         save_model(model, run / "bin_last.keras", recipe)
     if epoch_end.best:
         model.set_weights(epoch_end.best)
+    if args.head == "means":
+        class_means_head(model, split.train, args.batch_size)
 
     # ---------------------------------------------------------------- evaluate
     metrics, arrays = evaluate(model, split, "bin", args.batch_size)

@@ -15,7 +15,7 @@ from experiments.stages import stage
 CLIPS = 8  # of each generator
 VIDEOS, FEATURES, RUN = Path("data/steps"), Path("features/steps"), Path("runs/steps")
 PLACE = ["--features", FEATURES, "--run", RUN]
-FEW_STEPS = ["--preset", "small", "--steps", 40]
+FEW_STEPS = ["--preset", "small", "--steps", 20, "--epochs", 2]
 STEPS = {  # script: its flags, and which of the files that it leaves are shown
     "simulate_videos": (["--out", VIDEOS], [VIDEOS / "Pika/0000.mp4", VIDEOS / "*.json"]),
     "01_extract_features": (

@@ -15,7 +15,7 @@ from basics.artifacts import read_json
 from basics.running import ROOT
 
 CHANGES = re.findall(r"```diff\n(.*?)```\s+```bash\n(.*?)```", (ROOT / "docs" / "extend.md").read_text(), re.S)
-STAGE_ONE = "python 02_pretrain_binary.py --batch-size 32 --epochs 2 --learning-rate 3e-4 --schedule constant"
+STAGE_ONE = "python 02_pretrain_binary.py --preset small --steps 20"
 
 
 @pytest.mark.parametrize("diff", [diff for diff, _ in CHANGES], ids=lambda diff: diff.split()[1])

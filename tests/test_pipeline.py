@@ -15,7 +15,7 @@ from stages import module, stage
 from basics.running import ROOT
 from experiments import readme
 from experiments.probes import linear_probe
-from experiments.stages import SMALL_DATA, as_flags, videos_of
+from experiments.stages import videos_of
 from tokens.dataset import read_index, write_index
 from tokens.generators import LEVELS
 from training.evaluation import score
@@ -89,7 +89,7 @@ def train_all_levels(features, run, levels=LEVELS):
     """
     found = {}
     for level in levels:
-        flags = as_flags(SMALL_DATA | {"labels_per_class": 100, "epochs": 5, "temporal_blocks": 2})
+        flags = ["--preset", "small", "--temporal-blocks", 2]
         place = ["--features", features, "--run", run]
         if level == "bin":
             metrics = stage("02_pretrain_binary", *place, *flags)

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 from scipy.special import softmax
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from small import RECIPE, SMALL, write_folder
 from stages import module, stage
 
@@ -20,7 +21,7 @@ from basics.running import InputError
 from common import adamw, build_saga, ops
 from tokens.dataset import Windows, read_index, usable, write_index
 from training import callbacks
-from training.evaluation import predict, score
+from training.evaluation import class_means_head, predict, score
 from training.presets import PRESETS
 
 ONE, TWO = "02_pretrain_binary", "03_attribute"
@@ -126,6 +127,25 @@ def test_training_stops_once_val_is_flat(features, tmp_path, monkeypatch):
 
 def raise_interrupt(*_):
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("generators", [["Real", "SVD"], ["Real", "SVD", "Pika"]])
+def test_head_of_class_means_equals_the_discriminant(tmp_path, generators):
+    """Its probabilities for one-window videos are the linear discriminant's, at the spread of the trained head's."""
+    features = write_folder(tmp_path, generators, windows=lambda i: 1)
+    rows = [row._replace(label=generators.index(row.generator)) for row in usable(read_index(features), features)]
+    keras.utils.set_random_seed(0)
+    model = build_saga(len(generators), 8, 2, 12, temporal_blocks=2, dropout=0.0, class_names=tuple(generators))
+    embedding, before = predict(model, Windows(rows))
+    class_means_head(model, rows, 64)
+    after = predict(model, Windows(rows))[1]
+    priors = np.full(len(generators), 1 / len(generators))
+    fitted = LinearDiscriminantAnalysis("lsqr", shrinkage="auto", priors=priors)
+    fitted.fit(np.float64(embedding), [row.label for row in rows])
+    away = np.float64(embedding)[:, None] - fitted.means_  # (V, C, D)
+    densities = -0.5 * np.einsum("vcd,de,vce->vc", away, np.linalg.inv(fitted.covariance_), away)  # logarithms
+    spread = [(own - own.mean(axis=1, keepdims=True)).std() for own in (np.log(np.float64(before)), densities)]
+    np.testing.assert_allclose(after, softmax(densities * spread[0] / spread[1], axis=1), atol=1e-3)
 
 
 # ---------------------------------------------------------------- the stages

@@ -8,6 +8,7 @@ from collections import Counter
 
 import numpy as np
 from scipy.special import softmax
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from basics.running import InputError
@@ -54,6 +55,28 @@ def predict(model, windows: Windows, batch_size=64):
     if not (np.isfinite(embedding).all() and np.isfinite(probabilities).all()):
         raise InputError("the model's predictions are not finite; lower --learning-rate")
     return embedding, probabilities
+
+
+def class_means_head(model, rows, batch_size):
+    """Give the classifier the weights of the linear discriminant of class means, with shrunken covariances and equal
+    priors, in the embedding of training videos (V rows with labels). Its logits are scaled to vary as those of the
+    classifier did that training left.
+    """
+    embedding, labels = np.float64(predict(model, Windows(rows), batch_size)[0]), [row.label for row in rows]
+    kernel, bias = model.classifier.get_weights()  # (D, C), (C,)
+    classes = len(bias)
+    means = LinearDiscriminantAnalysis("lsqr", shrinkage="auto", priors=np.full(classes, 1 / classes))
+    means.fit(embedding, labels)
+    weights = [means.coef_.T, means.intercept_]
+    if classes == 2:  # scikit-learn has the difference of the two alone
+        weights = [np.pad(own, [(0, 0)] * (own.ndim - 1) + [(1, 0)]) for own in weights]
+    spread = [centred_deviation(embedding @ own + more) for own, more in ((kernel, bias), weights)]
+    model.classifier.set_weights([own * spread[0] / spread[1] for own in weights])
+
+
+def centred_deviation(logits):
+    """The standard deviation of logits (V, C) around each video's mean, which softmax does not see."""
+    return (logits - logits.mean(axis=1, keepdims=True)).std()
 
 
 def validation(model, windows, rows, batch_size) -> dict[str, float]:

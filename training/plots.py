@@ -35,8 +35,11 @@ def drawable(embedding):
 def tsne(embedding):
     """Places (V, 2) of embeddings (V, D) by t-SNE, as in the paper's Fig. 4 and 5."""
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
-    return TSNE(perplexity=min(30, (len(embedding) - 1) / 3), init="pca", random_state=0).fit_transform(embedding)
+    method = TSNE(perplexity=min(30, (len(embedding) - 1) / 3), init="pca", random_state=0)
+    with threadpool_limits(1):  # for so few videos threads cost more than they give, up to ten times on busy cores
+        return method.fit_transform(embedding)
 
 
 def tsne_panel(axes, places, groups, heading):
