@@ -678,7 +678,7 @@ def test_bad_input_raises_in_one_line(features, arguments, message):
 def test_missing_test_features_raise_before_training(features, calls):
     with pytest.raises(InputError, match="gone.recipe.json is missing; run 01_extract_features.py"):
         run_entry("table-5", "--test-features", "gone", "--seeds", "1")
-    assert [args.test_features for _, args in calls.list] == ["gone"]
+    assert not calls.list
 
 
 @pytest.mark.parametrize(
