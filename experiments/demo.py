@@ -10,16 +10,9 @@ from pathlib import Path
 
 from experiments.probes import linear_probe, temporal_probe
 from experiments.stages import markdown, stage, train, videos_of
-from tokens.generators import level_name
+from tokens.generators import LEVELS, level_name
 from training.evaluation import score
 
-DEMO_LEVELS = {  # level: settings beside the preset
-    "bin": {},
-    "task": {"labels_per_class": 300},
-    "sd": {"labels_per_class": 100},
-    "team": {"labels_per_class": 100},
-    "gen": {"labels_per_class": 100},
-}
 HEADER = ["level", "classes", "test clips", "chance micro / macro", "SAGA micro (95%) / macro"]
 HEADER += ["linear probe micro / macro", "temporal probe micro / macro", "seconds"]
 
@@ -37,8 +30,8 @@ def demo(args):
     extracted = stage("01_extract_features", *flags, overwrite=args.overwrite)["videos"]
     seconds["extract"] = (extracted, time.time() - started)
     rows = []
-    for level, settings in DEMO_LEVELS.items():
-        settings = {"preset": "small"} | settings
+    for level in LEVELS:
+        settings = {"preset": "small", "labels_per_class": "all"}
         metrics = train(level, features, stage_one if level == "bin" else run, settings, args.overwrite)
         if level == "bin" and stage_one != run:
             run.mkdir(parents=True, exist_ok=True)
