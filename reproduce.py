@@ -14,16 +14,19 @@ compare RUN RUN    two runs or more on the same test clips: accuracies, exact Mc
 paper              every table, figure and question, one after the other, each in its own process
 readme             make the tables in README.md and docs/ from results/
 
-All others write results/<name>.json and .md, figures a .png too; results on other data are in subfolders.
+All others write results/<name>.json and .md, figures a .png too; results on other data are in subfolders. `--verify`
+measures seed 0 of a result again, from scratch, and says whether it is what it was.
 """
 
 import argparse
+import shlex
 import subprocess
 import sys
 
 from basics.running import InputError, positive, run_script
 from experiments.datasets import ENCODER_FLAGS, SIMULATED
 from experiments.registry import ENTRIES, OTHERS, run_entry
+from experiments.verify import verify
 from tokens.generators import LEVELS
 
 
@@ -33,6 +36,7 @@ def get_args(argv=None):
     )
     add = parser.add_argument
     add("name", nargs="*", metavar="NAME", help="the experiment; --list names them. compare RUN RUN ...: run folders")
+    add("--verify", action="store_true", help="measure seed 0 of NAME's results, or of all, from scratch and compare")
     add("--list", action="store_true", help="print the experiments, what each needs and how long it takes")
     add(
         "--data",
@@ -47,22 +51,24 @@ def get_args(argv=None):
         help="tables, figures: features of your own, instead of --data; demo: where",
     )
     add("--test-features", metavar="DIR", help="table-5: features of another data set, made in the same way")
-    add("--videos", metavar="DIR", help="table-s2, report: the clips that --features were made of")
+    add("--videos", metavar="DIR", help="table-5, table-s2, report: the clips that --features were made of")
     add("--folds", type=positive, help="grouped cross-validation instead of the recorded split; of --data corpus: 5")
     add("--few", type=positive, help="labels per class where the paper has 500; default 15, of real clips 5")
     add("--full", action="store_true", help="tables, figures: the paper's batch size, rate, epochs, margin, 500 labels")
     add("--corpus", default="../shared/corpus", help="folder of real clips: clips/ and clips.csv")
     add("--encoder", choices=tuple(ENCODER_FLAGS), default="dct", help="the frozen encoder of --data")
     add("--encoder-weights", help="mobilenet's weights, for a machine that cannot download them")
-    add("--run", help="folder of the runs; default runs/paper, demo, report or unseen")
+    add("--run", help="folder of the runs; default runs/paper, demo, report or unseen; with --verify a temporary one")
+    add("--results", default="results", help="folder of the results")
     add("--seeds", type=positive, help="all but demo: other weights, choice of labels and corpus folds; 3, wild 5")
     add("--level", choices=LEVELS, help="compare: at this level alone; default: at every level that all the runs have")
     add("--overwrite", action="store_true", help="train and extract again what is there; paper: in each entry")
     add("--limit", type=positive, help="at most this many clips per generator: a small run")
     args = parser.parse_args(argv)
+    args.command = shlex.join(["python", "reproduce.py", *(sys.argv[1:] if argv is None else argv)])
     args.runs = args.name[1:] if args.name[:1] == ["compare"] else []
     args.name = "-".join(args.name[:1] if args.runs else args.name)
-    if args.name not in (*ENTRIES, *OTHERS) and not args.list:
+    if args.name not in (*ENTRIES, *OTHERS) and (args.name or not (args.list or args.verify)):
         parser.error(f"{args.name}: no such experiment; --list names them" if args.name else "name one or pass --list")
     args.seeds = args.seeds or (ENTRIES[args.name].seeds if args.name in ENTRIES else 3)
     if args.name == "compare" and len(args.runs) < 2:
@@ -75,8 +81,8 @@ def get_args(argv=None):
         parser.error("readme takes no --features")
     if args.test_features and args.name != "table-5":
         parser.error("--test-features is for table-5")
-    if args.videos and not (args.features and args.name in ("table-s2", "report")):
-        parser.error("--videos is for table-s2 and report with --features")
+    if args.videos and not (args.features and args.name in ("table-5", "table-s2", "report")):
+        parser.error("--videos is for table-5, table-s2 and report with --features")
     return args
 
 
@@ -106,6 +112,8 @@ def main(argv=None):
     args = get_args(argv)
     if args.list:
         return print_list()
+    if args.verify:
+        return verify(args, get_args)
     if args.name == "paper":
         flags = list(sys.argv[1:] if argv is None else argv)
         flags.remove("paper")

@@ -20,6 +20,7 @@ import platform
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -300,12 +301,16 @@ def file_digest(path) -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of this checkout, for recipes; None without git."""
+    """The commit of this checkout, followed by -dirty where a file is not as committed (results and texts apart, which
+    change no number); None without git.
+    """
+    git = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=False)
     try:
-        git = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        commit = git(["git", "rev-parse", "HEAD"]).stdout.strip()
+        changed = git(["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results", ":!*.md"]).stdout
     except OSError:
         return None
-    return git.stdout.strip() or None
+    return commit + "-dirty" * bool(changed) if commit else None
 
 
 def versions(*packages) -> dict[str, str]:

@@ -13,6 +13,7 @@ from scipy.stats import t
 
 from basics.artifacts import read_csv, read_json
 from basics.figures import plt, save_figure
+from experiments.figures import neighbours_by_loss
 from experiments.stages import TWO_FEW, Arm, clips_of, fold_videos, markdown
 from experiments.tables import (
     OVERALL,
@@ -26,6 +27,7 @@ from experiments.tables import (
     scored,
 )
 from tokens.generators import LEVELS, level_name
+from training.presets import PRESETS
 
 # ---------------------------------------------------------------- the conditions
 
@@ -43,6 +45,7 @@ def alike(**change):
     return {CE: change, TWO_FEW: change}
 
 
+STEPS = PRESETS["small"]["steps"]
 SCALES = {"normalised": True, "raw": False}
 MINING = {"margin 0.2": {"margin": 0.2}, "margin 1": {"margin": 1.0}}
 MINING |= {"margin 1, lambda 0.5": {"margin": 1.0, "ce_weight": 0.5}}
@@ -53,11 +56,11 @@ ABLATIONS = {  # what: condition: arm: what the condition changes in it
     "positives": PLAIN | {f"{kind} positives": alone(positives=kind) for kind in ("all", "hardest", "random")},
     "normalize": PLAIN
     | {f"{scale}, {name}": alone(normalize=on, **own) for scale, on in SCALES.items() for name, own in MINING.items()},
-    "batching": {f"{kind} batches": alike(last={"batching": kind}) for kind in ("natural", "pk")},
+    "batching": {f"{kind} batches": alike(last={"batching": kind}) for kind in ("natural", "balanced")},
     "depth": {f"{blocks} temporal blocks": alike(only={"temporal_blocks": blocks}) for blocks in (2, 5, 12)},
     "dtype": {name: alike(only={"dtype": name}) for name in ("float32", "mixed_bfloat16")},
     "schedule": {
-        f"rate {rate}, {longer} x the steps": alike(last={"learning_rate": float(rate)}, longer=longer)
+        f"rate {rate}, {longer} x the steps": alike(last={"learning_rate": float(rate), "steps": longer * STEPS})
         for rate in ("3e-5", "3e-4")
         for longer in (1, 4)
     },
@@ -153,7 +156,13 @@ def measure_conditions(args, data):
             if str(TWO_FEW) in settings:
                 differences = hnm_minus_ce(settings.get(str(CE), plain), settings[str(TWO_FEW)])
                 rows.append({"what": what, "condition": condition} | differences)
+    if len(data.folds) == 1:  # else no embedding holds all clips
+        plain, mined = (neighbours_by_loss(args, data)[loss] | {"runs": []} for loss in ("CE", "CE+HNM"))
+        rows.append({"what": "figure-5", "condition": FIVE_NEAREST} | hnm_minus_ce(plain, mined))
     return described(data, rows=rows)
+
+
+FIVE_NEAREST = "clips named by their five nearest neighbours in the embedding"
 
 
 def hnm_minus_ce(plain, mined):

@@ -21,11 +21,11 @@ ENCODER_FLAGS = {  # four tokens a frame each
     "mobilenet": "--encoder mobilenet --layer conv_pw_5 --pool 14",
 }
 FOLDS = 5  # of a corpus
-# Labels per class where the paper has 500; steps of training with few labels, with all, of detectors on pixels.
-ZOO = {"few": 15, "steps": {"few": 200, "all": 400, "pixels": 300}}
-EASY = {"few": 15, "steps": {"few": 200, "all": 400, "pixels": 1000}}  # do detectors learn where there is much to see?
+# Labels per class where the paper has 500; steps of training detectors on pixels.
+ZOO = {"few": 15, "pixel_steps": 300}
+EASY = {"few": 15, "pixel_steps": 1000}  # do detectors learn where there is much to see?
 SIMULATED = {"zoo": (1, ZOO), "easy": (2, EASY)}  # strength of the marks
-REAL = {"few": 5, "steps": {"few": 100, "all": 200, "pixels": 200}}
+REAL = {"few": 5, "pixel_steps": 200}
 
 
 class Data(NamedTuple):
@@ -35,7 +35,7 @@ class Data(NamedTuple):
     features: Path
     folds: tuple[str | None, ...]  # values of --fold
     few: int  # labels per class where the paper has 500
-    steps: dict  # of training with few labels, with all, of detectors on pixels
+    pixel_steps: int  # of detectors on pixels
     digest: str  # of index and recipe: other features are other runs
     videos: Path | None  # the folder that the index's sources are in; None: not known
 
@@ -75,7 +75,7 @@ def make_data(args, name, folder, folds, size, videos):
     digest = index_digest(index) + str(sorted(recipe.items()))
     folds = tuple(f"{k}/{folds}" for k in range(1, folds + 1)) if folds else (None,)
     few = args.few or (500 if args.full else size["few"])
-    return Data(name, folder, folds, few, size["steps"], digest, None if videos is None else Path(videos))
+    return Data(name, folder, folds, few, size["pixel_steps"], digest, None if videos is None else Path(videos))
 
 
 def limited(args, flags):

@@ -34,10 +34,18 @@ def paper_setting(arm, level):
     return f"{arm.stages}-stage {LABELS[arm.labels]}" + (f" {arm.loss}" if level == "gen" else "")
 
 
+def arm_values(arm, level):
+    """What the paper prints of an arm at an attribution level, by row; nothing of one that trains for longer."""
+    return paper_values(PAPER_TABLES[level], paper_setting(arm, level)) if arm.times == 1 else {}
+
+
 def paper_overall(arm):
     """The paper's Overall of an arm by level; at BIN-L it has stage 1 with all labels alone."""
     all_labels = float(paper_lines("4 BIN-L")[0]["value"])
     values = {"bin": all_labels if arm.stages == 2 or arm.labels == "all" else None}
-    for level, table in PAPER_TABLES.items():
-        values[level] = paper_values(table, paper_setting(arm, level))["Overall"]
-    return values
+    return values | {level: arm_values(arm, level)["Overall"] for level in PAPER_TABLES}
+
+
+def printed(value):
+    """A number as the paper prints it; nothing for None."""
+    return "" if value is None else f"{value:.2f}"

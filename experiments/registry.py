@@ -15,7 +15,8 @@ from typing import NamedTuple
 from basics.artifacts import read_csv
 from basics.running import InputError
 from experiments.datasets import choose_data
-from experiments.stages import results_folder, write_results
+from experiments.results import results_folder, settings_line, write_results
+from experiments.stages import USED
 
 
 class Entry(NamedTuple):
@@ -44,7 +45,8 @@ class Entry(NamedTuple):
         return self.function("measure")(args, data, **self.given)
 
     def render(self, results):
-        return self.function("render")(results, *([self.what] if self.code.startswith("wild.") else []))
+        lines = self.function("render")(results, *([self.what] if self.code.startswith("wild.") else []))
+        return [*lines, "", settings_line(results)]
 
     def draw(self, args, data, results, path):
         self.function("draw")(args, data, results, path, **self.given)
@@ -92,6 +94,7 @@ OTHERS = {  # name: what it does, and the function of reproduce.py's arguments
 
 def run_entry(args):
     """Measure, write and draw one of ENTRIES on the chosen data, or run one of OTHERS."""
+    USED.clear()
     if args.name in OTHERS:
         return resolve_name(OTHERS[args.name][1])(args)
     entry, data = ENTRIES[args.name], choose_data(args)
@@ -101,10 +104,10 @@ def run_entry(args):
         raise InputError(
             f"{args.name} wants the recorded split, not grouped folds: give a --features folder without --folds"
         )
-    results, name = entry.measure(args, data if entry.several else data[0]), "+".join(own.name for own in data)
-    write_results(args, args.name, results, entry.render(results), name)
-    if entry.drawn:
-        path = results_folder(args, name) / f"{args.name}.png"
+    results = entry.measure(args, data if entry.several else data[0])
+    results = write_results(args, args.name, results, entry.render, data)
+    if entry.drawn and not args.verify:
+        path = results_folder(args, data) / f"{args.name}.png"
         entry.draw(args, data[0], results, path)
         print(f"figure: {path}")
     return results

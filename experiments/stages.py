@@ -1,4 +1,4 @@
-"""The numbered scripts as functions, the papers' ways to train as data, and where an experiment's runs and results are.
+"""The numbered scripts as functions, the papers' ways to train as data, and where an experiment's runs are.
 
 metrics = stage("02_pretrain_binary", "--features", features)
 runs = train_arm(args, data, TWO_FEW, "gen", seed=0)      a run folder per fold, trained or up to date
@@ -6,25 +6,28 @@ labels, predicted = tested(run, "gen")
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib
-import math
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from basics.artifacts import read_arrays, read_json, write_json
+from basics.artifacts import read_arrays, read_json, versions
 from basics.running import fold as parse_fold
 from tokens.dataset import read_index, usable
 from tokens.generators import class_index, class_names, load_generators, stage_of
 from tokens.split import Split, choose_videos
+from training.presets import PRESETS
 
 # ---------------------------------------------------------------- stages
 
 
 MADE_ANEW = set()  # the calls, (name, *arguments), that this process has made with --overwrite
+USED = {}  # {(run folder, what it holds): how it was made}: all that an entry has trained or found up to date
 
 
 def stage(name, *arguments, overwrite=False):
@@ -35,7 +38,21 @@ def stage(name, *arguments, overwrite=False):
     call = (name, *map(str, arguments))
     flags = ["--overwrite"] if overwrite and call not in MADE_ANEW else []
     MADE_ANEW.update([call] if flags else [])
-    return importlib.import_module(name).main([*call[1:], *flags])
+    made = importlib.import_module(name).main([*call[1:], *flags])
+    if "recipe" in (made or ()):
+        note_use(name, made)
+    return made
+
+
+def note_use(name, metrics):
+    """Keep for the entry's provenance how a stage made a run: its settings, labelled clips and steps."""
+    recipe, clips = metrics["recipe"], metrics.get("clips", {})
+    settings = {"level": metrics["level"]} if "level" in metrics else {}
+    settings |= {key: own for key, own in recipe["arguments"].items() if key not in ("seed", "fold")}
+    facts = {"settings": settings, "seed": recipe["arguments"].get("seed"), "start": recipe["paths"].get("init")}
+    facts |= {role: len(clips[role]) for role in ("train", "val") if role in clips}
+    facts |= {"steps": metrics["steps"]} if "steps" in metrics else {}
+    USED[recipe["paths"]["run"], "-".join([name[:2], settings["level"]] if "level" in settings else [name[:2]])] = facts
 
 
 def script(level):
@@ -99,13 +116,9 @@ def videos_of(metrics, features) -> Split:
 # ---------------------------------------------------------------- the papers' ways to train
 
 # The paper's settings, which are the stages' defaults (a test checks it); those of mining are 03's alone.
-PAPER = {"epochs": 10, "batch_size": 64, "learning_rate": 1e-5, "decay_steps": 1000, "best": "val"}
-PAPER |= {"batching": "natural", "temporal_blocks": 5, "dtype": "float32"}
+PAPER = {"epochs": 10, "steps": None, "batch_size": 64, "learning_rate": 1e-5, "best": "val", "batching": "natural"}
+PAPER |= {"schedule": "halving", "decay_steps": 1000, "warmup_steps": 0, "temporal_blocks": 5, "dtype": "float32"}
 PAPER_MINING = {"loss": "hnm", "ce_weight": 0.5, "margin": 1.0, "positives": "all", "normalize": False}
-# Rates and steps for thousands of windows; the paper's 1e-5, halved every 1,000 steps, are for millions.
-SMALL_DATA = {"batch_size": 32, "learning_rate": 3e-4, "decay_steps": 0}
-# On few clips the paper's margin of 1 and lambda of 0.5 can pull all embeddings to one point.
-SMALL_MINING = {"normalize": True, "margin": 0.2, "ce_weight": 0.8}
 LOSS_FLAGS = {"CE": "ce", "CE+semi-HNM": "semi", "CE+HNM": "hnm"}  # as tables have them: the values of 03's --loss
 
 
@@ -115,65 +128,90 @@ class Arm(NamedTuple):
     stages: int
     labels: str | int  # few: the paper's 0.5%, 500 labels per class; all: its 100%; or a number
     loss: str = ""  # of LOSS_FLAGS; stage 1 has no choice
+    times: int = 1  # as many steps: 2 in one stage are those of two stages together
 
     def __str__(self):
-        return f"{self.stages}-stage {self.labels} {self.loss}".strip()
+        steps = f", {self.times} x the steps" if self.times > 1 else ""
+        return f"{self.stages}-stage {self.labels} {self.loss}".strip() + steps
 
 
 ONE_FEW, ONE_ALL, TWO_FEW = Arm(1, "few", "CE+HNM"), Arm(1, "all", "CE+HNM"), Arm(2, "few", "CE+HNM")
+ONE_LONGER = ONE_FEW._replace(times=2)  # what two stages must beat, since they train for twice the steps
 ALL_CE = Arm(1, "all", "CE")
-ARMS = (Arm(1, "few", "CE"), ONE_FEW, Arm(2, "few", "CE"), TWO_FEW, ALL_CE, ONE_ALL)
+ARMS = (Arm(1, "few", "CE"), ONE_FEW, Arm(1, "few", "CE", times=2), ONE_LONGER)
+ARMS += (Arm(2, "few", "CE"), TWO_FEW, ALL_CE, ONE_ALL)
 STAGE_ONE = Arm(1, "all")  # at BIN-L
-EPOCHS = 60  # at most, on small data
 CHOICE = ("train_generators", "test_generators", "test_features", "labels_per_class", "limit")
 
 
-def train_arm(args, data, arm, level, seed, only=None, **change) -> list[Path | None]:
+def train_arm(args, data, arm, level, seed, only=None, last=None) -> list[Path | None]:
     """The run folders of an arm at a level, one per fold; None where mining collapsed. What is up to date stays.
 
-    `only` are settings that stage 1 shares, such as train_generators. An ablation's `change`: `last`, settings of the
-    last stage alone, and `longer`, times as many of its steps.
+    `only` are settings that stage 1 shares, such as train_generators; `last`, of an ablation, those of the last stage
+    alone.
     """
-    return [train_fold(args, data, arm, level, seed, fold, only or {}, **change) for fold in data.folds]
+    return [train_fold(args, data, arm, level, seed, fold, only or {}, last or {}) for fold in data.folds]
+
+
+def defaults(args, level):
+    """The settings that a stage takes where no flag gives another: the paper's, or those of the preset."""
+    papers = PAPER | ({} if level == "bin" else PAPER_MINING)
+    small = {} if args.full else PRESETS["small"]
+    return papers | {key: value for key, value in small.items() if level != "bin" or key not in PAPER_MINING}
 
 
 def arm_settings(args, data, arm, level, fold, only, last):
-    """All settings of the last stage of an arm but for its epochs: those that change nothing are the same ones."""
-    settings = PAPER | ({} if args.full else SMALL_DATA)
-    settings |= {"labels_per_class": data.few if arm.labels == "few" else arm.labels}
+    """All settings of the last stage of an arm: those that change nothing are the same ones."""
+    settings = defaults(args, level) | {"labels_per_class": data.few if arm.labels == "few" else arm.labels}
     settings |= {"limit": args.limit} if args.limit else {}
-    if level != "bin":
-        settings |= PAPER_MINING | {"loss": LOSS_FLAGS[arm.loss]}
-        settings |= {} if args.full or settings["loss"] == "ce" else SMALL_MINING
-    # a fold has no val to choose by
-    return settings | only | last | ({"best": "last"} if fold else {})
+    settings |= {} if level == "bin" else {"loss": LOSS_FLAGS[arm.loss]}
+    # a fold has no val to choose by, and a few labels are too few to keep some for it
+    settings |= only | last | ({"best": "last"} if fold or (arm.labels != "all" and not args.full) else {})
+    length = "steps" if settings["steps"] else "epochs"
+    return settings | {length: arm.times * settings[length]}
 
 
-def train_fold(args, data, arm, level, seed, fold, only, last=None, longer=1):
-    settings = arm_settings(args, data, arm, level, fold, only, last or {})
-    key = hashlib.sha256(f"{sorted(settings.items())} {longer} {data.digest}".encode()).hexdigest()[:8]
-    folder = Path(args.run or "runs/paper") / data.place
-    folder /= "-".join([*re.findall(r"\w+", f"{arm} {level}"), key])
-    run = folder / part_name(seed, fold)
-    if args.full:
-        settings["epochs"] *= longer
-    else:
-        windows = sum(row.windows for row in chosen_videos(data, level, settings, seed, fold).train)
-        steps = longer * data.steps["all" if arm.labels == "all" else "few"]
-        settings["epochs"] = min(math.ceil(steps / max(windows // 32, 1)), EPOCHS * longer)
-    settings |= {"seed": seed} | ({"fold": fold} if fold else {})
+def train_fold(args, data, arm, level, seed, fold, only, last):
+    settings = arm_settings(args, data, arm, level, fold, only, last)
+    key = hashlib.sha256(f"{sorted(settings.items())} {data.digest}".encode()).hexdigest()[:8]
+    run = runs_folder(args) / data.place / "-".join([*re.findall(r"\w+", f"{arm} {level}"), key])
+    run /= part_name(seed, fold)
+    common = defaults(args, level)
+    flags = {} if args.full else {"preset": "small"}
+    flags |= {name: value for name, value in settings.items() if name not in common or value != common[name]}
+    flags |= {"seed": seed} | ({"fold": fold} if fold else {})
     if arm.stages == 2:
-        settings["init"] = train_fold(args, data, STAGE_ONE, "bin", seed, fold, only) / "bin.keras"
+        flags["init"] = train_fold(args, data, STAGE_ONE, "bin", seed, fold, only, {}) / "bin.keras"
     elif level != "bin":
-        settings["init"] = "scratch"
+        flags["init"] = "scratch"
     from training.callbacks import CollapseError  # here, since Keras comes with it
 
     try:
-        train(level, data.features, run, settings, args.overwrite)
+        train(level, data.features, run, flags, args.overwrite)
     except CollapseError as collapse:
         print(f"{run}: {collapse}")
         return None
     return run
+
+
+@functools.cache
+def environment():
+    """What may change the last digits of a number although nothing else does: packages, Keras's backend, and how many
+    cores it computes on, over which XLA divides its sums.
+    """
+    import basics.backend  # noqa: F401  (chooses it; here, since it wants a backend, which --list does not)
+
+    backend = os.environ["KERAS_BACKEND"]
+    packages = ("keras", *{"jax": ("jax", "jaxlib")}.get(backend, (backend,)), "scikit-learn", "scipy")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return versions(*packages) | {"backend": backend, "cores": cores}
+
+
+def runs_folder(args, default="runs/paper"):
+    """Where entries keep their runs. Those of another environment are not shared: their numbers may differ."""
+    found = environment()
+    key = hashlib.sha256(f"{sorted(found.items())}".encode()).hexdigest()[:8]
+    return Path(args.run or default) / f"{found['backend']}-{key}"
 
 
 def part_name(seed, fold):
@@ -197,33 +235,26 @@ def chosen_videos(data, level, settings, seed, fold) -> Split:
 
 
 def fold_videos(args, data, level, labels, seed, fold):
-    """The Split at a level, as for SAGA. With few labels val is empty, since val is not limited by label counts."""
-    settings = {"labels_per_class": data.few if labels == "few" else "all", "best": "last" if fold else "val"}
-    videos = chosen_videos(data, level, settings | {"limit": args.limit}, seed, fold)
-    return videos._replace(val=[]) if labels == "few" else videos
+    """The Split at a level on which SAGA trains in one stage."""
+    settings = arm_settings(args, data, Arm(1, labels, "CE"), level, fold, {}, {})
+    return chosen_videos(data, level, settings, seed, fold)
 
 
-# ---------------------------------------------------------------- results
+# ---------------------------------------------------------------- what a run took
 
 
-BUILT_IN = "zoo-dct"  # the data set whose results are in results/ itself
-
-
-def results_folder(args, data=BUILT_IN):
-    """Where an experiment writes: results, or a folder in it by the data's name, --full and --limit."""
-    parts = ["full"] * args.full + ([f"limit-{args.limit}"] if args.limit else [])
-    parts += [data] if data != BUILT_IN else []
-    folder = Path("results", *parts)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def write_results(args, name, results, lines, data=BUILT_IN):
-    """Write <name>.json and, the lines of its table, <name>.md; print the table."""
-    folder = results_folder(args, data)
-    write_json(folder / f"{name}.json", results)
-    (folder / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+def spent(run, level):
+    """What an accuracy of a run took: its labelled clips to train and to choose by, those that stage 1 had to tell real
+    from fake, and the steps of all stages.
+    """
+    metrics = read_json(Path(run) / f"{level}.json", ("clips", "steps", "recipe"))
+    cost = {"run": Path(run).parent.name, "steps": [metrics["steps"]]}
+    cost["budget"] = {role: len(metrics["clips"][role]) for role in ("train", "val")}
+    start = metrics["recipe"]["paths"].get("init")
+    if level != "bin" and start != "scratch":
+        first = spent(Path(start).parent, "bin")
+        cost |= {"steps": first["steps"] + cost["steps"], "stage_1_budget": first["budget"]}
+    return cost
 
 
 def markdown(header, rows):

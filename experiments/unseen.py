@@ -11,7 +11,6 @@ entry as figures.py has them: results by the number of clips that are enrolled o
 """
 
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +19,9 @@ from basics.artifacts import read_arrays
 from basics.figures import plt, save_figure
 from basics.running import InputError
 from common import load_saga
-from experiments.datasets import choose_data, extract_zoo
-from experiments.stages import ALL_CE, SMALL_DATA, TWO_FEW, clips_of, markdown, stage, train, train_arm, write_results
+from experiments.datasets import ZOO, choose_data, extract_zoo, make_data
+from experiments.results import BUILT_IN, settings_line, write_results
+from experiments.stages import ALL_CE, TWO_FEW, clips_of, markdown, runs_folder, stage, train, train_arm
 from experiments.tables import caption, described, generators_of, mean_std
 from experiments.tsigs import tsig_runs
 from report.scores import NAMINGS, SCORES, Clips, auroc, fit_scores, fpr_at_tpr, group_bootstrap, head_logits, lands_on
@@ -32,7 +32,7 @@ from training.evaluation import score_names
 LEFT_OUT = ("DynamiCrafter", "ModelScope", "Latte", "HotShot", "Pika", "Sora")
 KIN_LEVELS = ("sd", "team")
 BOOTSTRAPS = 300
-TRAINING = SMALL_DATA | {"best": "last", "epochs": 12, "weight_decay": 0.05, "init": "scratch", "loss": "ce"}
+TRAINING = {"preset": "small", "best": "last", "weight_decay": 0.05, "init": "scratch", "loss": "ce"}
 
 
 def unseen_generators(args):
@@ -43,7 +43,7 @@ def unseen_generators(args):
     settings = TRAINING | {"train_generators": [name for name in known if name not in (*LEFT_OUT, "Real")]}
     scores, landed, models = [], [], []
     for seed in range(args.seeds):
-        run = Path(args.run or "runs/unseen") / features.name / f"seed{seed}"
+        run = runs_folder(args, "runs/unseen") / features.name / f"seed{seed}"
         for level in ("gen", *KIN_LEVELS):
             metrics = train(level, features, run, settings | {"seed": seed}, args.overwrite)
             kept = ("level", "videos", "accuracy", "macro_accuracy", "majority", "uniform")
@@ -53,8 +53,11 @@ def unseen_generators(args):
         scores.append(scores_of(run, LEFT_OUT))
         landed += [row | {"seed": seed} for level in KIN_LEVELS for row in landing(run, level, known)]
     rows = [score_row(name, [seed[name] for seed in scores]) for name in scores[0]]
-    write_results(args, "unseen-scores", {"models": models, "scores": rows}, score_table(rows))
-    write_results(args, "unseen-landing", landed, landing_table(landed))
+    data = [make_data(args, BUILT_IN, features, None, ZOO, None)]
+    results = {"models": models, "scores": rows}
+    write_results(args, "unseen-scores", results, lambda own: [*score_table(rows), "", settings_line(own)], data)
+    results = {"rows": landed}
+    write_results(args, "unseen-landing", results, lambda own: [*landing_table(landed), "", settings_line(own)], data)
     return {"models": models, "scores": rows, "landing": landed}
 
 
@@ -73,8 +76,8 @@ def outside_the_table(args):
         "Scores of generators outside the table against seen ones, by a model of GEN-L (two stages, few labels, CE+HNM)"
     )
     lines = [caption(results, what, " AUROC (95%), mean over folds and seeds; chance 0.50, FPR 0.95."), ""]
-    write_results(args, "unseen-scores", results, lines + score_table(rows), data.name)
-    return results
+    lines += [*score_table(rows), ""]
+    return write_results(args, "unseen-scores", results, lambda own: [*lines, settings_line(own)], [data])
 
 
 def names_outside(data):
@@ -120,17 +123,17 @@ def scores_of(run, left_out_names):
 
 
 def score_row(name, seeds):
-    """AUROC, its 95% interval and FPR at 95% TPR of one score by generator, each the mean over seeds."""
-    row = {"score": name, "seeds": len(seeds), "generators": {}}
+    """AUROC, its 95% interval and FPR at 95% TPR of one score by generator, each by seed."""
+    row = {"score": name, "generators": {}}
     for generator, first in seeds[0].items():
         pairs = [(seed[generator].seen, seed[generator].unseen) for seed in seeds]
         intervals = [group_bootstrap(*seed[generator], repeats=BOOTSTRAPS)["auroc"] for seed in seeds]
         row["generators"][generator] = {
             "seen": len(first.seen),
             "unseen": len(first.unseen),
-            "auroc": float(np.mean([auroc(*pair) for pair in pairs])),
-            "fpr_at_tpr": float(np.mean([fpr_at_tpr(*pair) for pair in pairs])),
-            "interval": np.mean(intervals, axis=0).tolist(),
+            "auroc": [float(auroc(*pair)) for pair in pairs],
+            "fpr_at_tpr": [float(fpr_at_tpr(*pair)) for pair in pairs],
+            "interval": intervals,
         }
     return row
 
@@ -140,7 +143,9 @@ def score_table(rows):
     for row in rows:
         entries = row["generators"].values()
         means = [f"{np.mean([entry[key] for entry in entries]):.2f}" for key in ("auroc", "fpr_at_tpr")]
-        each = [f"{entry['auroc']:.2f} ({entry['interval'][0]:.2f}-{entry['interval'][1]:.2f})" for entry in entries]
+        ends = [np.mean(entry["interval"], axis=0) for entry in entries]
+        pairs = zip(entries, ends, strict=True)
+        each = [f"{np.mean(entry['auroc']):.2f} ({low:.2f}-{high:.2f})" for entry, (low, high) in pairs]
         cells.append([row["score"], *means, *each])
     return markdown(["score", "mean AUROC", "mean FPR at 95% TPR", *rows[0]["generators"]], cells)
 

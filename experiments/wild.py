@@ -20,7 +20,7 @@ from basics.running import InputError
 from basics.running import fold as parse_fold
 from basics.statistics import RANKING, at_threshold, ranking
 from experiments.paper import paper_lines
-from experiments.stages import ALL_CE, as_flags, markdown, part_name, stage, train_arm
+from experiments.stages import ALL_CE, as_flags, markdown, part_name, runs_folder, stage, train_arm
 from experiments.tables import described, mean_std
 from experiments.wild_edits import ATTACKS, EDITS, attacked, edited_images
 from experiments.wild_methods import COMPARED, FITTED, read_run, score_by
@@ -92,7 +92,7 @@ def run_stage(args, data, target, seed, fold, kind, change) -> Path:
         settings |= ({"fold": fold} if fold else {}) | ({"limit": args.limit} if args.limit else {})
     made_from = data.digest if kind == "frames" else file_digest(source)
     key = hashlib.sha256(f"{sorted(settings.items())} {made_from}".encode()).hexdigest()[:8]
-    run = Path(args.run or "runs/paper") / data.place / f"wild-{target}-{key}"
+    run = runs_folder(args) / data.place / f"wild-{target}-{key}"
     run /= part_name(seed, fold)
     flags = ["--features", source, "--run", run, "--seed", seed, *as_flags(settings)]
     stage("05_wild_constrained", *flags, overwrite=args.overwrite)

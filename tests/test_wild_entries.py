@@ -312,11 +312,11 @@ def test_entry_leaves_the_numbers_that_it_measured(one_target, name, monkeypatch
     (saved,) = Path("results").rglob(f"{name}.json")
     assert json.loads(saved.read_text()) == json.loads(json.dumps(results))
     lines = saved.with_suffix(".md").read_text().splitlines()
-    assert lines[1:] == wild.render(json.loads(saved.read_text()), what="")[1:]
+    assert lines[1:-2] == wild.render(json.loads(saved.read_text()), what="")[1:]
     tables = [own.splitlines() for own in re.findall(r"(?:^\|.*\n)+", "\n".join(lines), re.M)]
     assert len(tables) == 2 and all(len({line.count("|") for line in table}) == 1 for table in tables)
     assert len(tables[0]) >= 4 and len(tables[1]) >= 3
-    assert not any("nan" in line for line in lines) and "92.78" in lines[-1] and "other data" in lines[-1]
+    assert not any("nan" in line for line in lines) and any("92.78" in line and "other data" in line for line in lines)
     rows = {row["condition"] for row in results["rows"]}
     assert rows == (set(wild.CONDITIONS.get(name.removeprefix("wild-"), ())) or rows)
 

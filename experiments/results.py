@@ -1,0 +1,116 @@
+"""What an entry leaves in results/: its numbers, how they were made, and its table with the settings below.
+
+writes  results/<entry>.json, .md
+
+"provenance" in a .json holds the command, the commit, what computed ("made_with"), a digest of the data, and of all
+models ("trained") their settings and, by seed and fold, their labelled clips and steps. Of seed 0 it has a character
+for each test clip, the class that it was given. "measured" holds what another measurement may change. --verify
+(verify.py) compares the rest.
+"""
+
+import datetime
+import hashlib
+import platform
+from pathlib import Path
+
+import numpy as np
+
+from basics.artifacts import git_commit, write_json
+from experiments.stages import LOSS_FLAGS, USED, clips_of, environment
+
+BUILT_IN = "zoo-dct"  # the data set whose results are in results/ itself
+
+
+def results_folder(args, data):
+    """Where an experiment writes: args.results, or a folder in it by the names of the data, --full and --limit."""
+    parts, name = ["full"] * args.full + ([f"limit-{args.limit}"] if args.limit else []), data_name(data)
+    folder = Path(args.results, *parts, *[name] * (name != BUILT_IN))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def data_name(data):
+    return "+".join(own.name for own in data)
+
+
+def write_results(args, name, results, render, data):
+    """Write <name>.json, results on these data sets with their provenance, and <name>.md, the lines that
+    `render(results)` makes of them; print these. Returns what was written.
+    """
+    measured = {"date": f"{datetime.date.today()}", "machine": platform.platform()}
+    results = {"provenance": provenance(args, data), "measured": measured} | results
+    folder, lines = results_folder(args, data), render(results)
+    write_json(folder / f"{name}.json", results)
+    (folder / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+    return results
+
+
+# ---------------------------------------------------------------- how numbers were made
+
+
+def provenance(args, data):
+    """How the entry's numbers were made: of all models that it has used since it began (stages.USED)."""
+    trained = {}
+    for (run, what), facts in USED.items():
+        run = Path(run)
+        shared = {"settings": facts["settings"]}
+        if facts["start"]:
+            shared["start"] = Path(facts["start"]).parent.parent.name or facts["start"]
+        own = trained.setdefault(f"{run.parent.name}/{what}", shared | {"runs": {}})
+        own["runs"][run.name] = {key: facts[key] for key in ("train", "val", "steps") if key in facts}
+        if facts["seed"] == 0 and what[:2] in ("02", "03"):
+            own["runs"][run.name] |= answers(run, facts["settings"]["level"])
+    digests = {own.name: hashlib.sha256(own.digest.encode()).hexdigest()[:16] for own in data}
+    made = {"command": args.command, "commit": git_commit(), "made_with": environment(), "data": digests}
+    return made | {"trained": trained}
+
+
+def answers(run, level):
+    """Of a run's test clips how many there are and how many are named correctly; and the classes that they were given,
+    a character each, in the order of the index.
+    """
+    clips, classes = clips_of(run, level)
+    given = clips["probabilities"].argmax(axis=1)
+    correct = int(np.sum(classes[given] == clips["class"]))
+    return {"videos": len(given), "correct": correct, "answers": "".join(chr(ord("0") + number) for number in given)}
+
+
+# ---------------------------------------------------------------- settings below a table
+
+LOSSES = {flag: name.removeprefix("CE+") for name, flag in LOSS_FLAGS.items()}
+
+
+def settings_line(results) -> str:
+    """How the models of a table were trained, in one line; "or" stands where they differ."""
+    made, sentences = results["provenance"], []
+    papers = "the paper's settings" if "--full" in made["command"].split() else "`--preset small`"
+    kinds = {f"Trained with {papers}": (training_words, "02", "03"), "Stage 05": (wild_words, "05")}
+    for heading, (words, *scripts) in kinds.items():
+        used = [own["settings"] for name, own in made["trained"].items() if name.split("/")[1][:2] in scripts]
+        parts = [" or ".join(dict.fromkeys(part)) for part in zip(*map(words, used), strict=True)]
+        sentences += [f"{heading}: {'; '.join(parts)}."] if parts else []
+    return " ".join([*sentences, f"Backend {made['made_with']['backend']}, {made['made_with']['cores']} cores."])
+
+
+def training_words(settings):
+    """Settings of 02 or 03: rate, batches, length, loss, and which weights are kept."""
+    rate = f"rate {settings['learning_rate']:g}"
+    rate += {"halving": f" halving in {settings['decay_steps']} steps", "cosine": " falling along a cosine"}.get(
+        settings["schedule"], ""
+    )
+    rate += f" after {settings['warmup_steps']} steps of warm-up" if settings["warmup_steps"] else ""
+    length = f"{settings['steps']} steps" if settings["steps"] else f"{settings['epochs']} epochs"
+    loss, weight = settings.get("loss", "ce"), settings.get("ce_weight")
+    if loss != "ce":
+        where = "normalised" if settings["normalize"] else "raw"
+        positives = "" if settings["positives"] == "all" else f", {settings['positives']} positives"
+        loss = f"{weight:g} CE + {1 - weight:g} {LOSSES[loss]} (margin {settings['margin']:g}, {where}{positives})"
+    kept = {"val": "the epoch best on val kept", "last": "the last step kept"}[settings["best"]]
+    return [rate, f"{settings['batching']} batches of {settings['batch_size']}", length, loss.replace("ce", "CE"), kept]
+
+
+def wild_words(settings):
+    """Settings of 05: how far the labelled loss may rise, and the images of each role."""
+    counts = ", ".join(f"{settings[f'{role}_count']} {role}" for role in ("target", "known", "wild"))
+    return [f"tau {settings['tau']:g}", f"{counts} images a generator, {settings['images_per_clip']} of a clip"]
