@@ -25,7 +25,7 @@ from basics.artifacts import file_digest, finished_metrics, make_recipe, write_a
 from basics.code import code_of, print_other_code
 from basics.running import (
     batch_size,
-    count,
+    count_from_0,
     count_or_all,
     fold,
     fraction,
@@ -79,7 +79,7 @@ def get_args(argv=None):
     add("--learning-rate", type=not_negative, default=1e-5, help="AdamW's highest rate")
     add("--schedule", choices=("halving", "cosine", "constant"), default="halving", help="of the rate")
     add("--decay-steps", type=positive, default=1000, help="halving: steps in which the rate halves, smoothly")
-    add("--warmup-steps", type=count, default=0, help="steps in which the rate first rises, linearly")
+    add("--warmup-steps", type=count_from_0, default=0, help="steps in which the rate first rises, linearly")
     add("--weight-decay", type=not_negative, default=0.004, help="AdamW's weight decay")
     add("--dropout", type=fraction, default=0.1, help="dropout in every block")
     add("--temporal-blocks", type=positive, default=5, help="temporal encoder blocks, 2 or more")
@@ -130,10 +130,9 @@ def main(argv=None):
         train_on_val=args.best == "last",
         seed=args.seed,
     )
-    windows = Windows(split.train)
-    labels = np.array([row.label for row in split.train])[windows.video]
-    batch_size = divisible_batch_size(min(args.batch_size, len(windows)))
-    epochs, steps = parts(args.steps, args.epochs, len(windows) // batch_size)
+    count = sum(row.windows for row in split.train)
+    batch_size = divisible_batch_size(min(args.batch_size, count))
+    epochs, steps = parts(args.steps, args.epochs, count // batch_size)
 
     # ---------------------------------------------------------------- model
     keras.utils.set_random_seed(args.seed)
@@ -155,6 +154,8 @@ def main(argv=None):
     model.compile(optimizer, {"logits": cross_entropy}, metrics={"logits": ["accuracy"]})
 
     # ---------------------------------------------------------------- train
+    windows = Windows(split.train)
+    labels = np.array([row.label for row in split.train])[windows.video]
     with WindowBatches(windows, labels, batch_size, args.seed, args.batching, processes(), steps) as batches:
         epoch_end = EpochEnd("bin", run, recipe, batches, split.val, args.batch_size, args.patience)
         epochs_done = epoch_end.restore(model, epochs)  # by an interrupted run

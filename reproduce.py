@@ -51,7 +51,7 @@ def get_args(argv=None):
         help="tables, figures: features of your own, instead of --data; demo: where",
     )
     add("--test-features", metavar="DIR", help="table-5: features of another data set, made in the same way")
-    add("--videos", metavar="DIR", help="table-s2, report: the clips that --features were made of")
+    add("--videos", metavar="DIR", help="table-5, table-s2, report: the clips that --features were made of")
     add("--folds", type=positive, help="grouped cross-validation instead of the recorded split; of --data corpus: 5")
     add("--few", type=positive, help="labels per class where the paper has 500; default 15, of real clips 5")
     add("--full", action="store_true", help="tables, figures: the paper's batch size, rate, epochs, margin, 500 labels")
@@ -81,8 +81,8 @@ def get_args(argv=None):
         parser.error("readme takes no --features")
     if args.test_features and args.name != "table-5":
         parser.error("--test-features is for table-5")
-    if args.videos and not (args.features and args.name in ("table-s2", "report")):
-        parser.error("--videos is for table-s2 and report with --features")
+    if args.videos and not (args.features and args.name in ("table-5", "table-s2", "report")):
+        parser.error("--videos is for table-5, table-s2 and report with --features")
     return args
 
 

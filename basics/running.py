@@ -159,7 +159,7 @@ def positive(text: str) -> int:
     return whole(text, 1, 2**31 - 1)
 
 
-def count(text: str) -> int:
+def count_from_0(text: str) -> int:
     """As `positive`, or 0."""
     return whole(text, 0, 2**31 - 1)
 
@@ -201,6 +201,13 @@ def at_least_one(text: str) -> float:
 def fraction(text: str) -> float:
     """A number from 0 to below 1."""
     if not 0 <= (number := float(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
+def unit(text: str) -> float:
+    """A number from 0 to 1."""
+    if not 0 <= (number := float(text)) <= 1:
         raise ValueError(text)
     return number
 

@@ -1,11 +1,13 @@
-"""Table S-2: SAGA compared with NPR, F3Net and TALL (detectors.py), and with baselines that the paper leaves out
-(probes.py): a linear probe, class means and retrieval on the same frozen tokens, and a probe on metadata alone.
+"""Tables 5 and S-2: SAGA compared with NPR, F3Net and TALL (detectors.py), and with baselines that the paper leaves out
+(probes.py): linear probes, class means and retrieval on the same frozen tokens, and a probe on metadata alone.
 
 reads   a features folder and, for the detectors, its clips (datasets.py); trains what is not up to date
-writes  results/table-s2.json, .md: accuracies by method, level and seed, parameters, steps, seconds
+writes  results/table-5.json, .md: BIN-L by test set, method and seed; results/table-s2.json, .md: accuracies by method,
+        level and seed, parameters, steps, seconds
 
 All methods train and are tested on the same videos, by seed and fold. With all labels, probes and detectors train on
-val too; SAGA uses val to choose its best epoch. Detectors hold all frames in memory.
+val too; SAGA uses val to choose its best epoch. With few labels, all of those train, and none choose. Detectors hold
+all frames in memory.
 """
 
 import hashlib
@@ -18,16 +20,107 @@ import numpy as np
 from basics.artifacts import read_json
 from basics.running import InputError
 from basics.statistics import macro_interval
+from experiments.datasets import own_name
 from experiments.detecting import detect
 from experiments.detectors import DETECTORS
-from experiments.paper import paper_values
+from experiments.paper import paper_lines, paper_values
 from experiments.probes import PROBES
-from experiments.stages import ALL_CE, TWO_FEW, clips_of, fold_videos, markdown, part_name, runs_folder, spent
-from experiments.tables import arm_runs, caption, described, mean_std, overall_cells, parameters_of, scored
+from experiments.stages import (
+    ALL_CE,
+    TWO_FEW,
+    chosen_videos,
+    clips_of,
+    fold_videos,
+    markdown,
+    part_name,
+    runs_folder,
+    spent,
+)
+from experiments.tables import (
+    BINARY,
+    BINARY_HEADER,
+    arm_runs,
+    binary_cells,
+    binary_runs,
+    binary_scores,
+    caption,
+    described,
+    mean_std,
+    overall_cells,
+    parameters_of,
+    scored,
+)
 from report.scores import name_by_mahalanobis
 from tokens.dataset import features_recipe, read_index
 from tokens.generators import level_name
 from training.evaluation import at_level, score_names, sum_to_level
+
+# ---------------------------------------------------------------- Table 5: BIN-L
+
+
+def measure_datasets(args, data):
+    """BINARY by test set, method and seed: on the test clips of this data and, with --test-features, on all of another.
+
+    Detectors are tested where the clips are known.
+    """
+    check_clips(data)
+    across = {}
+    if args.test_features:  # first, since it may not fit
+        across[args.test_features] = binary_methods(args, data, {"test_features": args.test_features})
+    return described(data, tested={"in-domain": binary_methods(args, data, {})} | across)
+
+
+def binary_methods(args, data, only):
+    """BINARY by method and seed at BIN-L, all trained with all labels; `only` may name test_features."""
+    chosen = [chosen_videos(data, "bin", only | {"limit": args.limit}, seed, None) for seed in range(args.seeds)]
+    metrics = [read_json(run / "bin.json") for run in binary_runs(args, data, only)]
+    methods = {"SAGA": [{key: own[key] for key in BINARY} for own in metrics]}
+    for name, probe in PROBES.items():
+        methods[name] = [binary_row(videos, probe(videos, seed)) for seed, videos in enumerate(chosen)]
+    known = data.videos is not None and all((data.videos / row.source).is_file() for row in chosen[0].test)
+    for name in DETECTORS if known else ():
+        methods[name] = []
+        for seed, videos in enumerate(chosen):
+            part = "-".join([part_name(seed, None), *(own_name(folder) for folder in only.values())])
+            run = detector_run(args, data, name, "bin", videos, seed, part)
+            methods[name].append(binary_row(videos, clips_of(run, "bin")[0]["probabilities"]))
+    return methods
+
+
+def binary_row(videos, probabilities):
+    return binary_scores([row.label for row in videos.test], probabilities, videos.classes)
+
+
+def render_datasets(results):
+    rows = [
+        [place, method, *binary_cells(seeds)]
+        for place, methods in results["tested"].items()
+        for method, seeds in methods.items()
+    ]
+    lines = [caption(results, "BIN-L, trained on this data"), ""]
+    lines += [*markdown(["tested on", "method", *BINARY_HEADER], rows), "", BINARY_NOTE, ""]
+    if blind := [place for place, methods in results["tested"].items() if not DETECTORS.keys() & methods.keys()]:
+        names = ", ".join(DETECTORS)
+        lines += [f"{names} see pixels: for {', '.join(blind)} name the folder of all clips with --videos.", ""]
+    if len(results["tested"]) == 1:
+        how = "Across data sets: name another features folder, made by 01 in the same way, with --test-features."
+        lines += [how, ""]
+    rows = []
+    for name in ("DeMamba", "DVF"):
+        methods = dict.fromkeys(line["row"] for line in paper_lines(f"5 BIN-L {name}"))
+        for method in methods:
+            values = [paper_values(f"5 BIN-L {name}", key).get(method) for key in BINARY[:3]]
+            rows.append([name, method, *("-" if value is None else f"{value:.2f}" for value in values)])
+    header = ["data", "method", "accuracy", "precision", "recall"]
+    return [*lines, "The paper's Table 5; on DVF only SAGA is trained on other data:", "", *markdown(header, rows)]
+
+
+BINARY_NOTE = (
+    "All methods train at BIN-L with all labels, probes and detectors on val too. NPR, F3Net and TALL are small ones on"
+    " 128 px, but with --full."
+)
+
+# ---------------------------------------------------------------- Table S-2: attribution levels
 
 COMPARED_LEVELS = ("task", "sd", "team", "gen")
 PROBE_LABELS = ("few", "all")
@@ -107,18 +200,23 @@ def probe_results(args, data, probe, labels):
 
 def detector_results(args, data, name):
     """A detector at GEN-L, and at the coarser levels its probabilities summed along the generator table."""
-    equalized, runs = features_recipe(data.features).get("equalize"), []
+    runs = []
     for seed in range(args.seeds):
         runs.append([])
         for fold in data.folds:
             videos = fold_videos(args, data, "gen", "all", seed, fold)
-            run = pixel_folder(args, data, name) / part_name(seed, fold)
-            steps = 10 * len(videos.train + videos.val) // 32 if args.full else data.pixel_steps
-            runs[-1].append(detect(name, videos, data.videos, run, seed, equalized, steps, args.full, args.overwrite))
+            runs[-1].append(detector_run(args, data, name, "gen", videos, seed, part_name(seed, fold)))
     metrics = [read_json(run / "gen.json") for folds in runs for run in folds]
     facts = {"parameters": metrics[0]["parameters"], "seconds": [run["seconds"] for run in metrics]}
     facts["steps"] = metrics[0]["steps"]
     return facts | {"levels": by_level(runs, tested_by_sums)}
+
+
+def detector_run(args, data, name, level, videos, seed, part):
+    """The run folder of a detector, trained or up to date; `part` is its name in the detector's folder."""
+    run, equalized = pixel_folder(args, data, name) / part, features_recipe(data.features).get("equalize")
+    steps = 10 * len(videos.train + videos.val) // 32 if args.full else data.pixel_steps
+    return detect(name, level, videos, data.videos, run, seed, equalized, steps, args.full, args.overwrite)
 
 
 def pixel_folder(args, data, name):
@@ -165,8 +263,10 @@ PIXELS = (
 )
 NO_PIXELS = "NPR, F3Net and TALL see pixels: name the folder of the clips with --videos."
 NOTE = (
-    "With all labels, probes and detectors train on val too. Class means: the nearest class mean (Mahalanobis) names"
-    " the clip, whatever the classes' frequencies; in SAGA's embedding at GEN-L. All others are trained at each level."
+    "With all labels, probes and detectors train on val too. With few, all of them train and none choose; two"
+    " stages have all real/fake labels before. Temporal statistics: the mean of a clip's tokens, their deviation"
+    " over frames and their mean absolute change. Class means: the nearest class mean (Mahalanobis) names the clip,"
+    " whatever the classes' frequencies; in SAGA's embedding at GEN-L. All others are trained at each level."
     " Seconds: one core, beside another run. The paper's numbers are on GenVideo."
 )
 

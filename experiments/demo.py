@@ -8,20 +8,13 @@ import shutil
 import time
 from pathlib import Path
 
-from experiments.probes import linear_probe
+from experiments.probes import linear_probe, temporal_probe
 from experiments.stages import markdown, stage, train, videos_of
-from tokens.generators import level_name
+from tokens.generators import LEVELS, level_name
 from training.evaluation import score
 
-DEMO_LEVELS = {  # level: settings beside the preset
-    "bin": {},
-    "task": {"labels_per_class": 300},
-    "sd": {"labels_per_class": 100},
-    "team": {"labels_per_class": 100},
-    "gen": {"labels_per_class": 100},
-}
 HEADER = ["level", "classes", "test clips", "chance micro / macro", "SAGA micro (95%) / macro"]
-HEADER += ["linear probe micro / macro", "seconds"]
+HEADER += ["linear probe micro / macro", "temporal probe micro / macro", "seconds"]
 
 
 def demo(args):
@@ -37,8 +30,8 @@ def demo(args):
     extracted = stage("01_extract_features", *flags, overwrite=args.overwrite)["videos"]
     seconds["extract"] = (extracted, time.time() - started)
     rows = []
-    for level, settings in DEMO_LEVELS.items():
-        settings = {"preset": "small"} | settings
+    for level in LEVELS:
+        settings = {"preset": "small", "labels_per_class": "all"}
         metrics = train(level, features, stage_one if level == "bin" else run, settings, args.overwrite)
         if level == "bin" and stage_one != run:
             run.mkdir(parents=True, exist_ok=True)
@@ -57,15 +50,16 @@ def demo(args):
 
 
 def level_row(level, metrics, features):
-    """A level's row of the table: SAGA's metrics and the linear probe's."""
+    """A level's row of the table: SAGA's metrics and the probes'."""
     videos, (low, high) = videos_of(metrics, features), metrics["accuracy_interval"]
-    linear = score([row.label for row in videos.test], linear_probe(videos), videos.classes)
+    labels = [row.label for row in videos.test]
+    probes = [score(labels, probe(videos), videos.classes) for probe in (linear_probe, temporal_probe)]
     return [
         level_name(level),
         f"{len(metrics['classes'])}",
         f"{metrics['videos']}",
         f"{metrics['majority']:.2f} / {metrics['uniform']:.2f}",
         f"{metrics['accuracy']:.2f} ({low:.2f}-{high:.2f}) / {metrics['macro_accuracy']:.2f}",
-        f"{linear['accuracy']:.2f} / {linear['macro_accuracy']:.2f}",
+        *(f"{probe['accuracy']:.2f} / {probe['macro_accuracy']:.2f}" for probe in probes),
         f"{metrics['recipe']['seconds']:.0f}",
     ]

@@ -1,6 +1,6 @@
 """The stage that trains and tests a detector (detectors.py) on the first second of each video.
 
-detect("NPR", videos, "data/zoo", run, seed=0)      gen.json and gen_embeddings.npz in the run folder
+detect("NPR", "gen", videos, "data/zoo", run, seed=0)      gen.json and gen_embeddings.npz in the run folder
 
 Detectors train on the same videos, splits and classes as SAGA. DEVIATION: all in batches of 32 with a cosine decay to
 0: the data and not the recipe shall differ from SAGA's.
@@ -165,11 +165,11 @@ def train_detector(name, videos, frames_train, frames_test, seed=0, steps=300, f
 # ---------------------------------------------------------------- the stage
 
 
-def detect(name, videos, data_root, run, seed, equalize=None, steps=300, full=False, overwrite=False) -> Path:
-    """Train and test a detector at GEN-L, unless `run` holds this very detector; stages.tested reads the run folder.
+def detect(name, level, videos, data_root, run, seed, equalize=None, steps=300, full=False, overwrite=False) -> Path:
+    """Train and test a detector at a level, unless `run` holds this very detector; stages.tested reads the run folder.
 
-    Writes gen_embeddings.npz, arrays over the test videos: probabilities (V, C), class, generator, group, video and
-    split (V,); and, last, gen.json. `overwrite` trains again what is there.
+    Writes <level>_embeddings.npz, arrays over the test videos: probabilities (V, C), class, generator, group, video and
+    split (V,); and, last, <level>.json. `overwrite` trains again what is there.
     """
     run, detector = Path(run), DETECTORS[name]
     setting = detector.full if full else detector.small
@@ -177,7 +177,7 @@ def detect(name, videos, data_root, run, seed, equalize=None, steps=300, full=Fa
     recipe |= {"size": setting.size, "learning_rate": setting.learning_rate, "equalize": equalize}
     recipe |= {"videos_sha256": videos_digest(videos), "versions": versions("keras")}
     recipe["code"] = code_of(read_clips, train_detector, detector.build)
-    if (done := run / "gen.json").exists() and not overwrite:
+    if (done := run / f"{level}.json").exists() and not overwrite:
         refuse_other(done, read_json(done, ("recipe",))["recipe"], recipe, "choose another --run, or --overwrite it")
         print(f"{done} is up to date")
         return run
@@ -194,8 +194,8 @@ def detect(name, videos, data_root, run, seed, equalize=None, steps=300, full=Fa
         "video": np.array([row.path for row in videos.test]),
         "split": np.array(["test"] * len(videos.test)),
     }
-    write_arrays(run / "gen_embeddings.npz", arrays)
-    write_json(run / "gen.json", {"level": "gen", "classes": list(videos.classes)} | facts | {"recipe": recipe})
+    write_arrays(run / f"{level}_embeddings.npz", arrays)
+    write_json(run / f"{level}.json", {"level": level, "classes": list(videos.classes)} | facts | {"recipe": recipe})
     return run
 
 

@@ -70,30 +70,41 @@ def neighbours(vectors, names):
 
 
 def measure_embedding(args, data, panels):
-    """`neighbours` of held-out clips in the embedding and in the frozen tokens, by panel and seed."""
+    """By panel, `neighbours` of held-out clips in the embedding and in the frozen tokens by seed; and how many seeds
+    collapsed.
+    """
     rows, panel_results = {row.path: row for row in usable(read_index(data.features), data.features)}, {}
     for name, panel in PANELS[panels].items():
-        panel_results[name] = {"colour": panel[2], "embedding": [], "tokens": []}
+        found = {"embedding": [], "tokens": []}
         for seed in range(args.seeds):
             if clips := embedded(args, data, panel, seed):
                 embedding, names, videos = clips
-                panel_results[name]["embedding"].append(neighbours(embedding, names))
-                panel_results[name]["tokens"].append(neighbours(mean_tokens([rows[video] for video in videos]), names))
+                tokens = mean_tokens([rows[video] for video in videos])
+                for key, vectors in (("embedding", embedding), ("tokens", tokens)):
+                    found[key].append({"seed": seed} | neighbours(vectors, names))
+        panel_results[name] = {"colour": panel[2], "collapsed": args.seeds - len(found["embedding"])} | found
     return described(data, panels=panel_results)
+
+
+def neighbours_by_loss(args, data):
+    """Of Fig. 5, `neighbours` in the embedding by loss, in the form of `scored`."""
+    panels = measure_embedding(args, data, "loss")["panels"]
+    return {loss: {"seeds": own["embedding"], "collapsed": own["collapsed"]} for loss, own in panels.items()}
 
 
 def render_embedding(results):
     rows = []
     for name, panel in results["panels"].items():
+        seeds = f"{len(panel['embedding'])}" + (f" ({panel['collapsed']} collapsed)" if panel["collapsed"] else "")
         if not panel["embedding"]:
-            rows.append([name, panel["colour"], *["-"] * 5, "0"])
+            rows.append([name, panel["colour"], *["-"] * 6, seeds])
             continue
         cells = [
             mean_std([seed[key] for seed in panel[where]]) for where in ("embedding", "tokens") for key in ACCURACIES
         ]
         first = panel["embedding"][0]
         cells += [f"{100 * first['majority']:.0f} / {100 * first['uniform']:.0f}", f"{first['videos']}"]
-        rows.append([name, panel["colour"], *cells, f"{len(panel['embedding'])}"])
+        rows.append([name, panel["colour"], *cells, seeds])
     header = ["trained at", "named", "embedding micro", "macro", "frozen tokens micro", "macro"]
     what = "Held-out clips named by their five nearest neighbours"
     return [caption(results, what), "", *markdown([*header, "chance micro / macro", "clips", "seeds"], rows)]

@@ -4,17 +4,14 @@ reads   a features folder (datasets.py), four frames of a clip as images; SAGA t
 writes  runs/paper/<place of the features>/wild-<target>-<settings>/, a run of 05 per trial
         results/wild.json, .md: methods; results/wild-<what>.json, .md: one setting changed at a time
 
-The labelled are a target and three known generators; three others are unseen, and all that are left are wild. All
-numbers are means over three targets, by seed: a seed draws which images have which role.
+The labelled are a target and three known generators; three others are unseen, and all that are left are wild
+(wild_roles.py). A seed draws which images have which role. Each table of means over targets has one of each target's
+gains below it, by which a mean that one target carries is seen.
 """
 
 import hashlib
-from collections.abc import Callable
-from functools import partial
 from itertools import product
 from pathlib import Path
-from types import MappingProxyType
-from typing import NamedTuple
 
 import numpy as np
 
@@ -26,57 +23,24 @@ from experiments.paper import paper_lines
 from experiments.stages import ALL_CE, as_flags, markdown, part_name, runs_folder, stage, train_arm
 from experiments.tables import described, mean_std
 from experiments.wild_edits import ATTACKS, EDITS, attacked, edited_images
-from experiments.wild_methods import COMPARED, FITTED, read_run, score_by, with_few_steps, with_hidden_layer
+from experiments.wild_methods import COMPARED, FITTED, read_run, score_by
+from experiments.wild_roles import (
+    CONDITIONS,
+    PAPERS,
+    PER_CLIP,
+    SETTINGS,
+    TAU,
+    by_release,
+    by_role,
+    earlier_targets,
+    every_target,
+    generators_in,
+    target_names,
+)
 from tokens.dataset import read_index, usable
 from tokens.split import fold_splits
 
-PER_CLIP, TAU = 4, 2.0
-SETTINGS = {"images_per_clip": PER_CLIP, "tau": TAU, "target_count": 200, "known_count": 67, "wild_count": 67}
-KNOWN, UNSEEN = ("Real", "Lavie", "VideoCrafter", "ZeroScope"), ("Gen2", "Sora", "Pika", "Show_1")
-TARGETS = {"simulated": ("HotShot", "SVD", "SD"), "real": ("ModelScope", "SEINE", "DynamiCrafter")}
-
-# ---------------------------------------------------------------- who has which role
-
-
-def generators_in(source):
-    """The generators of a features folder, or of a run's embeddings."""
-    if source.suffix == ".npz":
-        return set(read_arrays(source, ("generator",))["generator"].tolist())
-    return {row.generator for row in usable(read_index(source), source)}
-
-
-def target_names(data):
-    """The targets of some data: those of TARGETS that it has, else its first three generators."""
-    there, wanted = generators_in(data.features), TARGETS["simulated" if data.simulated else "real"]
-    return [name for name in wanted if name in there] or every_target(data)[:3]
-
-
-def every_target(data):
-    there = sorted(generators_in(data.features) - {"Real"})
-    if len(there) < 6:
-        raise InputError(f"{data.features} has clips of {len(there)} generators and Real; a trial takes six and Real")
-    return there
-
-
-def by_role(there, target):
-    """Generators by role among those there: known and unseen the first three of KNOWN and UNSEEN but the target."""
-    known, unseen = ([name for name in own if name in there and name != target][:3] for own in (KNOWN, UNSEEN))
-    taken = {target, *known, *unseen}
-    return {"known": known, "unseen": unseen, "wild": sorted(set(there) - taken)}
-
-
 # ---------------------------------------------------------------- a trial
-
-
-class Change(NamedTuple):
-    """What a trial has that is not the paper's."""
-
-    settings: dict = MappingProxyType({})  # of 05
-    test_split_only: bool = False  # of unseen generators as well, so that others of their images may be wild
-    refit: Callable | None = None  # refit(run, tau, seed) -> scores of FITTED and facts, in place of 05's
-
-
-PAPERS = Change()
 
 
 def trial(args, data, target, seed, kind="frames", compared=(), change=PAPERS):
@@ -139,7 +103,8 @@ def fit_all(run, compared, change, seed):
     """Scores (n,) of the test images by method, 05's two and those compared; and the facts of training."""
     scores, facts = run.scores, run.training
     if change.refit:
-        fitted, facts = change.refit(run, TAU, seed)
+        fitted, own = change.refit(run, TAU, seed)
+        facts = facts | own
         scores = {name: score(run.test) for name, score in fitted.items()}
     return scores | {name: COMPARED[name](run, facts["l2"])(run.test) for name in compared}, facts
 
@@ -176,54 +141,6 @@ def outcome(scores, roles):
     return result | {"by_generator": {name: dict(zip(RANKING, own, strict=True)) for name, own in each.items()}}
 
 
-# ---------------------------------------------------------------- what is changed
-
-POOL = 120  # wild images where sources are compared
-
-
-def noisy(fraction, total=144):
-    """This fraction of the wild images is the target's; all others are as many of each other wild generator."""
-
-    def change(there, target, seed):
-        others = by_role(there, target)["wild"]
-        counts = dict.fromkeys(others, round(total * (1 - fraction) / len(others)))
-        counts |= {target: round(total * fraction)} if fraction else {}
-        return Change({"target_count": 67, "wild": [f"{name}={count}" for name, count in counts.items()]})
-
-    return change
-
-
-def covering(sources, unseen=0):
-    """POOL wild images from so many of the wild generators, drawn by seed, and from so many of the unseen ones."""
-
-    def change(there, target, seed):
-        roles = by_role(there, target)
-        drawn = np.random.default_rng((seed, 7)).permutation(roles["wild"])[:sources]
-        names = [*drawn.tolist(), *roles["unseen"][:unseen]]
-        settings = {"wild": names, "wild_count": max(1, round(POOL / len(names)))}
-        return Change(settings, test_split_only=True)
-
-    return change
-
-
-CONDITIONS = {  # what: condition: Change, or change(there, target, seed) -> Change
-    "threshold": {f"tau {tau:g}": Change({"tau": tau}) for tau in (1.0, 1.5, 2.0, 3.0, 5.0)},
-    "size": {f"{count} of each": Change({"wild_count": count}) for count in (1, 4, 16, 67)}
-    | {"all": Change({"wild_count": 10**6})},
-    "noise": {f"{100 * fraction:.0f}% target": noisy(fraction) for fraction in (0.0, 0.1, 0.25, 0.5)},
-    "coverage": {
-        "one source": covering(1),
-        "three sources": covering(3),
-        "all sources": covering(None),
-        "all, and other images of the unseen": covering(None, unseen=3),
-        "other images of the unseen alone": covering(0, unseen=3),
-    },
-    "head": {"linear": PAPERS, "MLP, 32 units": Change(refit=partial(with_hidden_layer, units=32))},
-    "regularization": {f"l2 {l2:g}": Change({"l2": l2}) for l2 in (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5)}
-    | {f"none, {steps} steps": Change(refit=partial(with_few_steps, steps=steps)) for steps in (10, 100, 1000, 10000)},
-}
-
-
 # ---------------------------------------------------------------- entries
 
 
@@ -236,6 +153,9 @@ def measure_trials(args, data, conditions, targets=None, kind="frames", compared
             own = change(there, target, seed) if callable(change) else change
             outcomes, facts = trial(args, data, target, seed, kind, compared, own)
             mean = {key: float(np.mean([fold[key] for fold in facts])) for key in facts[0]}
+            if abs(mean["wild, of the target"] / mean["wild"] - own.share) > 0.02:
+                few = f"{target} has too few images to be {100 * own.share:.0f}% of {mean['wild']:.0f} wild ones"
+                raise InputError(f"{data.features}: {few}; give --features of more clips")
             seeds.append({"seed": seed, "training": mean, "methods": outcomes})
         print(f"{kind}, {label}, {target}: done")
         rows.append({"vectors": kind, "condition": label, "target": target, "seeds": seeds})
@@ -251,8 +171,13 @@ def measure_condition(args, data, what):
 
 
 def measure_targets(args, data):
-    rows = [measure_trials(args, data, {target: PAPERS}, [target])["rows"] for target in every_target(data)]
-    return described(data, rows=sum(rows, []))
+    return measure_trials(args, data, {"": PAPERS}, every_target(data))
+
+
+def measure_released(args, data):
+    earlier, later, since = by_release(generators_in(data.features))
+    results = measure_trials(args, data, CONDITIONS["released"], earlier_targets(data))
+    return results | {"released": {"earlier": earlier, "later": later, "since": since}}
 
 
 def measure_encoders(args, several):
@@ -308,27 +233,84 @@ TABLE_COLUMNS = {
 
 
 def render(results, what):
-    """A row per condition and method: means over targets, +- standard deviation over seeds."""
+    """A row per condition and method: means over targets, +- standard deviation over seeds; and the gains below."""
     groups = {}
     for row in results["rows"]:
         groups.setdefault(row["condition"], []).append(row)
-    cells = []
+    cells, gains = [], []
     for condition, rows in groups.items():
-        loss = np.mean([seed["training"]["labelled_loss"] for row in rows for seed in row["seeds"]])
+        facts = [seed["training"] for row in rows for seed in row["seeds"]]
+        loss, counts = np.mean([own["labelled_loss"] for own in facts]), image_counts(facts)
         for name in rows[0]["seeds"][0]["methods"]:
             seeds = zip(*(row["seeds"] for row in rows), strict=True)
             owns = [[target["methods"][name] for target in seed] for seed in seeds]
             values = [
                 mean_std([np.mean([read(own) for own in seed]) for seed in owns]) for read in TABLE_COLUMNS.values()
             ]
-            cells.append([*[condition] * bool(condition), name, *values, f"{loss:.4f}"])
-    header = [*["condition"] * bool(condition), "method", *TABLE_COLUMNS, "L0"]
-    targets = list(dict.fromkeys(row["target"] for row in results["rows"]))
+            cells.append([*[condition] * bool(condition), name, *values, f"{loss:.4f}", counts])
+        gains += [[*[condition] * bool(condition), *own] for own in gain_rows(rows)]
+    first = ["condition"] * bool(condition)
+    header = [*first, "method", *TABLE_COLUMNS, "L0", "images: target (clips) / known / wild (of the target)"]
     images = results["rows"][0]["seeds"][0]["methods"]["constrained"]["images"]
     lines = [f"{what}; {data_line(results)} Per cent; chance AUC 50.", "", *markdown(header, cells), ""]
+    lines += ["Gain of constrained over labelled only, in points, of the same seed: mean (least to most of the seeds)."]
+    lines += ["Without an effect it is 0.", "", *markdown([*first, *GAIN_HEADER], gains), ""]
+    lines += released_lines(results["released"], results["about"]) if "released" in results else []
     counts = ", ".join(f"{name} {count}" for name, count in images.items())
-    lines += [f"Targets: {', '.join(targets)}. Test images of {targets[0]}'s trial: {counts}."]
+    lines += [f"Test images of {results['rows'][0]['target']}'s trial: {counts}."]
     return [*lines, f"{paper_line()} L0: mean BCE over the labelled images of the baseline, in nats."]
+
+
+def image_counts(facts):
+    """Images by role as a cell of a table: how many there are, or the least and the most of all trials."""
+
+    def span(key):
+        values = sorted({round(own[key]) for own in facts})
+        return "-".join(map(str, dict.fromkeys((values[0], values[-1]))))
+
+    parts = ("{target} ({clips})", "{known}", "{wild} ({of})")
+    keys = {"target": "target", "clips": "target, clips", "known": "known", "wild": "wild", "of": "wild, of the target"}
+    return " / ".join(parts).format(**{name: span(key) for name, key in keys.items()})
+
+
+GAINS = ("unseen AP", "unseen AUC", "recall")
+GAIN_HEADER = ["target", "test images", "chance AP", "AP, labelled only", *(f"gain in {name}" for name in GAINS)]
+
+
+def gain_rows(rows):
+    """The cells of each target's gains and, of several, of their mean."""
+    gains, cells = [], []  # (targets, GAINS, seeds)
+    for row in rows:
+        methods = [seed["methods"] for seed in row["seeds"]]
+        before, after = ([own[name] for own in methods] for name in ("labelled only", "constrained"))
+        reads = [TABLE_COLUMNS[name] for name in GAINS]
+        pairs = list(zip(before, after, strict=True))
+        gains.append([[100 * (read(new) - read(old)) for old, new in pairs] for read in reads])
+        level = [mean_std([TABLE_COLUMNS[name](own) for own in before]) for name in ("chance AP", "unseen AP")]
+        images = str(after[0]["images"][row["target"]])
+        cells.append([row["target"], images, *level, *map(mean_range, gains[-1])])
+    if len(rows) > 1:
+        rises = np.mean(gains, axis=2)[:, 0]
+        clear = f"AP up by over a point for {(rises > 1).sum()}, down for {(rises < -1).sum()}"
+        cells.append([f"mean of {len(rows)}; {clear}", "", "", "", *map(mean_range, np.mean(gains, axis=0))])
+    return cells
+
+
+def mean_range(values):
+    seeds = f" ({min(values):+.1f} to {max(values):+.1f})" if len(values) > 1 else ""
+    return f"{np.mean(values):+.1f}{seeds}"
+
+
+def released_lines(released, about):
+    earlier, later = (", ".join(released[side]) for side in ("earlier", "later"))
+    lines = [
+        f"Released before {released['since']}: {earlier}. Later, and unseen: {later}. Drawn at random: as many are"
+    ]
+    lines += ["unseen, of all these but target and known. The other generators have no month and no part."]
+    simulated = (
+        "**These clips are simulated: a month says nothing about their pixels**, and later ones are one more draw."
+    )
+    return [*lines, *[simulated] * about["simulated"]]
 
 
 def data_line(results):

@@ -47,7 +47,7 @@ def read_run(folder, test_split_only=False) -> WildRun:
     test = rows["role"] == "test"
     kept = (rows["split"][test] == "test") | (not test_split_only)
     facts = facts_of(training["l2"], training["baseline"]["labelled_loss"], training["rounds"])
-    facts |= norms({name: classifier[key] for name, key in FITTED.items()})
+    facts |= norms({name: classifier[key] for name, key in FITTED.items()}) | counts(rows, target)
     columns = {key: rows[key][test][kept] for key in ("path", "generator", *FITTED.values())}
     scores = {name: columns.pop(key) for name, key in FITTED.items()}
     return WildRun(
@@ -57,6 +57,14 @@ def read_run(folder, test_split_only=False) -> WildRun:
 
 def facts_of(l2, labelled_loss, rounds):
     return {"l2": l2, "labelled_loss": labelled_loss, "rounds": len(rounds), "multiplier": rounds[-1]["multiplier"]}
+
+
+def counts(rows, target):
+    """How many images of what 05 wrote have which role; and the clips of the target's labelled ones."""
+    labelled, wild, own = rows["role"] == "labelled", rows["role"] == "wild", rows["generator"] == target
+    numbers = {"target": labelled & own, "known": labelled & ~own, "wild": wild, "wild, of the target": wild & own}
+    clips = len(set(rows["path"][labelled & own]))
+    return {name: int(chosen.sum()) for name, chosen in numbers.items()} | {"target, clips": clips}
 
 
 def norms(thetas):

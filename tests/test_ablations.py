@@ -2,6 +2,8 @@
 who was trained and tested, read back from a run.
 """
 
+import itertools
+
 import numpy as np
 import pytest
 from small import untrained_run
@@ -137,6 +139,28 @@ def test_a_probe_separates_distant_classes(videos, name):
     assert probabilities.sum(axis=1) == pytest.approx(1)
     accuracy = np.mean(probabilities.argmax(axis=1) == labels)
     assert accuracy == (0.5 if name == "metadata only" else 1)  # clips of one make differ in no metadata
+
+
+def test_temporal_statistics_are_those_by_loops_and_padding_does_not_count(tmp_path):
+    write_json(tmp_path / "recipe.json", {"frames": 4, "tokens": 2, "dim": 3})
+    tokens, rows = np.float16(np.random.default_rng(0).normal(size=(2, 2, 4, 2, 3))), []
+    for i, count in enumerate((7, 1)):  # of 8 frames; the others are padding, and would show
+        valid = (np.arange(8) < count).reshape(2, 4)
+        write_features(features_file(tmp_path, f"{i}.mp4"), tokens[i] + 99 * ~valid[..., None, None], valid, valid)
+        rows.append(Row(f"{i}.mp4", "a", f"{i}.mp4", windows=2, features=tmp_path))
+    found = probes.temporal_statistics(rows)
+    assert found.shape == (2, 9)
+    for i, count in enumerate((7, 1)):
+        frames = np.float64(tokens[i]).reshape(8, 2, 3)[:count]
+        for d in range(3):
+            sums = np.zeros(3)
+            for place in range(2):
+                values = frames[:, place, d].tolist()
+                mean = sum(values) / count
+                changes = [abs(after - before) for before, after in itertools.pairwise(values)]
+                deviation = (sum((value - mean) ** 2 for value in values) / count) ** 0.5
+                sums += (mean, deviation, sum(changes) / len(changes) if changes else 0)
+            assert found[i, d::3] == pytest.approx(sums / 2, abs=1e-5)
 
 
 def test_class_means_do_not_prefer_the_larger_class(videos):

@@ -254,21 +254,21 @@ def test_the_stage_trains_once_and_refuses_other_settings(monkeypatch, tmp_path,
         write_clip(tmp_path / one.path, frames=list(clip), fps=8)
     videos = Split(("a", "b"), rows[:4], rows[4:6], rows[6:], [], {})
     run = tmp_path / "run"
-    assert detecting.detect("plain", videos, tmp_path, run, seed=0, steps=2) == run
+    assert detecting.detect("plain", "gen", videos, tmp_path, run, seed=0, steps=2) == run
     labels, predicted = stages.tested(run, "gen")
     assert labels.tolist() == ["a", "b"] and score_names(labels, predicted)["videos"] == 2
     made = (run / "gen.json").stat().st_mtime_ns
-    detecting.detect("plain", videos, tmp_path, run, seed=0, steps=2)
+    detecting.detect("plain", "gen", videos, tmp_path, run, seed=0, steps=2)
     assert "gen.json is up to date" in capsys.readouterr().out and (run / "gen.json").stat().st_mtime_ns == made
     assert set(read_json(run / "gen.json")) >= {"classes", "parameters", "seconds", "recipe"}
     for seed, chosen, key in ((1, videos, "seed"), (0, videos._replace(val=[]), "videos_sha256")):
         wanted = rf"gen.json was made with other settings \({key}\); choose another --run, or --overwrite it"
         with pytest.raises(InputError, match=wanted):
-            detecting.detect("plain", chosen, tmp_path, run, seed=seed, steps=2)
+            detecting.detect("plain", "gen", chosen, tmp_path, run, seed=seed, steps=2)
     name, code = "experiments/detecting.py:train_detector", read_json(run / "gen.json")["recipe"]["code"]
     assert {name, "tokens/videos.py:Video"} <= code.keys()
     monkeypatch.setattr(detecting, "code_of", lambda *starts: code | {name: "edited"})
     with pytest.raises(InputError, match=rf"gen.json was made by other code \({name}\); .*--overwrite"):
-        detecting.detect("plain", videos, tmp_path, run, seed=0, steps=2)
-    detecting.detect("plain", videos, tmp_path, run, seed=1, steps=2, overwrite=True)
+        detecting.detect("plain", "gen", videos, tmp_path, run, seed=0, steps=2)
+    detecting.detect("plain", "gen", videos, tmp_path, run, seed=1, steps=2, overwrite=True)
     assert read_json(run / "gen.json")["recipe"]["seed"] == 1

@@ -187,6 +187,16 @@ def test_generator_table_is_checked_row_by_row(tmp_path, line):
     refused(path, load_generators, path)
 
 
+@pytest.mark.parametrize("month", ["2023", "2023-13", "2023-1", "March", "2023-01-02"])
+def test_month_of_a_release_may_be_missing_and_not_wrong(tmp_path, month):
+    path = tmp_path / "generators.csv"
+    rows = "name,aliases,task,sd_version,team,released\nReal,,Real,Real,Real,\nA,,T2V,X,Y,2024-01\nB,,T2V,X,Y\n"
+    path.write_text(rows)
+    assert [own.released for own in load_generators(path).values()] == ["", "2024-01", ""]
+    path.write_text(f"{rows}C,,T2V,X,Y,{month}\n")
+    assert f"C: released is {month!r}" in refused(path, load_generators, path)
+
+
 def test_names_are_compared_however_unicode_composes_them(tmp_path):
     path = tmp_path / "generators.csv"
     composed, apart = (unicodedata.normalize(form, "Möbius") for form in ("NFC", "NFD"))

@@ -21,6 +21,7 @@ from basics.artifacts import read_json, write_arrays, write_csv, write_json
 from basics.running import ROOT, InputError
 from experiments import ablations, compared, datasets, figures, paper, readme, tables, tsigs, unseen
 from experiments import stages as ways
+from experiments.detectors import DETECTORS
 from experiments.registry import ENTRIES, OTHERS
 from tokens.dataset import read_index, write_index
 from tokens.generators import LEVELS, class_index, class_names, load_generators
@@ -216,7 +217,8 @@ def test_a_collapse_is_counted_and_the_entry_goes_on(features, calls, monkeypatc
     assert "0 (1 collapsed)" in (results_of() / "ablation-margin.md").read_text()
     for name in ("figure-1c", "figure-5", "back-off", "table-s2"):
         run_entry(name, "--seeds", "1")
-    assert run_entry("ablation", "--seeds", "1")["rows"][0]["collapsed"] == 1
+    rows = run_entry("ablation", "--seeds", "1")["rows"]
+    assert [rows[i]["collapsed"] for i in (0, -1)] == [1, 1] and rows[-1]["what"] == "figure-5"
     assert "| collapsed (1) |" in (results_of() / "ablation.md").read_text()
 
 
@@ -314,40 +316,86 @@ def test_labels_of_the_curve_are_those_trained_on(features, calls):
     assert {args.init == "scratch" for name, args in calls.list if name == "03_attribute"} == {False}
 
 
-def test_detectors_see_the_same_clips_and_are_left_out_without_any(features, calls, monkeypatch):
+@pytest.fixture
+def detected(monkeypatch):
+    """What detectors were asked to see, in order; they call all clips Real."""
     asked = []
 
-    def pretend(name, videos, root, run, seed, equalize, steps, full, overwrite):
+    def pretend(name, level, videos, root, run, seed, equalize, steps, full, overwrite):
         assert (equalize, steps, full) == (None, datasets.ZOO["pixel_steps"], False)
         assert not overwrite
-        asked.append((name, {row.path for row in videos.train + videos.val}, root, run))
+        asked.append((name, level, videos, root, run))
         run.mkdir(parents=True, exist_ok=True)
         names = np.array([videos.classes[row.label] for row in videos.test])
         arrays = {"class": names, "generator": names, "split": np.full(len(names), "test")}
-        np.savez(run / "gen_embeddings.npz", probabilities=call_all_real(videos, 0), **arrays)
+        np.savez(run / f"{level}_embeddings.npz", probabilities=call_all_real(videos, 0), **arrays)
         facts = {"classes": list(videos.classes), "parameters": 5, "seconds": 1, "steps": steps}
-        write_json(run / "gen.json", facts)
+        write_json(run / f"{level}.json", facts)
         return run
 
     monkeypatch.setattr(compared, "detect", pretend)
-    with pytest.raises(InputError, match=r"clips/Crafter/0.mp4 is missing; name the folder of the clips with --videos"):
-        run_entry("table-s2", "--seeds", "1", "--videos", "clips")
-    assert not calls.list
-    for row in read_index("f"):
+    return asked
+
+
+def touch_clips(folder):
+    for row in read_index(folder):
         clip = Path("clips") / row.source
         clip.parent.mkdir(parents=True, exist_ok=True)
         clip.touch()
-    assert not set(compared.DETECTORS) & set(run_entry("table-s2", "--seeds", "1")["methods"])
-    assert compared.NO_PIXELS in (results_of() / "table-s2.md").read_text()
-    results = run_entry("table-s2", "--seeds", "2", "--videos", "clips")
-    assert [name for name, *_ in asked] == [name for name in compared.DETECTORS for _ in (0, 1)]
-    assert len({run for *_, run in asked}) == len(asked)
+
+
+@pytest.mark.parametrize(("name", "level"), [("table-s2", "gen"), ("table-5", "bin")])
+def test_detectors_see_the_same_clips(features, calls, detected, name, level):
+    with pytest.raises(InputError, match=r"clips/Crafter/0.mp4 is missing; name the folder of the clips with --videos"):
+        run_entry(name, "--seeds", "1", "--videos", "clips")
+    assert not calls.list
+    touch_clips("f")
+    run_entry(name, "--seeds", "2", "--videos", "clips")
+    assert [own[:2] for own in detected] == [(own, level) for own in DETECTORS for _ in (0, 1)]
+    assert len({run for *_, run in detected}) == len(detected)
     trained = {row.path for row in read_index("f") if row.split != "test"}
-    assert all(own == trained and root == Path("clips") for _, own, root, _ in asked)
+    for _, _, videos, root, _ in detected:
+        assert {row.path for row in videos.train + videos.val} == trained and root == Path("clips")
+
+
+def test_detectors_are_left_out_of_attribution_without_clips(features, calls, detected):
+    assert not set(DETECTORS) & set(run_entry("table-s2", "--seeds", "1")["methods"])
+    assert compared.NO_PIXELS in (results_of() / "table-s2.md").read_text()
+    touch_clips("f")
+    results = run_entry("table-s2", "--seeds", "1", "--videos", "clips")
     for level in compared.COMPARED_LEVELS:  # all predicted as Real
         for seed in results["methods"]["NPR"]["levels"][level]["seeds"]:
             assert seed["macro"] == pytest.approx(1 / seed["classes"])
             assert seed["per_class"]["Real"] == [3, 3]
+
+
+def test_all_methods_tell_real_from_fake_here_and_on_another_data_set(features, calls, detected):
+    own = dict.fromkeys(("group", "source"), lambda generator, i: f"g/{generator}/{i}.mp4")
+    other = write_folder("g", ("Real", "Sora"), 4, recipe=RECIPE | {"tokens": 1}, **own)
+    touch_clips("f")
+    more = ("--seeds", "2", "--videos", "clips", "--test-features", str(other))
+    tested = run_entry("table-5", *more)["tested"]
+    blind = {"SAGA", *compared.PROBES}
+    assert {place: set(own) for place, own in tested.items()} == {"in-domain": blind | {*DETECTORS}, "g": blind}
+    assert f"{', '.join(DETECTORS)} see pixels: for g name" in (results_of() / "table-5.md").read_text()
+    for seed in (0, 1):
+        found = tested["in-domain"]["NPR"][seed]
+        assert (found["recall"], found["macro_accuracy"], found["auc"], found["videos"]) == (0, 0.5, 0.5, 60)
+    assert [own["videos"] for own in tested["g"]["metadata only"]] == [8, 8]
+    touch_clips("g")
+    assert set(run_entry("table-5", *more)["tested"]["g"]) == blind | {*DETECTORS}
+    runs = {run for *_, run in detected}
+    assert len(runs) == 2 * 2 * len(DETECTORS)  # by detector, seed and test set
+
+
+def test_probes_with_few_labels_train_on_exactly_those(features, calls, monkeypatch):
+    seen = []
+    monkeypatch.setattr(compared, "PROBES", {"metadata only": lambda *own: seen.append(own[0]) or call_all_real(*own)})
+    run_entry("table-s2", "--seeds", "1", "--few", "3")
+    few, everything = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    for videos in few:
+        assert not videos.val and set(np.bincount([row.label for row in videos.train])) == {3}
+    assert [len(videos.test) for videos in few] == [len(videos.test) for videos in everything]
 
 
 def test_the_papers_settings_are_the_stages_defaults():
@@ -545,13 +593,22 @@ def test_splits_are_the_papers(features):
     for split, chosen in tables.SPLITS.items():
         if chosen:
             sizes[split] = tuple(len(tables.generators_of(data, side)) for side in chosen)
-    assert list(sizes.values()) == [(10, 9), (12, 4), (6, 5), (7, 12)]  # the paper prints 8 and 11 for the last
+    for split, (train, test) in sizes.items():
+        assert re.findall(r"\((\d+)\)", split) == [str(train), str(test)]
     for split in sizes:
         trained, tested = (tables.generators_of(data, side) for side in tables.SPLITS[split])
         assert set(trained).isdisjoint(tested)
     with open(ROOT / "experiments" / "paper_results.csv", newline="") as file:
         rows = {line["row"] for line in csv.DictReader(file) if line["table"] == "4 BIN-L"}
-    assert rows == set(tables.SPLITS)
+    assert rows == {tables.AS_PRINTED.get(split, split) for split in tables.SPLITS}
+
+
+def test_splits_are_tested_on_as_many_real_clips_as_fake_ones(features, calls):
+    found = run_entry("table-4", "--seeds", "2")["splits"]
+    for seeds in found.values():
+        assert [(own["videos"], own["majority"]) for own in seeds] == [(2 * CLIPS // 4, 0.5)] * 2
+    drawn = {tuple(tables.balanced_places(np.array([1, 0, 1, 1, 0]), seed).tolist()) for seed in range(20)}
+    assert drawn == {(0, 1, 2, 4), (0, 1, 3, 4), (1, 2, 3, 4)}
 
 
 def test_a_split_without_a_side_is_left_out(features, calls):
@@ -581,6 +638,7 @@ def test_the_papers_number_stands_beside_its_setting(features, calls):
     assert line_of("table-6", "| 1-stage all CE+HNM |").endswith("| 94.94 |")
     assert "(13.33)" in line_of("table-6", "| OpenAI |").split("|")[3]
     assert line_of("table-4", "| SD 2.1 (6)").endswith("| 99.94 / 99.90 / 99.96 |")
+    assert line_of("table-4", "| Alibaba+Stability+Tencent+Pika (7)").endswith("| 99.16 / 99.98 / 98.41 |")
     assert line_of("figure-s2", "| CE+semi-HNM |").endswith("| 70.13 |")
     assert line_of("figure-s2", "| Sora |").count("(") == 2  # CE 93.33, HNM 73.33
 
@@ -620,7 +678,7 @@ def test_bad_input_raises_in_one_line(features, arguments, message):
 def test_missing_test_features_raise_before_training(features, calls):
     with pytest.raises(InputError, match="gone.recipe.json is missing; run 01_extract_features.py"):
         run_entry("table-5", "--test-features", "gone", "--seeds", "1")
-    assert [args.test_features for _, args in calls.list] == ["gone"]
+    assert not calls.list
 
 
 @pytest.mark.parametrize(

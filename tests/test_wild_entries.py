@@ -4,6 +4,7 @@ scores pooled over folds, edits and attacks, and the entries on features of nois
 
 import io
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,8 @@ import reproduce
 from basics.artifacts import read_arrays
 from basics.running import ROOT, InputError
 from basics.statistics import minimize_lbfgs, ranking
-from experiments import datasets, wild, wild_edits, wild_methods
+from experiments import datasets, wild, wild_edits, wild_methods, wild_roles
+from tokens.generators import load_generators
 from tokens.images import read_images
 
 stage = module("05_wild_constrained")
@@ -123,11 +125,11 @@ def test_other_heads_and_baselines_keep_the_constraint(monkeypatch):
 # ---------------------------------------------------------------- conditions
 
 
-def shared(change, target="HotShot", seed=0, clips=60):
+def shared(change, target="HotShot", seed=0, clips=60, frames=4):
     """Images and their roles under a condition, as 05 assigns them by its flags."""
-    images = invented(NAMES, clips=clips, frames=4)
+    images = invented(NAMES, clips=clips, frames=frames)
     change = change(set(NAMES), target, seed) if callable(change) else change
-    settings = wild.by_role(set(NAMES), target) | wild.SETTINGS | change.settings
+    settings = wild_roles.by_role(set(NAMES), target) | wild_roles.SETTINGS | change.settings
     flags = stage.get_args(["--wild", ",".join(settings["wild"]), "--wild-count", str(settings["wild_count"])])
     counts = {role: settings[f"{role}_count"] for role in ("target", "known")}
     counts |= {"wild": [count or flags.wild_count for count in flags.wild.values()]}
@@ -139,11 +141,39 @@ def shared(change, target="HotShot", seed=0, clips=60):
     return images, roles
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.25, 0.5])
-def test_fraction_of_the_target_among_the_wild_is_as_given(fraction):
-    images, roles = shared(wild.noisy(fraction, total=60))
-    drawn = np.mean(images.generator[roles.wild] == "HotShot")
-    assert drawn == pytest.approx(fraction, abs=0.02) and 55 <= len(roles.wild) <= 65
+def test_contaminated_wild_images_are_as_many_as_the_papers_at_every_fraction():
+    labelled, total = [], []
+    for name, change in wild.CONDITIONS["noise"].items():
+        images, roles = shared(change, clips=84, frames=wild_roles.ALL_FRAMES)
+        generators = images.generator[roles.wild]
+        total.append(len(generators))
+        others = np.unique(generators[generators != "HotShot"], return_counts=True)[1]
+        assert np.mean(generators == "HotShot") == pytest.approx(int(name.split("%")[0]) / 100, abs=0.005)
+        assert len(others) == 3 and max(others) - min(others) <= 1
+        labelled.append(roles.labelled.tolist())
+    assert total == [201, 201, 201, 201, 100]  # 67 of each of three
+    assert all(own == labelled[0] for own in labelled)
+    known = {name: (images.generator[labelled[0]] == name).sum() for name in ("HotShot", "Real", "Lavie")}
+    assert known == {"HotShot": 200, "Real": 67, "Lavie": 67}
+
+
+@pytest.mark.parametrize("target", ["HotShot", "Gen2"])
+def test_later_releases_are_unseen_and_a_control_is_as_large(target):
+    months = {name: own.released for name, own in load_generators().items()}
+    _, change = settings = wild.CONDITIONS["released"].values()
+    later, *drawn = [own(set(NAMES), target, seed).settings for seed, own in enumerate((*settings, change, change))]
+    seen = max(months[name] for name in (target, *later["known"], *later["wild"]))
+    assert seen < min(months[name] for name in later["unseen"]) == wild_roles.by_release(NAMES)[-1]
+    for own in drawn:
+        assert own["known"] == later["known"] and len(own["unseen"]) == len(later["unseen"])
+        assert sorted(own["unseen"] + own["wild"]) == sorted(later["unseen"] + later["wild"])
+    assert len({tuple(sorted(own["unseen"])) for own in drawn}) > 1
+    assert "Pika" not in str(later)  # whose month is not known
+
+
+def test_too_few_releases_raise():
+    with pytest.raises(InputError, match=r"generators.csv: releases of 5 generators"):
+        wild_roles.by_release(("Real", "Pika", "Lavie", "Gen2", "Sora", "SVD", "SD"))
 
 
 def test_covering_pools_have_one_size_and_one_test():
@@ -154,14 +184,14 @@ def test_covering_pools_have_one_size_and_one_test():
         sizes.append(len(roles.wild))
         sources.append(set(images.generator[roles.wild]))
     assert all(own == tested[0] for own in tested)
-    assert max(sizes) - min(sizes) <= 6 and max(sizes) <= wild.POOL + 6
+    assert max(sizes) - min(sizes) <= 6 and max(sizes) <= wild_roles.POOL + 6
     assert [len(own) for own in sources] == [1, 3, 3, 6, 3]
     assert sources[-1] == {"Gen2", "Sora", "Pika"} < sources[-2]
 
 
 def test_each_generator_has_one_role():
     for target in NAMES:
-        roles = wild.by_role(set(NAMES), target)
+        roles = wild_roles.by_role(set(NAMES), target)
         taken = [name for own in roles.values() for name in own]
         assert target not in taken and len(taken) == len(set(taken)) == len(NAMES) - 1
 
@@ -185,6 +215,36 @@ def test_outcome_is_the_mean_over_the_generators_of_a_role():
     assert found["known"]["auc"] == pytest.approx(ranking(scores["T"], scores["K"])[1])
     assert found["recall"] == np.mean(scores["T"] > 0) and found["prevalence"] == 0.5
     assert found["unseen_false_positives"] == np.mean([np.mean(scores[name] > 0) for name in ("A", "B")])
+
+
+def made_row(target, gains):
+    """A trial's row whose constrained AP is so many points above 40 by seed, and whose recall is halved."""
+    own = {"known": dict.fromkeys(("ap", "auc"), 0.5), "unseen_false_positives": 0.1, "prevalence": 0.2}
+    own |= {"images": {target: 48}}
+    before = own | {"unseen": {"ap": 0.4, "auc": 0.7}, "recall": 0.8}
+    training = {"labelled_loss": 0.2, "known": 134, "wild": 804, "wild, of the target": 0, "target, clips": 43}
+    seeds = []
+    for seed, gain in enumerate(gains):
+        after = own | {"unseen": {"ap": 0.4 + gain / 100, "auc": 0.7}, "recall": 0.4}
+        facts = training | {"target": 172 + 28 * seed}
+        seeds.append({"seed": seed, "training": facts, "methods": {"labelled only": before, "constrained": after}})
+    return {"vectors": "frames", "condition": "", "target": target, "seeds": seeds}
+
+
+def test_gain_that_one_target_carries_is_seen():
+    rows = [made_row("HotShot", (9, 12)), made_row("SVD", (-2, 1)), made_row("SD", (-4, -1))]
+    about = {"data": "zoo", "simulated": True, "folds": 1}
+    text = "\n".join(wild.render({"rows": rows, "about": about}, "what"))
+    assert "| HotShot | 48 | 20.0 ± 0.0 | 40.0 ± 0.0 | +10.5 (+9.0 to +12.0) | +0.0 (+0.0 to +0.0) | -40.0" in text
+    assert "| SVD | 48 | 20.0 ± 0.0 | 40.0 ± 0.0 | -0.5 (-2.0 to +1.0) |" in text
+    assert "| mean of 3; AP up by over a point for 1, down for 1 |  |  |  | +2.5 (+1.0 to +4.0) |" in text
+    assert "| 172-200 (43) / 134 / 804 (0) |" in text and "simulated: a month" not in text
+    released = {"earlier": ["SVD"], "later": ["Sora", "OpenSora"], "since": "2024-02"}
+    for simulated in (True, False):
+        results = {"rows": rows, "about": about | {"simulated": simulated}, "released": released}
+        text = " ".join(wild.render(results, "what"))
+        assert ("a month says nothing about their pixels" in text) == simulated
+        assert "Released before 2024-02: SVD. Later, and unseen: Sora, OpenSora." in text
 
 
 def test_attack_is_as_strong_as_the_worst_move_of_its_length():
@@ -233,11 +293,14 @@ def place(tmp_path_factory):
 @pytest.fixture
 def one_target(place, monkeypatch):
     monkeypatch.chdir(place)
-    monkeypatch.setattr(wild, "TARGETS", {"simulated": ("HotShot",)})
+    monkeypatch.setattr(wild_roles, "TARGETS", {"simulated": ("HotShot",), "real": ()})
+    monkeypatch.setattr(wild_roles, "SETTINGS", wild_roles.SETTINGS | {"target_count": 4, "wild_count": 2})
+    monkeypatch.setattr(wild, "SETTINGS", wild_roles.SETTINGS)
     conditions = {
         what: dict([*own.items()][:: len(own) - 1]) for what, own in wild.CONDITIONS.items()
     }  # first and last
-    conditions["head"] = {"MLP, 3 units": wild.Change(refit=partial(wild_methods.with_hidden_layer, units=3))}
+    conditions["noise"] = {name: wild.CONDITIONS["noise"][name] for name in ("0% target", "50% target")}
+    conditions["head"] = {"MLP, 3 units": wild_roles.Change(refit=partial(wild_methods.with_hidden_layer, units=3))}
     monkeypatch.setattr(wild, "CONDITIONS", conditions)
     monkeypatch.setattr(wild_methods, "L2", (1.0,))  # a hidden layer with less penalty takes long
 
@@ -250,9 +313,10 @@ def test_entry_leaves_the_numbers_that_it_measured(one_target, name, monkeypatch
     assert json.loads(saved.read_text()) == json.loads(json.dumps(results))
     lines = saved.with_suffix(".md").read_text().splitlines()
     assert lines[1:-2] == wild.render(json.loads(saved.read_text()), what="")[1:]
-    table = [line for line in lines if line.startswith("|")]
-    assert len(table) >= 4 and len({line.count("|") for line in table}) == 1
-    assert not any("nan" in line for line in lines) and "92.78" in lines[-3] and "other data" in lines[-3]
+    tables = [own.splitlines() for own in re.findall(r"(?:^\|.*\n)+", "\n".join(lines), re.M)]
+    assert len(tables) == 2 and all(len({line.count("|") for line in table}) == 1 for table in tables)
+    assert len(tables[0]) >= 4 and len(tables[1]) >= 3
+    assert not any("nan" in line for line in lines) and any("92.78" in line and "other data" in line for line in lines)
     rows = {row["condition"] for row in results["rows"]}
     assert rows == (set(wild.CONDITIONS.get(name.removeprefix("wild-"), ())) or rows)
 
@@ -260,8 +324,8 @@ def test_entry_leaves_the_numbers_that_it_measured(one_target, name, monkeypatch
 def test_trial_has_the_scores_of_its_run(one_target):
     args = reproduce.get_args(["wild", "--features", "f", "--seeds", "1"])
     (data,) = datasets.choose_data(args)
-    folder = wild.run_stage(args, data, "SVD", 3, None, "frames", wild.Change({"l2": 0.01}))
-    (outcomes, (facts,)) = wild.trial(args, data, "SVD", 3, change=wild.Change({"l2": 0.01}))
+    folder = wild.run_stage(args, data, "SVD", 3, None, "frames", wild_roles.Change({"l2": 0.01}))
+    (outcomes, (facts,)) = wild.trial(args, data, "SVD", 3, change=wild_roles.Change({"l2": 0.01}))
     saved, classifier = json.loads((folder / "wild.json").read_text()), read_arrays(folder / "wild_classifier.npz")
     for name, method in wild_methods.FITTED.items():
         for metric in ("ap", "auc"):
@@ -274,7 +338,7 @@ def test_trial_has_the_scores_of_its_run(one_target):
 
 
 def test_folds_test_a_clip_once(one_target, monkeypatch):
-    monkeypatch.setitem(wild.CONDITIONS, "threshold", {"tau 2": wild.Change({"l2": 0.01})})
+    monkeypatch.setitem(wild.CONDITIONS, "threshold", {"tau 2": wild_roles.Change({"l2": 0.01})})
     results = reproduce.main(["wild-threshold", "--features", "f", "--folds", "3", "--seeds", "1"])
     images = results["rows"][0]["seeds"][0]["methods"]["constrained"]["images"]
     assert images == dict.fromkeys(("HotShot", "Real", "Lavie", "VideoCrafter", "Gen2", "Sora", "Pika"), 24)
@@ -303,6 +367,12 @@ def test_embeddings_of_saga_are_trained_on_the_labelled_generators(one_target, m
     }
     tested = {"HotShot": 3, "Real": 3, "Lavie": 3, "VideoCrafter": 3, "Gen2": 12, "Sora": 12, "Pika": 12}
     assert row["seeds"][0]["methods"]["constrained"]["images"] == (dict.fromkeys(tested, 12) if folds else tested)
+
+
+def test_too_few_images_for_a_fraction_raise(one_target, monkeypatch):
+    monkeypatch.setitem(wild_roles.SETTINGS, "target_count", 9)
+    with pytest.raises(InputError, match="HotShot has too few images to be 50% of 5 wild ones"):
+        reproduce.main(["wild-noise", "--features", "f", "--seeds", "1"])
 
 
 def test_too_few_generators_raise(tmp_path, monkeypatch):

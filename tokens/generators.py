@@ -29,6 +29,7 @@ def is_folder_name(text: str) -> bool:
 # Tests of the cells
 CELLS = {"name": is_folder_name, "aliases": None} | dict.fromkeys(("task", "sd_version", "team"), is_name)
 REMEDY = "write name,aliases,task,sd_version,team as in generators.csv"
+MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 
 
 class Generator(NamedTuple):
@@ -37,18 +38,25 @@ class Generator(NamedTuple):
     task: str
     sd_version: str
     team: str
+    released: str = ""  # YYYY-MM; "" where it is not known, or the table has no such column
 
 
 def load_generators(path=TABLE) -> dict[str, Generator]:
     """The generator table (Table S-1) by name, in the file's order.
 
-    Raises InputError naming the file when a column or a cell is missing, a name or alias is taken twice, Real is
-    absent, or a fake is Real at a level.
+    A column `released`, the month of the first release, may be there. Raises InputError naming the file when another
+    column or a cell is missing, a month is none, a name or alias is taken twice, Real is absent, or a fake is Real at a
+    level.
     """
     table, taken = {}, {}
     for row in read_csv(path, CELLS, REMEDY):
         aliases = tuple(filter(None, row["aliases"].split("|")))
-        generator = Generator(row["name"], aliases, row["task"], row["sd_version"], row["team"])
+        generator = Generator(
+            row["name"], aliases, row["task"], row["sd_version"], row["team"], row.get("released", "")
+        )
+        if generator.released and not MONTH.fullmatch(generator.released):
+            what = f"released is {generator.released!r}; write YYYY-MM, or leave it empty"
+            raise InputError(f"{path}: {generator.name}: {what}")
         for spelling in {spelling_key(name) for name in (generator.name, *aliases)}:
             if spelling in taken:
                 raise InputError(f"{path}: {generator.name} and {taken[spelling]} share the name {spelling!r}")

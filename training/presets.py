@@ -13,10 +13,11 @@ PRESETS = {  # name: flag: value; a stage takes those of the flags that it has
         "schedule": "cosine",
         "warmup_steps": 100,
         "learning_rate": 5e-4,
-        "steps": 400,
+        "steps": 500,
         "normalize": True,
         "margin": 0.2,
         "ce_weight": 0.8,
+        "head": "means",
     }
 }
 
