@@ -108,7 +108,8 @@ def training_words(settings):
         loss = f"{weight:g} CE + {1 - weight:g} {LOSSES[loss]} (margin {settings['margin']:g}, {where}{positives})"
     head = {"linear": "the head as trained", "means": "class means as the head"}[settings["head"]]
     kept = {"val": "the epoch best on val kept", "last": "the last step kept"}[settings["best"]]
-    return [rate, f"{settings['batching']} batches of {settings['batch_size']}", length, loss.replace("ce", "CE"), head, kept]
+    batches = f"{settings['batching']} batches of {settings['batch_size']}"
+    return [rate, batches, length, loss.replace("ce", "CE"), head, kept]
 
 
 def wild_words(settings):
