@@ -49,6 +49,7 @@ from common import (
     keras,
     load_saga,
     ops,
+    saga_config,
     semi_hard_negative_loss,
     triplet_terms,
 )
@@ -108,7 +109,7 @@ def get_args(argv=None):
     add("--warmup-steps", type=count_from_0, default=0, help="steps in which the rate first rises, linearly")
     add("--weight-decay", type=not_negative, default=0.004, help="AdamW's weight decay")
     add("--dropout", type=fraction, default=0.1, help="dropout in every block")
-    add("--temporal-blocks", type=positive, default=5, help="temporal encoder blocks, 2 or more")
+    add("--temporal-blocks", type=positive, help="temporal encoder blocks, 2 or more; default: stage 1's, else 5")
     add("--head", choices=("linear", "means"), default="linear", help="as trained, or class means in the embedding")
     add("--seed", type=seed, default=0, help="seed of weights, dropout, batches and the choice of labels")
     # devices
@@ -178,6 +179,8 @@ def main(argv=None):
     # ---------------------------------------------------------------- load
     if args.init != "scratch" and not Path(args.init).is_file():
         raise InputError(f"{args.init}: no stage-1 model; run 02 first or pass --init scratch")
+    if args.temporal_blocks is None:
+        args.temporal_blocks = 5 if args.init == "scratch" else saga_config(args.init, "bin")["temporal_blocks"]
     rows, features = read_index(args.features), features_recipe(args.features)
     if not args.preset:
         print_preset("03_attribute.py", sys.argv[1:] if argv is None else argv, len(rows))

@@ -205,6 +205,7 @@ def check_sizes(num_classes, frames, tokens, dim, heads, temporal_blocks, **_):
         raise InputError(f"{sizes}: {most:.3g} numbers, and a model has at most {MOST_NUMBERS:.3g}")
 
 
+NO_MODEL = "cannot be read as a model"
 MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
 # What the config of a saved SAGA holds, in the words of `check`; of the recipe of its features some may be missing.
 SAVED = {"num_classes": range(2, 1 << 20), "heads": SIZE, "temporal_blocks": SIZE, "dropout": Between(0, 0.999)}
@@ -213,12 +214,9 @@ SAVED |= {"features": {f"{key.removesuffix('?')}?": held for key, held in FEATUR
 SAVED |= {"dtype": {"module": {"keras"}, "class_name": {"DTypePolicy"}, "config": {"name": str}}}
 
 
-def load_saga(path, level) -> SAGA:
-    """The model of a level, not compiled. Raises InputError naming its stage when the file cannot be read, or is not
-    what that stage writes.
-    """
-    wrong = "cannot be read as a model"
-    with open_zip(path, f"run {stage_of(level)} again", wrong=wrong) as archive:
+def saga_config(path, level) -> dict:
+    """What build_saga made the model of a level of, without its weights. Raises as load_saga."""
+    with open_zip(path, f"run {stage_of(level)} again", wrong=NO_MODEL) as archive:
         if set(archive.namelist()) != MEMBERS:
             raise ValueError(f"in it are {', '.join(archive.namelist())}")
         saved = parse_json(archive.read("config.json"))
@@ -233,6 +231,15 @@ def load_saga(path, level) -> SAGA:
         if not named and (names or features):  # a model may lack a description
             raise ValueError(f"{config['num_classes']} classes are named {', '.join(names)}")
         check_sizes(**config)
+    return config
+
+
+def load_saga(path, level) -> SAGA:
+    """The model of a level, not compiled. Raises InputError naming its stage when the file cannot be read, or is not
+    what that stage writes.
+    """
+    saga_config(path, level)
+    with open_zip(path, f"run {stage_of(level)} again", wrong=NO_MODEL):
         model = load_model(path)
         if not all(np.isfinite(weight).all() for weight in model.get_weights()):
             raise ValueError("weights are not finite")

@@ -11,7 +11,8 @@ ablation-WHAT, ... further questions about SAGA, in the same form; `--list` has 
 demo               simulate the zoo, extract, pretrain, attribute at four levels; one table; results in runs/demo
 steps              the five stages on a small zoo, with the keys and shapes of what each leaves
 compare RUN RUN    two runs or more on the same test clips: accuracies, exact McNemar's test with Holm's correction
-paper              every table, figure and question, one after the other, each in its own process
+paper              every table, figure and question, one after the other, each in its own process; with --dry-run
+                   --features DIR the commands of the papers' tables at full size, with hours and terabytes
 readme             make the tables in README.md and docs/ from results/
 
 All others write results/<name>.json and .md, figures a .png too; results on other data are in subfolders. `--verify`
@@ -22,9 +23,10 @@ import argparse
 import shlex
 import subprocess
 import sys
+from pkgutil import resolve_name
 
 from basics.running import InputError, positive, run_script
-from experiments.datasets import ENCODER_FLAGS, SIMULATED
+from experiments.datasets import ENCODER_FLAGS, OWN_DATA, SIMULATED
 from experiments.registry import ENTRIES, OTHERS, run_entry
 from experiments.verify import verify
 from tokens.generators import LEVELS
@@ -41,8 +43,8 @@ def get_args(argv=None):
     add(
         "--data",
         choices=(*SIMULATED, "corpus", "equalized"),
-        default="zoo",
-        help="tables, figures: simulated clips, the same with marks twice as strong, or real clips",
+        help="tables, figures: simulated clips, the same with marks twice as strong or more of them, or real clips;"
+        " default: zoo, of figure-s1 large",
     )
     add(
         "--features",
@@ -63,6 +65,7 @@ def get_args(argv=None):
     add("--seeds", type=positive, help="all but demo: other weights, choice of labels and corpus folds; 3, wild 5")
     add("--level", choices=LEVELS, help="compare: at this level alone; default: at every level that all the runs have")
     add("--overwrite", action="store_true", help="train and extract again what is there; paper: in each entry")
+    add("--dry-run", action="store_true", help="paper: print the commands at full size, and what they take")
     add("--limit", type=positive, help="at most this many clips per generator: a small run")
     args = parser.parse_args(argv)
     args.command = shlex.join(["python", "reproduce.py", *(sys.argv[1:] if argv is None else argv)])
@@ -70,6 +73,7 @@ def get_args(argv=None):
     args.name = "-".join(args.name[:1] if args.runs else args.name)
     if args.name not in (*ENTRIES, *OTHERS) and (args.name or not (args.list or args.verify)):
         parser.error(f"{args.name}: no such experiment; --list names them" if args.name else "name one or pass --list")
+    args.data = args.data or OWN_DATA.get(args.name, "zoo")
     args.seeds = args.seeds or (ENTRIES[args.name].seeds if args.name in ENTRIES else 3)
     if args.name == "compare" and len(args.runs) < 2:
         parser.error("compare takes two run folders or more, such as runs/zoo runs/one-stage")
@@ -79,6 +83,8 @@ def get_args(argv=None):
         parser.error("--folds takes 2 or more")
     if args.features and args.name == "readme":
         parser.error("readme takes no --features")
+    if args.dry_run and not (args.name == "paper" and len(args.features or ()) == 1):
+        parser.error("--dry-run is for paper with one folder of --features")
     if args.test_features and args.name != "table-5":
         parser.error("--test-features is for table-5")
     if args.videos and not (args.features and args.name in ("table-5", "table-s2", "report")):
@@ -88,15 +94,16 @@ def get_args(argv=None):
 
 LIST_NOTES = """
 A table or figure needs nothing on the zoo; --features needs a folder that 01 made, --data corpus and equalized a folder
-of real clips. Minutes: three seeds with JAX (table-s2: TensorFlow) on one core, beside other work, once other entries
-have made the runs they share; with TensorFlow about twice. The paper's scale: GenVideo, 2.3 million videos, and
-SigLIP-So400m/14, 31 TB of tokens.
+of real clips. Minutes: two cores and JAX, when the entries above have made the runs they share. Interrupted, an entry
+goes on with the same command. Pieces of loss-grid: --seeds 1, --seeds 2, --seeds 3, then without. The paper's scale:
+GenVideo, 2.3 million videos, and SigLIP-So400m/14, 31 TB of tokens.
 """
 
 
 def print_list():
     for name, entry in ENTRIES.items():
         print(f"{name:18} {entry.what}\n{'':18} zoo: {entry.minutes} min; at the paper's scale: {entry.paper}")
+    print(f"\nall of these: {sum(entry.minutes for entry in ENTRIES.values())} min")
     print(LIST_NOTES)
     print("\n".join(f"{name:18} {what}" for name, (what, _) in OTHERS.items()))
 
@@ -112,6 +119,8 @@ def main(argv=None):
     args = get_args(argv)
     if args.list:
         return print_list()
+    if args.dry_run:
+        return resolve_name("experiments.full_size:print_full_size")(args)
     if args.verify:
         return verify(args, get_args)
     if args.name == "paper":

@@ -1,12 +1,14 @@
-"""What SAGA's second stage depends on at GEN-L: mining, batches, depth, schedule (Sec. 3.2, S-2) and labels (Fig. S-1).
-Under which conditions does hard negative mining (HNM) beat cross-entropy (CE) alone, and why?
+"""What SAGA's second stage depends on at GEN-L: mining, batches, depth, schedule (Sec. 3.2, S-2). Under which
+conditions does hard negative mining (HNM) beat cross-entropy (CE) alone, and why?
 
 reads   a features folder (datasets.py); trains what is not up to date (stages.py)
 writes  results/ablation-<what>.json, .md: accuracies, embeddings and cost under each condition; results/ablation.json,
-        .md: HNM less CE under all of them; results/figure-s1.json, .md, .png
+        .md: HNM less CE under all of them; results/ablation-depth.png: accuracy against cost
 
 A condition is a row of ABLATIONS: which arms are trained, and what it changes in them.
 """
+
+from pathlib import Path
 
 import numpy as np
 from scipy.stats import t
@@ -14,10 +16,9 @@ from scipy.stats import t
 from basics.artifacts import read_csv, read_json
 from basics.figures import plt, save_figure
 from experiments.figures import neighbours_by_loss
-from experiments.stages import TWO_FEW, Arm, clips_of, fold_videos, markdown
+from experiments.stages import TWO_FEW, Arm, clips_of, markdown
 from experiments.tables import (
     OVERALL,
-    arm_results,
     arm_runs,
     caption,
     described,
@@ -26,43 +27,48 @@ from experiments.tables import (
     parameters_of,
     scored,
 )
-from tokens.generators import LEVELS, level_name
-from training.presets import PRESETS
 
 # ---------------------------------------------------------------- the conditions
 
 CE = Arm(2, "few", "CE")
 PLAIN = {"CE alone": {CE: {}}}
+WARM_UP = 100  # steps
 
 
-def alone(**settings):
+def mined(**settings):
     """HNM with these settings; its CE is the plain one."""
     return {TWO_FEW: {"last": settings}}
 
 
-def alike(**change):
+def both(**change):
     """CE and HNM, changed in the same way."""
     return {CE: change, TWO_FEW: change}
 
 
-STEPS = PRESETS["small"]["steps"]
-SCALES = {"normalised": True, "raw": False}
-MINING = {"margin 0.2": {"margin": 0.2}, "margin 1": {"margin": 1.0}}
-MINING |= {"margin 1, lambda 0.5": {"margin": 1.0, "ce_weight": 0.5}}
+def plain(**settings):
+    """CE alone with these settings of stage 2."""
+    return {CE: {"last": settings}}
+
+
+PAPERS_MINING = {"margin": 1.0, "ce_weight": 0.5}
 ABLATIONS = {  # what: condition: arm: what the condition changes in it
     "margin": PLAIN
-    | {f"margin {margin:g}": alone(margin=margin) for margin in (0.2, 0.5, 1.0, 2.0, 5.0)}
-    | {"margin 1 subtracted, as Eq. (5) prints it": alone(margin=-1.0)},
-    "positives": PLAIN | {f"{kind} positives": alone(positives=kind) for kind in ("all", "hardest", "random")},
+    | {f"margin {margin:g}": mined(margin=margin) for margin in (0.2, 1.0, 5.0)}
+    | {"margin 1 subtracted, as Eq. (5) prints it": mined(margin=-1.0)},
+    "positives": PLAIN | {f"{kind} positives": mined(positives=kind) for kind in ("all", "hardest", "random")},
     "normalize": PLAIN
-    | {f"{scale}, {name}": alone(normalize=on, **own) for scale, on in SCALES.items() for name, own in MINING.items()},
-    "batching": {f"{kind} batches": alike(last={"batching": kind}) for kind in ("natural", "balanced")},
-    "depth": {f"{blocks} temporal blocks": alike(only={"temporal_blocks": blocks}) for blocks in (2, 5, 12)},
-    "dtype": {name: alike(only={"dtype": name}) for name in ("float32", "mixed_bfloat16")},
+    | {
+        f"{scale}, {name}": mined(normalize=on, **own)
+        for scale, on in {"normalised": True, "raw": False}.items()
+        for name, own in {"the recipe's margin and lambda": {}, "margin 1, lambda 0.5": PAPERS_MINING}.items()
+    },
+    "batching": {f"{kind} batches": both(last={"batching": kind}) for kind in ("natural", "balanced")},
+    "depth": {f"{blocks} temporal blocks": both(only={"temporal_blocks": blocks}) for blocks in (2, 4, 6, 8, 12)},
+    "dtype": {name: plain(dtype=name) for name in ("float32", "mixed_bfloat16")},
     "schedule": {
-        f"rate {rate}, {longer} x the steps": alike(last={"learning_rate": float(rate), "steps": longer * STEPS})
-        for rate in ("3e-5", "3e-4")
-        for longer in (1, 4)
+        f"{schedule}{' after a warm-up' if steps else ''}": plain(schedule=schedule, warmup_steps=steps)
+        for schedule in ("halving", "cosine", "constant")
+        for steps in (0, WARM_UP)
     },
 }
 
@@ -96,7 +102,6 @@ def run_facts(run):
     nearest = np.where(same, np.inf, distances).min(axis=1, keepdims=True)
     pairs = same & ~np.eye(len(names), dtype=bool)
     last = read_csv(run / "gen_history.csv", ("loss",))[-1]
-    recipe = read_json(run / "gen.json", ("recipe",))["recipe"]
     return {
         "square_length": float(squares.mean()),
         "variance_fraction": float(embedding.var(axis=0).sum() / squares.mean()),
@@ -104,8 +109,15 @@ def run_facts(run):
         "cross_entropy": float(last.get("logits_loss", last["loss"])),
         "mined_loss": float(last["embedding_loss"]) if "embedding_loss" in last else None,
         "parameters": parameters_of(run),
-        "seconds": recipe["seconds"],
+        "seconds": seconds_of(run),
     }
+
+
+def seconds_of(run):
+    """What the two stages of a run took."""
+    recipe = read_json(run / "gen.json", ("recipe",))["recipe"]
+    stage_one = read_json(Path(recipe["paths"]["init"]).with_name("bin.json"), ("recipe",))["recipe"]
+    return stage_one["seconds"] + recipe["seconds"]
 
 
 FACTS = {
@@ -114,7 +126,7 @@ FACTS = {
     "hard_pairs": "hard pairs",
     "cross_entropy": "final cross-entropy",
     "mined_loss": "final mined loss",
-    "seconds": "seconds a run",
+    "seconds": "seconds of both stages",
 }
 
 
@@ -126,22 +138,59 @@ def fact_cells(result):
     return cells
 
 
+LOSSES = {str(arm): arm.loss for arm in (CE, TWO_FEW)}
+
+
 def render_ablation(results):
-    rows, losses = [], {str(arm): arm.loss for arm in (CE, TWO_FEW)}
+    rows = []
     for condition, settings in results["conditions"].items():
         for arm, result in settings.items():
             count = f"{result['runs'][0]['parameters'] / 1e6:.2f}M" if result["runs"] else "-"
-            rows.append([condition, losses[arm], *overall_cells(result), *fact_cells(result), count])
+            rows.append([condition, LOSSES[arm], *overall_cells(result), *fact_cells(result), count])
     header = ["condition", "loss", *OVERALL, *FACTS.values(), "parameters"]
     what = f"Ablation of {results['what']} at GEN-L, two stages, few labels"
-    return [caption(results, what), "", *markdown(header, rows), "", MEANING]
+    return [caption(results, what), "", *markdown(header, rows), "", untrained_note(results["conditions"]), "", MEANING]
 
 
 MEANING = (
     "Squared norm, variance fraction and hard pairs are of test embeddings. Hard pairs: the fraction of same-class"
     " pairs farther apart than the nearest clip of another class. Losses are those of the last epoch; seconds are of"
-    " stage 2 and its evaluation, one core, beside another run."
+    " both stages with their evaluation, as the machine was."
 )
+
+
+def untrained(result):
+    """Of how many seeds, collapsed ones too, macro accuracy is less than twice its chance."""
+    return result["collapsed"] + sum(seed["macro"] < 2 * seed["uniform"] for seed in result["seeds"])
+
+
+def untrained_note(conditions):
+    names = [
+        f"{condition} with {LOSSES[arm]} ({count} of {len(result['seeds']) + result['collapsed']} seeds)"
+        for condition, settings in conditions.items()
+        for arm, result in settings.items()
+        if (count := untrained(result))
+    ]
+    return f"Not trained, macro accuracy below twice chance: {', '.join(names) or 'none'}."
+
+
+def draw_ablation(args, data, results, path, what):
+    """Macro accuracy against what a run costs, a line per loss."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
+    for axis, key in zip(axes, ("seconds", "parameters"), strict=True):
+        for arm, loss in LOSSES.items():
+            trained = {name: own[arm] for name, own in results["conditions"].items() if own[arm]["seeds"]}
+            macro = [[100 * seed["macro"] for seed in result["seeds"]] for result in trained.values()]
+            cost = [np.mean([run[key] for run in result["runs"]]) for result in trained.values()]
+            axis.errorbar(cost, [*map(np.mean, macro)], [*map(np.std, macro)], fmt="o-", capsize=2, label=loss)
+            for (name, result), *point in zip(trained.items(), cost, map(np.mean, macro), strict=True):
+                axis.annotate(name.split()[0], point, xytext=(4, 4), textcoords="offset points")
+                axis.axhline(100 * result["seeds"][0]["uniform"], color="gray", ls=":")
+        axis.set(xlabel=f"{key} of a run", ylim=(0, 100))
+    axes[0].set(ylabel="macro accuracy, per cent", title=f"{data.name}, {what} at GEN-L; dotted: chance")
+    axes[0].legend(loc="lower right")
+    save_figure(figure, path)
+
 
 # ---------------------------------------------------------------- when does mining win?
 
@@ -149,7 +198,7 @@ MEANING = (
 def measure_conditions(args, data):
     """HNM less CE by seed under every condition of the method (a dtype is none), with what may explain it."""
     rows = []
-    for what in filter(lambda what: what != "dtype", ABLATIONS):
+    for what in [what for what, conditions in ABLATIONS.items() if any(TWO_FEW in own for own in conditions.values())]:
         conditions = measure_ablation(args, data, what)["conditions"]
         plain = conditions.get("CE alone", {}).get(str(CE))
         for condition, settings in conditions.items():
@@ -165,12 +214,17 @@ def measure_conditions(args, data):
 FIVE_NEAREST = "clips named by their five nearest neighbours in the embedding"
 
 
-def hnm_minus_ce(plain, mined):
-    """Differences in [-1, 1] over the seeds that both have, and means over runs of what mining changes."""
+def less_ce(plain, mined):
+    """Differences in [-1, 1] over the seeds that both have."""
     theirs = {seed["seed"]: seed for seed in plain["seeds"]}
     pairs = [(seed, theirs[seed["seed"]]) for seed in mined["seeds"] if seed["seed"] in theirs]
     row = {key: [ours[key] - other[key] for ours, other in pairs] for key in ("micro", "macro")}
-    row["collapsed"] = mined["collapsed"]
+    return row | {"collapsed": mined["collapsed"]}
+
+
+def hnm_minus_ce(plain, mined):
+    """less_ce, and means over runs of what mining changes."""
+    row = less_ce(plain, mined)
     row["ce_macro"] = [seed["macro"] for seed in plain["seeds"]]
     for name, result in (("ce", plain), ("hnm", mined)):
         for key in ("hard_pairs", "variance_fraction", "cross_entropy", "mined_loss"):
@@ -225,59 +279,3 @@ def signed(values):
 
 def plain_mean(values):
     return f"{np.mean(values):.2f}" if values else "-"
-
-
-# ---------------------------------------------------------------- Fig. S-1: accuracy against labels
-
-LABEL_COUNTS = (5, 50, 150, 500)  # of labels per class, beside few and all
-
-
-def measure_labels(args, data):
-    """The paper's setting at every level by labels per class; a count that fewer than two classes have is left out."""
-    curves = {}
-    for level in LEVELS:
-        there = np.bincount([row.label for row in fold_videos(args, data, level, "all", 0, data.folds[0]).train])
-        counts = sorted({data.few, *LABEL_COUNTS})
-        counts = [count for count in counts if np.sum(there > count) >= 2]
-        curves[level] = []
-        for count in (*counts, "all"):
-            labels = {data.few: "few"}.get(count, count)
-            arm = Arm(1, labels) if level == "bin" else Arm(2, labels, "CE+HNM")
-            used = int(there.sum()) if count == "all" else int(np.minimum(there, count).sum())
-            point = {"labels": count, "videos": used, "share": used / int(there.sum())}
-            curves[level].append(point | arm_results(args, data, arm, level))
-    return described(data, curves=curves)
-
-
-def render_labels(results):
-    rows = []
-    for level, curve in results["curves"].items():
-        for point in curve:
-            used = f"{point['videos']} ({100 * point['share']:.0f}%)"
-            rows.append([level_name(level), f"{point['labels']}", used, *overall_cells(point)])
-    header = ["level", "labels per class", "labelled videos (per cent)", *OVERALL]
-    what = "Accuracy against labels, stage 1 itself at BIN-L, else two stages with CE+HNM"
-    return [caption(results, what), "", *markdown(header, rows), "", LABELS_NOTE]
-
-
-LABELS_NOTE = (
-    "All points train for the same number of steps, at most 60 epochs, and `all` for twice as many. The paper's figure"
-    " has no numbers."
-)
-
-
-def draw_labels(args, data, results, path):
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
-    for axis, key, chance in zip(axes, ("micro", "macro"), ("majority", "uniform"), strict=True):
-        for i, (level, curve) in enumerate(results["curves"].items()):
-            trained = [point for point in curve if point["seeds"]]
-            values = [[100 * seed[key] for seed in point["seeds"]] for point in trained]
-            videos = [point["videos"] for point in trained]
-            points = [np.mean(own) for own in values], [np.std(own) for own in values]
-            axis.errorbar(videos, *points, fmt=f"o-C{i}", label=level_name(level), capsize=2)
-            if trained:
-                axis.axhline(100 * trained[0]["seeds"][0][chance], color=f"C{i}", ls=":")
-        axis.set(xscale="log", xlabel="labelled videos", title=f"{data.name}, {key}; dotted: chance", ylim=(0, 100))
-    axes[0].set(ylabel="accuracy, per cent")
-    axes[0].legend(loc="lower right")
-    save_figure(figure, path)

@@ -1,6 +1,6 @@
 """The data sets that experiments run on: simulated clips, a folder of real clips, or a features folder of one's own.
 
-reads   data/zoo (made when missing), a corpus with clips.csv (path,label,repo,notes), or --features
+reads   data/zoo or others of SIMULATED, made when missing; a corpus with clips.csv (path,label,repo,notes); --features
 writes  features/, by stage 01
 
     data = choose_data(args)        name, features folder and folds by reproduce.py's --data, --encoder, --features
@@ -24,7 +24,8 @@ FOLDS = 5  # of a corpus
 # Labels per class where the paper has 500; steps of training detectors on pixels.
 ZOO = {"few": 15, "pixel_steps": 300}
 EASY = {"few": 15, "pixel_steps": 1000}  # do detectors learn where there is much to see?
-SIMULATED = {"zoo": (1, ZOO), "easy": (2, EASY)}  # strength of the marks
+SIMULATED = {"zoo": (1, 60, ZOO), "easy": (2, 60, EASY), "large": (1, 1000, ZOO)}  # strength of marks, clips of each
+OWN_DATA = {"figure-s1": "large"}  # what an entry runs on where --data says nothing; all others on the zoo
 REAL = {"few": 5, "pixel_steps": 200}
 
 
@@ -55,8 +56,9 @@ def choose_data(args) -> list[Data]:
         return [make_data(args, own_name(own), Path(own), args.folds, ZOO, args.videos) for own in args.features]
     flags, name = ENCODER_FLAGS[args.encoder], f"{args.data}-{args.encoder}"
     if args.data in SIMULATED:
-        (strength, size), videos = SIMULATED[args.data], f"data/{args.data}"
-        stage("simulate_videos", "--out", videos, "--strength", strength, overwrite=args.overwrite)
+        (strength, clips, size), videos = SIMULATED[args.data], f"data/{args.data}"
+        made = ["--out", videos, "--strength", strength, "--clips-per-generator", clips]
+        stage("simulate_videos", *made, overwrite=args.overwrite)
         folder = extract(args, videos, Path(f"features/{args.data}"), limited(args, flags))
         return [make_data(args, name, folder, args.folds, size, videos)]
     folder = extract_corpus(args, f"{flags} {'--equalize' if args.data == 'equalized' else ''}")

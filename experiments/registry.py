@@ -29,7 +29,7 @@ class Entry(NamedTuple):
     what: str
     code: str
     given: dict
-    minutes: int  # on the zoo, three seeds, JAX, one core, with the runs that other entries share
+    minutes: int  # on the zoo, two cores, JAX, with the runs that the entries above it have made
     seeds: int
     drawn: bool  # whether there is a figure
     folds: bool  # whether grouped folds can be pooled

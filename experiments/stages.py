@@ -166,8 +166,8 @@ def arm_settings(args, data, arm, level, fold, only, last):
     settings = defaults(args, level) | {"labels_per_class": data.few if arm.labels == "few" else arm.labels}
     settings |= {"limit": args.limit} if args.limit else {}
     settings |= {} if level == "bin" else {"loss": LOSS_FLAGS[arm.loss]}
-    # a fold has no val to choose by, and a few labels are too few to keep some for it
-    settings |= only | last | ({"best": "last"} if fold or (arm.labels != "all" and not args.full) else {})
+    settings |= {"best": "last"} if arm.labels != "all" and not args.full else {}  # a few are too few for val as well
+    settings |= only | last | ({"best": "last"} if fold else {})  # a fold has no val to choose by
     length = "steps" if settings["steps"] else "epochs"
     return settings | {length: arm.times * settings[length]}
 

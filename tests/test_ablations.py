@@ -9,7 +9,7 @@ import pytest
 from small import untrained_run
 
 from basics.artifacts import read_json, write_json
-from experiments import ablations, back_off, compared, probes
+from experiments import ablations, back_off, compared, label_curve, probes
 from experiments.stages import videos_of
 from tokens.dataset import Row, features_file, mean_tokens, read_index, write_features
 from tokens.generators import class_index, class_names, load_generators
@@ -48,6 +48,33 @@ def test_differences_pair_the_same_seeds():
 )
 def test_verdict_follows_the_interval_over_seeds(differences, collapsed, wanted):
     assert ablations.ablation_verdict({"macro": differences, "collapsed": collapsed}) == wanted
+
+
+@pytest.mark.parametrize(
+    ("macro", "wanted"),
+    [
+        ((0.2, 0.5, 0.7, 0.74), 2),
+        ((0.2, 0.71, 0.6, 0.74), 1),
+        ((0.3, None, 0.4, 0.5), 3),
+        ((0.2, 0.3, 0.4, None), None),
+    ],
+)
+def test_the_knee_has_the_fewest_labels_near_the_best(macro, wanted):
+    curve = [{"seeds": seeds(own), "per_class": i} for i, own in enumerate(macro)]
+    found = label_curve.knee(curve)
+    assert (found and found["per_class"]) == wanted
+
+
+def test_a_condition_that_stays_at_chance_is_named():
+    def trained(*macro):
+        return {"seeds": [own | {"uniform": 0.05} for own in seeds(*macro)], "collapsed": macro.count(None)}
+
+    ce, hnm = ablations.LOSSES
+    conditions = {"2 blocks": {ce: trained(0.5, 0.6), hnm: trained(0.5, 0.6)}}
+    assert ablations.untrained_note(conditions).endswith("none.")
+    conditions["12 blocks"] = {ce: trained(0.06, 0.6), hnm: trained(None, 0.05)}
+    note = ablations.untrained_note(conditions)
+    assert "12 blocks with CE (1 of 2 seeds), 12 blocks with CE+HNM (2 of 2 seeds)." in note and "2 blocks with" in note
 
 
 @pytest.mark.parametrize("level", ["bin", "task", "sd", "team", "gen"])

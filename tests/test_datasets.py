@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import reproduce
 from basics.running import InputError
 from experiments import datasets
 
@@ -49,3 +50,15 @@ def test_a_corpus_without_labels_or_repositories_raises(tmp_path):
     (tmp_path / "clips.csv").write_text("path,label\na.mp4,SVD\n")
     with pytest.raises(InputError, match=r"clips.csv: missing column\(s\) notes, repo"):
         datasets.corpus_csv(tmp_path, tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize(("entry", "data", "clips"), [("table-7", "zoo", 60), ("figure-s1", "large", 1000)])
+def test_an_entry_simulates_as_many_clips_as_it_wants(monkeypatch, entry, data, clips):
+    calls = []
+    monkeypatch.setattr(datasets, "stage", lambda name, *flags, overwrite: calls.append([name, *map(str, flags)]))
+    monkeypatch.setattr(datasets, "make_data", lambda args, name, folder, *rest: (name, folder))
+    found = datasets.choose_data(reproduce.get_args([entry]))
+    assert found == [(f"{data}-dct", Path(f"features/{data}-pool-2"))]
+    made, extracted = calls
+    assert made == ["simulate_videos", "--out", f"data/{data}", "--strength", "1", "--clips-per-generator", str(clips)]
+    assert extracted[1:3] == ["--videos", f"data/{data}"]

@@ -84,12 +84,12 @@ def chance_probability(run, level, classes):
 
 
 def train_all_levels(features, run, levels=LEVELS):
-    """The demo's settings with cross-entropy alone, since mining collapses where there is nothing to find, and with two
+    """The demo's settings with cross-entropy alone, since mining collapses where there is nothing to find.
     temporal blocks, which take half the time.
     """
     found = {}
     for level in levels:
-        flags = ["--preset", "small", "--temporal-blocks", 2]
+        flags = ["--preset", "small"]
         place = ["--features", features, "--run", run]
         if level == "bin":
             metrics = stage("02_pretrain_binary", *place, *flags)

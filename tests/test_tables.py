@@ -19,7 +19,19 @@ from stages import module
 import reproduce
 from basics.artifacts import read_json, write_arrays, write_csv, write_json
 from basics.running import ROOT, InputError
-from experiments import ablations, compared, datasets, figures, paper, readme, tables, tsigs, unseen
+from experiments import (
+    ablations,
+    compared,
+    datasets,
+    figures,
+    label_curve,
+    loss_grid,
+    paper,
+    readme,
+    tables,
+    tsigs,
+    unseen,
+)
 from experiments import stages as ways
 from experiments.detectors import DETECTORS
 from experiments.registry import ENTRIES, OTHERS
@@ -167,7 +179,7 @@ def results_of(*folders, within="results"):
 
 # One of each kind; wild's and report have their own tests, and every committed result is rendered below.
 KINDS = ("table-7", "table-4", "table-5", "table-s3", "table-s2", "figure-6", "figure-4", "ablation-margin", "enrol")
-KINDS += ("back-off",)
+KINDS += ("back-off", "figure-s1", "loss-grid", "ablation-depth")
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -281,10 +293,10 @@ def test_an_ablation_changes_its_stage_alone_and_shares_what_is_there(features, 
     run_entry("table-7", "--seeds", "1")
     plain = {args.run for _, args in calls.list}
     changes = {
-        "margin": ("margin", {0.5, 1, 2, 5, -1}),
+        "margin": ("margin", {1, 5, -1}),
         "positives": ("positives", {"hardest", "random"}),
         "batching": ("batching", {"natural"}),
-        "depth": ("temporal_blocks", {2, 12}),
+        "depth": ("temporal_blocks", {2, 4, 6, 8, 12}),
     }
     for what, (flag, wanted) in changes.items():
         calls.list.clear()
@@ -298,22 +310,40 @@ def test_an_ablation_changes_its_stage_alone_and_shares_what_is_there(features, 
             assert args.temporal_blocks == default.temporal_blocks or what == "depth"
     calls.list.clear()
     run_entry("ablation-schedule", "--seeds", "1")
-    steps = {(args.learning_rate, args.loss): set() for name, args in calls.list if name == "03_attribute"}
-    for name, args in calls.list:
-        if name == "03_attribute":
-            steps[args.learning_rate, args.loss].add(args.steps)
-    assert len(steps) == 4 and all(max(own) == 4 * min(own) for own in steps.values())
+    found = [(args.schedule, args.warmup_steps, args.loss) for name, args in calls.list if name == "03_attribute"]
+    kinds = ("halving", "cosine", "constant")
+    assert sorted(found) == sorted((kind, steps, "ce") for kind in kinds for steps in (0, ablations.WARM_UP))
 
 
-def test_labels_of_the_curve_are_those_trained_on(features, calls):
-    results = run_entry("figure-s1", "--seeds", "1", "--few", "3")
-    curve = results["curves"]["gen"]
-    assert [(point["labels"], point["videos"]) for point in curve] == [(3, 60), (5, 100), ("all", 160)]
-    team = [(point["labels"], point["videos"]) for point in results["curves"]["team"]]
-    assert team[:2] == [(3, 45), (5, 75)] and team[-1] == ("all", 160)
-    fits = {args.labels_per_class for name, args in calls.list if name == "03_attribute" and args.level == "gen"}
-    assert fits == {3, 5, "all"}
-    assert {args.init == "scratch" for name, args in calls.list if name == "03_attribute"} == {False}
+def test_the_grid_trains_with_the_papers_loss_setting(features, calls):
+    run_entry("loss-grid", "--seeds", "1", "--few", "4")
+    fits = [args for name, args in calls.list if name == "03_attribute"]
+    cells = [(args.init == "scratch", args.loss, args.learning_rate) for args in fits]
+    kinds = [(alone, loss) for alone in (True, False) for loss in ("ce", "semi", "hnm")]
+    assert sorted(cells) == sorted((*kind, rate) for kind in kinds for rate in loss_grid.RATES)
+    ours = dict(batch_size=32, steps=4000, epochs=40, patience=5, labels_per_class=4)
+    papers = vars(module("03_attribute").get_args([]))
+    own = {"features", "run", "init", "preset", "loss", "learning_rate", "seed", *ours}
+    for args in fits:
+        assert {key: getattr(args, key) for key in ours} == ours
+        mining = {"normalize", "margin", "ce_weight"} if args.loss == "ce" else set()  # which CE does not use
+        assert {key for key, value in vars(args).items() if value != papers[key]} <= own | mining
+    stage_one = [args for name, args in calls.list if name == "02_pretrain_binary"]
+    small = {key: value for key, value in PRESETS["small"].items() if key in stage_one[0]}
+    assert all({key: getattr(args, key) for key in small} == small for args in stage_one)
+
+
+def test_labels_of_the_curve_are_those_trained_on(features, calls, monkeypatch):
+    monkeypatch.setattr(label_curve, "SHARES", (0.001, 0.3, 0.6))
+    results = run_entry("figure-s1", "--seeds", "1")
+    for level, classes in {"team": 15, "gen": 20}.items():
+        for point in results["curves"][level]:
+            fits = [args for name, args in calls.list if name == "03_attribute" and args.level == level]
+            [args] = [args for args in fits if args.labels_per_class == point["per_class"]]
+            assert args.best == "last" and args.init != "scratch" and point["budget"]["val"] == 0
+            assert point["budget"]["train"] == classes * point["per_class"]
+            assert point["share"] == pytest.approx(point["budget"]["train"] / (20 * 9))  # 8 to train, 1 for val
+    assert [point["per_class"] for point in results["curves"]["gen"]] == [1, 3, 5]
 
 
 @pytest.fixture
@@ -533,7 +563,9 @@ def test_facts_of_a_run_are_those_by_loops(tmp_path):
     np.savez(tmp_path / "gen_embeddings.npz", embedding=embedding, split=split, **{"class": names})
     (tmp_path / "gen_history.csv").write_text("loss,logits_loss,embedding_loss\n9,8,7\n3,2,1\n")
     recipe = {"arguments": {"temporal_blocks": 2}, "features": {"frames": 8, "tokens": 1, "dim": 12}, "seconds": 7}
+    recipe["paths"] = {"init": str(tmp_path / "first" / "bin.keras")}
     write_json(tmp_path / "gen.json", {"classes": ["a", "b", "c"], "recipe": recipe})
+    write_json(tmp_path / "first" / "bin.json", {"recipe": {"seconds": 5}})
     found = ablations.run_facts(tmp_path)
     hard = pairs = 0
     for a in range(24):
@@ -985,7 +1017,7 @@ def test_entries_run_with_the_stages_themselves(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "zoo").symlink_to(ROOT / "data" / "zoo")
-    monkeypatch.setitem(datasets.SIMULATED, "zoo", (1, {"few": 2, "pixel_steps": 2}))
+    monkeypatch.setitem(datasets.SIMULATED, "zoo", (1, 60, {"few": 2, "pixel_steps": 2}))
     small = ["--limit", "6", "--seeds", "1"]
     found = reproduce.main(["table-7", *small])
     assert all(

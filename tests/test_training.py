@@ -293,6 +293,8 @@ def test_stage_two_refuses_a_model_that_does_not_fit(features, run, tmp_path):
     place = ["--features", other, "--run", tmp_path / "run", "--level", "gen"]
     with pytest.raises(InputError, match="other features .encoder, tokens."):
         stage(TWO, *place, "--init", run / "bin.keras", "--temporal-blocks", 2)
+    with pytest.raises(InputError, match="other features .encoder, tokens."):  # it has two blocks, as stage 1
+        stage(TWO, *place, "--init", run / "bin.keras")
     with pytest.raises(InputError, match="2 temporal blocks; pass --temporal-blocks 2 or --init scratch"):
         stage(TWO, *place, "--init", run / "bin.keras", "--temporal-blocks", "3")
     with pytest.raises(InputError, match="run 02 first"):
