@@ -94,7 +94,7 @@ def settings_line(results) -> str:
 
 
 def training_words(settings):
-    """Settings of 02 or 03: rate, batches, length, loss, and which weights are kept."""
+    """Settings of 02 or 03: rate, batches, length, loss, head, and which weights are kept."""
     rate = f"rate {settings['learning_rate']:g}"
     rate += {"halving": f" halving in {settings['decay_steps']} steps", "cosine": " falling along a cosine"}.get(
         settings["schedule"], ""
@@ -106,9 +106,10 @@ def training_words(settings):
         where = "normalised" if settings["normalize"] else "raw"
         positives = "" if settings["positives"] == "all" else f", {settings['positives']} positives"
         loss = f"{weight:g} CE + {1 - weight:g} {LOSSES[loss]} (margin {settings['margin']:g}, {where}{positives})"
-    loss += ", class means as the head" if settings.get("head") == "means" else ""
+    head = {"linear": "the head as trained", "means": "class means as the head"}[settings["head"]]
     kept = {"val": "the epoch best on val kept", "last": "the last step kept"}[settings["best"]]
-    return [rate, f"{settings['batching']} batches of {settings['batch_size']}", length, loss.replace("ce", "CE"), kept]
+    batches = f"{settings['batching']} batches of {settings['batch_size']}"
+    return [rate, batches, length, loss.replace("ce", "CE"), head, kept]
 
 
 def wild_words(settings):
