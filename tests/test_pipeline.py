@@ -84,9 +84,7 @@ def chance_probability(run, level, classes):
 
 
 def train_all_levels(features, run, levels=LEVELS):
-    """The demo's settings with cross-entropy alone, since mining collapses where there is nothing to find.
-    temporal blocks, which take half the time.
-    """
+    """The demo's settings with cross-entropy alone, since mining collapses where there is nothing to find."""
     found = {}
     for level in levels:
         flags = ["--preset", "small"]

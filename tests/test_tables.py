@@ -296,7 +296,7 @@ def test_an_ablation_changes_its_stage_alone_and_shares_what_is_there(features, 
         "margin": ("margin", {1, 5, -1}),
         "positives": ("positives", {"hardest", "random"}),
         "batching": ("batching", {"natural"}),
-        "depth": ("temporal_blocks", {2, 4, 6, 8, 12}),
+        "depth": ("temporal_blocks", {4, 6, 8, 12}),  # two are the preset's
     }
     for what, (flag, wanted) in changes.items():
         calls.list.clear()
@@ -305,9 +305,8 @@ def test_an_ablation_changes_its_stage_alone_and_shares_what_is_there(features, 
         assert {getattr(args, flag) for name, args in new if name == "03_attribute"} == wanted
         first = {getattr(args, flag) for name, args in new if name == "02_pretrain_binary"}
         assert first == (wanted if what == "depth" else set())
-        default = module("03_attribute").get_args([])
         for _, args in new:
-            assert args.temporal_blocks == default.temporal_blocks or what == "depth"
+            assert args.temporal_blocks == PRESETS["small"]["temporal_blocks"] or what == "depth"
     calls.list.clear()
     run_entry("ablation-schedule", "--seeds", "1")
     found = [(args.schedule, args.warmup_steps, args.loss) for name, args in calls.list if name == "03_attribute"]
@@ -323,7 +322,7 @@ def test_the_grid_trains_with_the_papers_loss_setting(features, calls):
     assert sorted(cells) == sorted((*kind, rate) for kind in kinds for rate in loss_grid.RATES)
     ours = dict(batch_size=32, steps=4000, epochs=40, patience=5, labels_per_class=4)
     papers = vars(module("03_attribute").get_args([]))
-    own = {"features", "run", "init", "preset", "loss", "learning_rate", "seed", *ours}
+    own = {"features", "run", "init", "preset", "temporal_blocks", "loss", "learning_rate", "seed", *ours}
     for args in fits:
         assert {key: getattr(args, key) for key in ours} == ours
         mining = {"normalize", "margin", "ce_weight"} if args.loss == "ce" else set()  # which CE does not use
@@ -431,7 +430,9 @@ def test_probes_with_few_labels_train_on_exactly_those(features, calls, monkeypa
 def test_the_papers_settings_are_the_stages_defaults():
     for name, wanted in {"02_pretrain_binary": ways.PAPER, "03_attribute": ways.PAPER | ways.PAPER_MINING}.items():
         defaults = vars(module(name).get_args([]))
-        defaults["temporal_blocks"] = defaults["temporal_blocks"] or 5  # 03 takes those of stage 1, else 5
+        if name == "03_attribute":
+            assert defaults["temporal_blocks"] is None  # those of stage 1, else the paper's
+            defaults["temporal_blocks"] = 5
         assert {key: defaults[key] for key in wanted} == wanted
     every = ways.PAPER | ways.PAPER_MINING | PRESETS["small"] | {"train_generators": ["SVD", "SD"]}
     found = vars(module("03_attribute").get_args([str(flag) for flag in ways.as_flags(every)]))
@@ -440,10 +441,9 @@ def test_the_papers_settings_are_the_stages_defaults():
 
 def test_full_is_the_papers_setting(features, calls):
     run_entry("table-7", "--seeds", "1", "--full")
-    defaults = module("03_attribute").get_args([])
     for name, args in calls.list:
-        alike = ways.PAPER.keys() - {"epochs", "temporal_blocks"}
-        assert all(getattr(args, key) == getattr(defaults, key) for key in alike) and args.temporal_blocks in (None, 5)
+        defaults = module(name).get_args([])
+        assert all(getattr(args, key) == getattr(defaults, key) for key in ways.PAPER if key != "epochs")
         assert args.epochs in (defaults.epochs, 2 * defaults.epochs) and args.preset is None
         if name == "03_attribute":
             assert args.labels_per_class in (500, "all")

@@ -89,7 +89,7 @@ def test_command_with_the_preset_comes_first_on_few_clips(features, run, tmp_pat
     with pytest.raises(InputError):
         stage(TWO, *place, "--init", tmp_path)
     with pytest.raises(InputError):
-        stage(TWO, *place, "--init", run / "bin.keras")
+        stage(TWO, *place, "--init", run / "bin.keras", "--temporal-blocks", 3)
     first = capsys.readouterr().out.splitlines()[0]
     command = f"python 03_attribute.py --preset small --features {features} --run '{tmp_path / 'a run'}'"
     assert first.startswith("141 clips are few") and command in first
