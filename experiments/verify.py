@@ -114,11 +114,16 @@ def by_row(then, now):
     for path, *pair in nodes(then, now):
         if path:
             rows.setdefault("/".join(path[:2] if len(path) > 2 else path[:1]), []).append((path, *pair))
-    return rows
+    return {row: pairs for row, pairs in rows.items() if any(map(is_leaf, pairs))}
+
+
+def is_leaf(pair):
+    _, then, now = pair
+    return not (type(then) is type(now) and isinstance(then, dict | list))
 
 
 def compare_numbers(pairs):
-    leaves = [pair for pair in pairs if not (type(pair[1]) is type(pair[2]) and isinstance(pair[1], dict | list))]
+    leaves = list(filter(is_leaf, pairs))
     for path, then, now in leaves:
         numbers = isinstance(then, int | float) and isinstance(now, int | float)
         if not (math.isclose(then, now, rel_tol=1e-6, abs_tol=1e-6) if numbers else then == now):

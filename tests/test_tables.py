@@ -430,7 +430,9 @@ def test_probes_with_few_labels_train_on_exactly_those(features, calls, monkeypa
 def test_the_papers_settings_are_the_stages_defaults():
     for name, wanted in {"02_pretrain_binary": ways.PAPER, "03_attribute": ways.PAPER | ways.PAPER_MINING}.items():
         defaults = vars(module(name).get_args([]))
-        defaults["temporal_blocks"] = defaults["temporal_blocks"] or 5  # 03 takes those of stage 1, else 5
+        if name == "03_attribute":
+            assert defaults["temporal_blocks"] is None  # those of stage 1, else the paper's
+            defaults["temporal_blocks"] = 5
         assert {key: defaults[key] for key in wanted} == wanted
     every = ways.PAPER | ways.PAPER_MINING | PRESETS["small"] | {"train_generators": ["SVD", "SD"]}
     found = vars(module("03_attribute").get_args([str(flag) for flag in ways.as_flags(every)]))
