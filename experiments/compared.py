@@ -27,6 +27,7 @@ from experiments.paper import paper_lines, paper_values
 from experiments.probes import PROBES
 from experiments.stages import (
     ALL_CE,
+    TWO_ALL,
     TWO_FEW,
     chosen_videos,
     clips_of,
@@ -50,7 +51,6 @@ from experiments.tables import (
     parameters_of,
     scored,
 )
-from report.scores import name_by_mahalanobis
 from tokens.dataset import features_recipe, read_index
 from tokens.generators import level_name
 from training.evaluation import at_level, score_names, sum_to_level
@@ -129,13 +129,13 @@ PROBE_LABELS = ("few", "all")
 def measure_detectors(args, data):
     """By method and level its accuracies by seed; parameters and seconds of a fit at GEN-L, where detectors train."""
     check_clips(data)
-    saga = {level: arm_runs(args, data, TWO_FEW, level) for level in COMPARED_LEVELS}
-    levels = {level: scored(runs, level) for level, runs in saga.items()}
-    methods = {f"SAGA, {TWO_FEW}": {"trained": "few", "levels": levels} | cost(saga["gen"])}
+    methods = {}
+    for arm in (TWO_FEW, TWO_ALL):
+        runs = {level: arm_runs(args, data, arm, level) for level in COMPARED_LEVELS}
+        levels = {level: scored(own, level) for level, own in runs.items()}
+        methods[f"SAGA, {arm}"] = {"trained": arm.labels, "levels": levels} | cost(runs["gen"])
     runs = arm_runs(args, data, ALL_CE, "gen")  # as the detectors are trained
-    spent = {"trained": "all"} | cost(runs)
-    for how, named in {"summed": tested_by_sums, "class means": tested_by_means}.items():
-        methods[f"SAGA, {ALL_CE}, {how}"] = spent | {"levels": by_level(runs, named)}
+    methods[f"SAGA, {ALL_CE}, summed"] = {"trained": "all", "levels": by_level(runs)} | cost(runs)
     for name, probe in PROBES.items():
         for labels in PROBE_LABELS:
             methods[f"{name}, {labels}"] = {"trained": labels} | probe_results(args, data, probe, labels)
@@ -159,18 +159,9 @@ def tested_by_sums(run, level):
     return truth[truth != ""], np.array(names)[sums[truth != ""].argmax(axis=1)]
 
 
-def tested_by_means(run, level):
-    """`tested` of a run at GEN-L whose clips are named by the class mean that is nearest in the embedding."""
-    (train, _), (test, _) = clips_of(run, "gen", "train"), clips_of(run, "gen")
-    names = name_by_mahalanobis(np.float64(train["embedding"]), train["class"])
-    truth = at_level(test["class"], level)
-    predicted = at_level(names(np.float64(test["embedding"])), level)
-    return truth[truth != ""], predicted[truth != ""]
-
-
-def by_level(runs, named):
-    """`scored` at every level of runs at GEN-L."""
-    return {level: scored(runs, level, named) for level in COMPARED_LEVELS}
+def by_level(runs):
+    """`scored` at every level of runs at GEN-L, by sums."""
+    return {level: scored(runs, level, tested_by_sums) for level in COMPARED_LEVELS}
 
 
 def cost(runs):
@@ -209,7 +200,7 @@ def detector_results(args, data, name):
     metrics = [read_json(run / "gen.json") for folds in runs for run in folds]
     facts = {"parameters": metrics[0]["parameters"], "seconds": [run["seconds"] for run in metrics]}
     facts["steps"] = metrics[0]["steps"]
-    return facts | {"levels": by_level(runs, tested_by_sums)}
+    return facts | {"levels": by_level(runs)}
 
 
 def detector_run(args, data, name, level, videos, seed, part):
@@ -266,7 +257,7 @@ NOTE = (
     "With all labels, probes and detectors train on val too. With few, all of them train and none choose; two"
     " stages have all real/fake labels before. Temporal statistics: the mean of a clip's tokens, their deviation"
     " over frames and their mean absolute change. Class means: the nearest class mean (Mahalanobis) names the clip,"
-    " whatever the classes' frequencies; in SAGA's embedding at GEN-L. All others are trained at each level."
+    " whatever the classes' frequencies. All others are trained at each level."
     " Seconds: one core, beside another run. The paper's numbers are on GenVideo."
 )
 

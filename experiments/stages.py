@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib
 import os
+import platform
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -138,7 +139,7 @@ class Arm(NamedTuple):
 
 ONE_FEW, ONE_ALL, TWO_FEW = Arm(1, "few", "CE+HNM"), Arm(1, "all", "CE+HNM"), Arm(2, "few", "CE+HNM")
 ONE_LONGER = ONE_FEW._replace(times=2)  # what two stages must beat, since they train for twice the steps
-ALL_CE = Arm(1, "all", "CE")
+TWO_ALL, ALL_CE = Arm(2, "all", "CE+HNM"), Arm(1, "all", "CE")
 ARMS = (Arm(1, "few", "CE"), ONE_FEW, Arm(1, "few", "CE", times=2), ONE_LONGER)
 ARMS += (Arm(2, "few", "CE"), TWO_FEW, ALL_CE, ONE_ALL)
 STAGE_ONE = Arm(1, "all")  # at BIN-L
@@ -197,15 +198,23 @@ def train_fold(args, data, arm, level, seed, fold, only, last):
 
 @functools.cache
 def environment():
-    """What may change the last digits of a number although nothing else does: packages, Keras's backend, and how many
-    cores it computes on, over which XLA divides its sums.
+    """What may change the last digits of a number although nothing else does: packages, Keras's backend, how many cores
+    it computes on, over which XLA divides its sums, and the instructions of the processor.
     """
     import basics.backend  # noqa: F401  (chooses it; here, since it wants a backend, which --list does not)
 
     backend = os.environ["KERAS_BACKEND"]
     packages = ("keras", *{"jax": ("jax", "jaxlib")}.get(backend, (backend,)), "scikit-learn", "scipy")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return versions(*packages) | {"backend": backend, "cores": cores}
+    return versions(*packages) | {"backend": backend, "cores": cores, "processor": processor()}
+
+
+def processor() -> str:
+    """The kind of processor, with its widest vector instructions where Linux names them: "x86_64 avx512f"."""
+    with contextlib.suppress(OSError):
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+        return " ".join([platform.machine(), *[name for name in ("avx512f", "avx2", "asimd") if name in flags][:1]])
+    return platform.machine()
 
 
 def runs_folder(args, default="runs/paper"):

@@ -87,7 +87,7 @@ def compare_model(then, now, same):
 
 def within(then, now, videos):
     low, high = wilson_interval(then * videos, videos)
-    verdict = f"accuracy {now:.3f}, {then:.3f} ({low:.3f}-{high:.3f}) on another backend, version or number of cores"
+    verdict = f"accuracy {now:.3f}, {then:.3f} ({low:.3f}-{high:.3f}) on another backend, version or processor"
     return low <= now <= high, verdict
 
 
@@ -141,4 +141,4 @@ def compare_accuracies(pairs):
     return next((own for own in verdicts if not own[0]), verdicts[0] if verdicts else NOT_COMPARABLE)
 
 
-NOT_COMPARABLE = (True, "not comparable on another backend, version or number of cores")
+NOT_COMPARABLE = (True, "not comparable on another backend, version or processor")

@@ -13,7 +13,7 @@ PRESETS = {  # name: flag: value; a stage takes those of the flags that it has
         "schedule": "cosine",
         "warmup_steps": 100,
         "learning_rate": 5e-4,
-        "steps": 700,
+        "steps": 600,
         "temporal_blocks": 2,
         "normalize": True,
         "margin": 0.2,
