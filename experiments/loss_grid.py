@@ -16,9 +16,8 @@ import argparse
 import numpy as np
 
 from experiments.ablations import ablation_verdict, less_ce, signed, untrained
-from experiments.stages import LOSS_FLAGS, PAPER, PAPER_MINING, Arm, clips_of, markdown, spent
-from experiments.tables import OVERALL, arm_runs, caption, described, mean_std, overall_cells, scored
-from training.evaluation import score
+from experiments.stages import LOSS_FLAGS, PAPER, PAPER_MINING, Arm, markdown, spent
+from experiments.tables import OVERALL, arm_runs, caption, described, mean_std, overall_cells, scored, val_scores
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4)
 SETTING = {key: own for key, own in PAPER.items() if key != "temporal_blocks"}  # those are stage 1's
@@ -52,11 +51,8 @@ def measure_cell(args, data, stages, loss, rate):
 
 def val_score(run):
     """What the epoch was chosen by: macro accuracy on val, and less its cross-entropy."""
-    clips, classes = clips_of(run, "gen", "val")
-    labels = (clips["class"][:, None] == classes).argmax(axis=1)
-    likelihood = clips["probabilities"][np.arange(len(labels)), labels]
-    macro = score(labels, clips["probabilities"], classes)["macro_accuracy"]
-    return [macro, float(np.mean(np.log(np.maximum(likelihood, 1e-12))))]
+    found = val_scores(run, "gen")
+    return [found["macro_accuracy"], -found["cross_entropy"]]
 
 
 def best_cells(cells):

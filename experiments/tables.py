@@ -58,6 +58,15 @@ def scored(runs, level, named=tested):
     return {"seeds": seeds, "collapsed": len(runs) - len(seeds)} | (spent(first, level) if first else {})
 
 
+def val_scores(run, level):
+    """The metrics of a run's val clips (evaluation.score), and their cross-entropy in nats."""
+    clips, classes = clips_of(run, level, "val")
+    labels = (clips["class"][:, None] == classes).argmax(axis=1)
+    likelihood = clips["probabilities"][np.arange(len(labels)), labels]
+    metrics = score(labels, clips["probabilities"], classes)
+    return metrics | {"cross_entropy": -float(np.mean(np.log(np.maximum(likelihood, 1e-12))))}
+
+
 def described(data, **results):
     """Results with the facts that a table states about its data."""
     encoder = features_recipe(data.features).get("encoder")
