@@ -8,7 +8,7 @@
 
 table-N, figure-N  the paper's tables and figures, on the simulated zoo without further arguments
 ablation-WHAT, ... further questions about SAGA, in the same form; `--list` has them all
-demo               simulate the zoo, extract, pretrain, attribute at four levels; one table; results in runs/demo
+demo               simulate the zoo, extract, pretrain, attribute at four levels; one table; all in runs/demo
 steps              the five stages on a small zoo, with the keys and shapes of what each leaves
 compare RUN RUN    two runs or more on the same test clips: accuracies, exact McNemar's test with Holm's correction
 paper              every table, figure and question, one after the other, each in its own process; with --dry-run
@@ -61,7 +61,7 @@ def get_args(argv=None):
     add("--encoder", choices=tuple(ENCODER_FLAGS), default="dct", help="the frozen encoder of --data")
     add("--encoder-weights", help="mobilenet's weights, for a machine that cannot download them")
     add("--run", help="folder of the runs; default runs/paper, demo, report or unseen; with --verify a temporary one")
-    add("--results", default="results", help="folder of the results")
+    add("--results", help="folder of the results; default: results, of demo its run")
     add("--seeds", type=positive, help="all but demo: other weights, choice of labels and corpus folds; 3, wild 5")
     add("--level", choices=LEVELS, help="compare: at this level alone; default: at every level that all the runs have")
     add("--overwrite", action="store_true", help="train and extract again what is there; paper: in each entry")
@@ -74,6 +74,7 @@ def get_args(argv=None):
     if args.name not in (*ENTRIES, *OTHERS) and (args.name or not (args.list or args.verify)):
         parser.error(f"{args.name}: no such experiment; --list names them" if args.name else "name one or pass --list")
     args.data = args.data or OWN_DATA.get(args.name, "zoo")
+    args.results = args.results or (None if args.name == "demo" and not args.verify else "results")
     args.seeds = args.seeds or (ENTRIES[args.name].seeds if args.name in ENTRIES else 3)
     if args.name == "compare" and len(args.runs) < 2:
         parser.error("compare takes two run folders or more, such as runs/zoo runs/one-stage")

@@ -1,14 +1,17 @@
 """From nothing to a table of all five levels, on simulated clips.
 
-writes  data/zoo, features/zoo and runs/zoo/bin.keras, where the stages look for them; all five levels in runs/demo.
-        With --limit, --features or --run all levels are in one run folder, and nothing in runs/zoo.
+writes  data/zoo, features/zoo and runs/zoo/bin.keras, where the stages look for them; all five levels in runs/demo, and
+        the table as demo.json and demo.md. With --limit, --features or --run all levels are in one run folder, and
+        nothing in runs/zoo.
 """
 
 import shutil
 import time
 from pathlib import Path
 
+from experiments.datasets import ZOO, make_data
 from experiments.probes import linear_probe, temporal_probe
+from experiments.results import BUILT_IN, settings_line, write_results
 from experiments.stages import markdown, stage, train, videos_of
 from tokens.generators import LEVELS, level_name
 from training.evaluation import score
@@ -29,7 +32,7 @@ def demo(args):
     flags = ["--features", features, "--pool", 2, *limit]
     extracted = stage("01_extract_features", *flags, overwrite=args.overwrite)["videos"]
     seconds["extract"] = (extracted, time.time() - started)
-    rows = []
+    levels = {}
     for level in LEVELS:
         settings = {"preset": "small", "labels_per_class": "all"}
         metrics = train(level, features, stage_one if level == "bin" else run, settings, args.overwrite)
@@ -37,9 +40,11 @@ def demo(args):
             run.mkdir(parents=True, exist_ok=True)
             for file in stage_one.glob("bin*"):
                 shutil.copy(file, run)
-        rows.append(level_row(level, metrics, features))
-    print("\nSimulated clips, one seed: these accuracies say nothing about real generators.\n")
-    print("\n".join(markdown(HEADER, rows)) + "\n")
+        levels[level] = level_results(metrics, features)
+    print()
+    args.results = args.results or run
+    write_results(args, "demo", {"levels": levels}, render_demo, [make_data(args, BUILT_IN, features, None, ZOO, None)])
+    print()
     for name, (work, spent) in seconds.items():
         print(f"{name}: {f'{work} clips in {spent:.0f} s' if work else 'up to date'}")
     print(f"figures: {', '.join(sorted(str(path) for path in run.glob('*.png')))}")
@@ -49,17 +54,24 @@ def demo(args):
         )
 
 
-def level_row(level, metrics, features):
-    """A level's row of the table: SAGA's metrics and the probes'."""
-    videos, (low, high) = videos_of(metrics, features), metrics["accuracy_interval"]
-    labels = [row.label for row in videos.test]
-    probes = [score(labels, probe(videos), videos.classes) for probe in (linear_probe, temporal_probe)]
-    return [
-        level_name(level),
-        f"{len(metrics['classes'])}",
-        f"{metrics['videos']}",
-        f"{metrics['majority']:.2f} / {metrics['uniform']:.2f}",
-        f"{metrics['accuracy']:.2f} ({low:.2f}-{high:.2f}) / {metrics['macro_accuracy']:.2f}",
-        *(f"{probe['accuracy']:.2f} / {probe['macro_accuracy']:.2f}" for probe in probes),
-        f"{metrics['recipe']['seconds']:.0f}",
-    ]
+def level_results(metrics, features):
+    """The accuracies of SAGA and of two probes on the test clips of a level, from SAGA's metrics."""
+    videos, kept = videos_of(metrics, features), ("accuracy", "macro_accuracy", "accuracy_interval", "videos")
+    found = {key: metrics[key] for key in (*kept, "majority", "uniform", "classes")}
+    for name, probe in {"linear": linear_probe, "temporal": temporal_probe}.items():
+        own = score([row.label for row in videos.test], probe(videos), videos.classes)
+        found[name] = {key: own[key] for key in kept}
+    return found | {"seconds": metrics["recipe"]["seconds"]}
+
+
+def render_demo(results):
+    rows = []
+    for level, own in results["levels"].items():
+        low, high = own["accuracy_interval"]
+        chance = f"{own['majority']:.2f} / {own['uniform']:.2f}"
+        saga = f"{own['accuracy']:.2f} ({low:.2f}-{high:.2f}) / {own['macro_accuracy']:.2f}"
+        probes = [f"{own[name]['accuracy']:.2f} / {own[name]['macro_accuracy']:.2f}" for name in ("linear", "temporal")]
+        clips = [f"{len(own['classes'])}", f"{own['videos']}"]
+        rows.append([level_name(level), *clips, chance, saga, *probes, f"{own['seconds']:.0f}"])
+    what = "Simulated clips, one seed: these accuracies say nothing about real generators."
+    return [what, "", *markdown(HEADER, rows), "", settings_line(results)]

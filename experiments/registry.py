@@ -65,7 +65,7 @@ def read_entries():
 ENTRIES = read_entries()
 OTHERS = {  # name: what it does, and the function of reproduce.py's arguments
     "demo": (
-        "Simulate, extract, pretrain, attribute: 10 minutes on two cores, no data needed. It fills data/zoo,"
+        "Simulate, extract, pretrain, attribute: 5 minutes on two cores, no data needed. It fills data/zoo,"
         " features/zoo and runs/zoo/bin.keras, where the stages look for them; all five levels are in runs/demo.",
         "experiments.demo:demo",
     ),

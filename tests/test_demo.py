@@ -35,7 +35,9 @@ def made(tmp_path, monkeypatch):
 
     monkeypatch.setattr(demo, "stage", stage)
     monkeypatch.setattr(demo, "train", train)
-    monkeypatch.setattr(demo, "level_row", lambda level, metrics, features: [level] * len(demo.HEADER))
+    monkeypatch.setattr(demo, "level_results", lambda metrics, features: {})
+    monkeypatch.setattr(demo, "make_data", lambda *_: None)
+    monkeypatch.setattr(demo, "write_results", lambda args, *_: made.update(results=(args.results, False)))
     return made
 
 
@@ -49,6 +51,7 @@ def test_demo_fills_the_folders_where_the_stages_look(made, capsys):
         assert (Path("runs/demo") / f"{level}.keras").read_text() == level
     assert "python 03_attribute.py --level team" in capsys.readouterr().out
     assert not any(overwrite for _, overwrite in made.values())
+    assert made["results"][0] == Path("runs/demo")  # not in results/, whose numbers are those of the README
 
 
 @pytest.mark.parametrize("flags", [["--limit", "6"], ["--run", "runs/mine"], ["--features", "features/mine"]])
@@ -57,7 +60,17 @@ def test_a_demo_with_flags_leaves_those_folders_alone(made, flags):
     assert len({made[level][0] for level in LEVELS}) == 1 and not Path("runs/zoo").exists()
     assert made["bin"][0] != Path("runs/demo") or "--features" in flags
     assert (made["01_extract_features"][0] == Path("features/zoo")) == ("--run" in flags)
+    made.pop("results")
     assert all(overwrite for _, overwrite in made.values())
+
+
+def test_the_demos_table_shows_saga_beside_two_probes_and_chance(monkeypatch):
+    monkeypatch.setattr(demo, "settings_line", lambda results: "settings")
+    own = {"accuracy": 0.5, "macro_accuracy": 0.25, "accuracy_interval": [0.4, 0.6], "videos": 8}
+    level = own | {"majority": 0.75, "uniform": 0.125, "classes": ["a", "b"], "seconds": 7.4}
+    level |= {"linear": own | {"accuracy": 0.3}, "temporal": own | {"macro_accuracy": 0.9}}
+    row = demo.render_demo({"levels": {"gen": level}})[4]
+    assert row == "| GEN-L | 2 | 8 | 0.75 / 0.12 | 0.50 (0.40-0.60) / 0.25 | 0.30 / 0.25 | 0.50 / 0.90 | 7 |"
 
 
 def test_steps_run_the_five_stages_in_folders_of_their_own(tmp_path, monkeypatch, capsys):
