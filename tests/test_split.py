@@ -1,6 +1,7 @@
 """The generator table, batches of windows, and who trains and who is tested."""
 
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -233,6 +234,13 @@ def test_label_budget_counts_train_and_val(features, labels, train, val):
     split = chosen(features, "gen", labels_per_class=labels)
     for role, count in (("train", train), ("val", val)):
         assert np.bincount([row.label for row in getattr(split, role)], minlength=6).tolist() == [count] * 6
+
+
+def test_labels_that_val_cannot_take_are_left_to_train(features):
+    rows = [row for row in read_index(features) if row.generator != "SVD" or row.split != "val"]
+    split = choose_videos(rows, "gen", features, TABLE, labels_per_class=10)
+    counts = Counter(row.label for row in split.train)
+    assert counts.pop(split.classes.index("SVD")) == 10 and set(counts.values()) == {9}
 
 
 def test_folds_test_each_video_once(features):

@@ -148,6 +148,16 @@ def test_head_of_class_means_equals_the_discriminant(tmp_path, generators):
     np.testing.assert_allclose(after, softmax(densities * spread[0] / spread[1], axis=1), atol=1e-3)
 
 
+def test_head_stays_where_there_are_no_more_videos_than_classes(tmp_path, capsys):
+    features = write_folder(tmp_path, ["Real", "SVD"], clips=1, windows=lambda i: 2)
+    rows = [row._replace(label=i) for i, row in enumerate(usable(read_index(features), features))]
+    model = build_saga(2, 8, 2, 12, temporal_blocks=2)
+    before = model.classifier.get_weights()
+    class_means_head(model, rows, 64)
+    np.testing.assert_array_equal(before[0], model.classifier.get_weights()[0])
+    assert "2 videos are too few for class means of 2 classes" in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------- the stages
 
 

@@ -203,7 +203,7 @@ def choose_videos(
 
     `train_generators` and `test_generators` are names, beside which Real always counts; `test_features` is another
     folder, all of whose videos are tested; `fold` (k, n) tests on fold k of n; `limit` is per generator and split.
-    `labels_per_class` are those of train and val together, where a tenth of them, or one, is val's.
+    `labels_per_class` are those of train and val together, of which a tenth, or one, are val's.
     A generator that does not train is tested on all its videos. No tested video shares a group with a training video.
     Raises InputError when fewer than two classes are left to train on, or no video to test.
     """
@@ -246,9 +246,13 @@ def choose_videos(
         print(f"{len(roles['test']) - len(apart)} videos share a group with training videos and are not tested")
     roles["test"] = apart
     if labels_per_class != "all":
-        for_val = min(max(labels_per_class // 10, 1), labels_per_class - 1) if roles["val"] else 0
-        for role, count in (("val", for_val), ("train", labels_per_class - for_val)):
-            roles[role] = subsample(roles[role], ("label",), count, seed)
+        for_val = min(max(labels_per_class // 10, 1), labels_per_class - 1)
+        roles["val"] = subsample(roles["val"], ("label",), for_val, seed)
+        train, chosen = roles["train"], Counter(row.label for row in roles["val"])
+        roles["train"] = []
+        for label in sorted({row.label for row in train}):
+            own = [row for row in train if row.label == label]
+            roles["train"] += subsample(own, ("label",), labels_per_class - chosen[label], seed)
     return keep_trained_classes(class_names(level, table), roles, dict(excluded))
 
 

@@ -60,11 +60,14 @@ def predict(model, windows: Windows, batch_size=64):
 def class_means_head(model, rows, batch_size):
     """Give the classifier the weights of the linear discriminant of class means, with shrunken covariances and equal
     priors, in the embedding of training videos (V rows with labels). Its logits are scaled to vary as those of the
-    classifier did that training left.
+    classifier did that training left, which stays where there are no more videos than classes.
     """
-    embedding, labels = np.float64(predict(model, Windows(rows), batch_size)[0]), [row.label for row in rows]
     kernel, bias = model.classifier.get_weights()  # (D, C), (C,)
     classes = len(bias)
+    if len(rows) <= classes:
+        print(f"{len(rows)} videos are too few for class means of {classes} classes; the head stays as trained")
+        return
+    embedding, labels = np.float64(predict(model, Windows(rows), batch_size)[0]), [row.label for row in rows]
     means = LinearDiscriminantAnalysis("lsqr", shrinkage="auto", priors=np.full(classes, 1 / classes))
     means.fit(embedding, labels)
     weights = [means.coef_.T, means.intercept_]
