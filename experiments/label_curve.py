@@ -32,9 +32,11 @@ def measure_labels(args, data):
 
 
 def knee(curve):
-    """The point of fewest labels whose mean macro accuracy is within KNEE of that of the most; None without results."""
+    """The point of fewest labels whose mean macro accuracy is within KNEE of that of the most; None where the curve
+    still rises there, or without results.
+    """
     macro = [np.mean([seed["macro"] for seed in point["seeds"]]) if point["seeds"] else -1 for point in curve]
-    return next((point for point, own in zip(curve, macro, strict=True) if own >= macro[-1] - KNEE > 0), None)
+    return next((point for point, own in zip(curve[:-1], macro, strict=False) if own >= macro[-1] - KNEE > 0), None)
 
 
 def percent(share):
@@ -46,8 +48,9 @@ def render_labels(results):
     for level, curve in results["curves"].items():
         for point in curve:
             rows.append([level_name(level), percent(point["share"]), f"{point['per_class']}", *overall_cells(point)])
-        if bend := knee(curve):
-            knees.append(f"{level_name(level)} at {percent(bend['share'])} ({bend['per_class']} of each class)")
+        bend = knee(curve)
+        where = f"at {percent(bend['share'])} ({bend['per_class']} of each class)" if bend else "none"
+        knees.append(f"{level_name(level)} {where}")
     header = ["level", "share of all labels", "of each class", *OVERALL]
     what = "Accuracy against labels: two stages with CE+HNM; stage 1 has every clip's real or fake"
     most = percent(max(SHARES))

@@ -65,7 +65,8 @@ def render_recipe(results):
 
 NOTE = (
     "Cross-entropy is val's, in nats. The difference is the mean over both levels, with its 95% t interval over seeds;"
-    " better or worse where the interval leaves out 0, else open."
+    " better or worse where the interval leaves out 0, else open; of fifteen changes without effect chance calls one"
+    " better or worse."
 )
 
 

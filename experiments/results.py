@@ -17,6 +17,7 @@ import numpy as np
 
 from basics.artifacts import git_commit, write_json
 from experiments.stages import LOSS_FLAGS, USED, clips_of, environment
+from training.presets import PRESETS
 
 BUILT_IN = "zoo-dct"  # the data set whose results are in results/ itself
 
@@ -84,17 +85,24 @@ LOSSES = {flag: name.removeprefix("CE+") for name, flag in LOSS_FLAGS.items()}
 def settings_line(results) -> str:
     """How the models of a table were trained, in one line; "or" stands where they differ."""
     made, sentences = results["provenance"], []
-    papers = "the paper's settings" if "--full" in made["command"].split() else "`--preset small`"
-    kinds = {f"Trained with {papers}": (training_words, "02", "03"), "Stage 05": (wild_words, "05")}
+    kinds = {"Trained": (training_words, "02", "03"), "Stage 05": (wild_words, "05")}
     for heading, (words, *scripts) in kinds.items():
         used = [own["settings"] for name, own in made["trained"].items() if name.split("/")[1][:2] in scripts]
+        if heading == "Trained" and all(map(by_preset, used)):
+            heading = "Trained with `--preset small`"
         parts = [" or ".join(dict.fromkeys(part)) for part in zip(*map(words, used), strict=True)]
         sentences += [f"{heading}: {'; '.join(parts)}."] if parts else []
     return " ".join([*sentences, f"Backend {made['made_with']['backend']}, {made['made_with']['cores']} cores."])
 
 
+def by_preset(settings):
+    """Whether a model has the preset's rate, schedule, batches, depth and head."""
+    shared = PRESETS["small"].keys() - {"steps", "normalize", "margin", "ce_weight"}
+    return all(settings[key] == PRESETS["small"][key] for key in shared)
+
+
 def training_words(settings):
-    """Settings of 02 or 03: rate, batches, length, loss, head, and which weights are kept."""
+    """Settings of 02 or 03: rate, batches, length, depth, loss, head, and which weights are kept."""
     rate = f"rate {settings['learning_rate']:g}"
     rate += {"halving": f" halving in {settings['decay_steps']} steps", "cosine": " falling along a cosine"}.get(
         settings["schedule"], ""
@@ -102,17 +110,23 @@ def training_words(settings):
     rate += f" after {settings['warmup_steps']} steps of warm-up" if settings["warmup_steps"] else ""
     length = f"{settings['steps']} steps" if settings["steps"] else f"{settings['epochs']} epochs"
     loss, weight = settings.get("loss", "ce"), settings.get("ce_weight")
-    if loss != "ce":
+    if loss == "ce":
+        loss = "CE"
+    else:
         where = "normalised" if settings["normalize"] else "raw"
         positives = "" if settings["positives"] == "all" else f", {settings['positives']} positives"
         loss = f"{weight:g} CE + {1 - weight:g} {LOSSES[loss]} (margin {settings['margin']:g}, {where}{positives})"
     head = {"linear": "the head as trained", "means": "class means as the head"}[settings["head"]]
     kept = {"val": "the epoch best on val kept", "last": "the last step kept"}[settings["best"]]
     batches = f"{settings['batching']} batches of {settings['batch_size']}"
-    return [rate, batches, length, loss.replace("ce", "CE"), head, kept]
+    depth = f"{settings['temporal_blocks']} temporal blocks, dropout {settings['dropout']:g}"
+    return [rate, batches, length, depth, loss, head, kept]
 
 
 def wild_words(settings):
     """Settings of 05: how far the labelled loss may rise, and the images of each role."""
-    counts = ", ".join(f"{settings[f'{role}_count']} {role}" for role in ("target", "known", "wild"))
-    return [f"tau {settings['tau']:g}", f"{counts} images a generator, {settings['images_per_clip']} of a clip"]
+    named = any("=" in name for name in settings["wild"])  # with counts of their own
+    roles = ("target", "known") if named else ("target", "known", "wild")
+    counts = ", ".join(f"{settings[f'{role}_count']} {role}" for role in roles)
+    own = ", wild ones as the table says" if named else ""
+    return [f"tau {settings['tau']:g}", f"{counts} images a generator{own}, {settings['images_per_clip']} of a clip"]

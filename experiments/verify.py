@@ -18,11 +18,12 @@ from basics.statistics import wilson_interval
 from experiments.registry import run_entry
 
 NOT_COMPARED = {"provenance", "measured", "seconds", "collapsed"}  # the last counts all seeds
+COST = {"run", "steps", "budget", "stage_1_budget"}  # of the first seed that did not collapse
 DATA = ("data", "features", "encoder", "full", "few", "folds", "limit")  # flags that choose which results
 
 
 def verify(args, get_args):
-    """Print a verdict for every model and row of the results of args.name, or of all entries, on the data of `args`.
+    """Print a verdict for every model and row of the results of args.name on the data of `args`, or of all results.
     Raises InputError where one differs. `get_args` makes arguments of a recorded command.
     """
     recorded = {}
@@ -30,7 +31,7 @@ def verify(args, get_args):
         if made := read_json(path).get("provenance"):
             again = get_args(shlex.split(made["command"])[2:])
             alike = all(getattr(again, key) == getattr(args, key) for key in DATA)
-            if alike and args.name in ("", again.name):
+            if not args.name or (alike and again.name == args.name):
                 recorded.setdefault(made["command"], (again, []))[1].append(path.relative_to(args.results))
     if not recorded:
         what = f"of {args.name}" if args.name else "on this data"
@@ -99,7 +100,7 @@ def nodes(then, now, path=()):
     yield path, then, now
     if isinstance(then, dict) and isinstance(now, dict):
         for key in dict.fromkeys([*then, *now]):
-            if key not in NOT_COMPARED:
+            if key not in NOT_COMPARED and not (key in COST and key not in now):  # seed 0 collapsed
                 yield from nodes(then.get(key), now.get(key), (*path, key))
     elif isinstance(then, list) and isinstance(now, list):
         then = [part for part in then if not isinstance(part, dict) or part.get("seed", 0) == 0]

@@ -936,8 +936,11 @@ def contradictions(folder):
 
 def test_one_setting_has_one_number_wherever_printed(features, calls):
     assert not contradictions(ROOT / "results")
-    missing = [path for path in (ROOT / "results").rglob("*.json") if path.stem in ENTRIES]
-    assert not REMEASURED or len(missing) == len([path for path, _ in results_within(ROOT / "results")])
+    made = {path: own["provenance"] for path, own in results_within(ROOT / "results")}
+    entries = {path for path in (ROOT / "results").rglob("*.json") if path.stem not in ("benchmarks", "gpu")}
+    assert not REMEASURED or entries == made.keys()
+    one = [(own["commit"], own["made_with"]) for path, own in made.items() if path.stem != "demo"]  # on TensorFlow
+    assert not REMEASURED or all(own == one[0] for own in one)
     for name in ("table-7", "figure-s2", "figure-5"):
         run_entry(name, "--seeds", "1")
     assert len(results_within(Path("results"))) == 3 and not contradictions(Path("results"))
@@ -950,14 +953,16 @@ def test_one_setting_has_one_number_wherever_printed(features, calls):
 @pytest.mark.slow
 @pytest.mark.graph
 def test_the_cheapest_result_is_what_this_code_measures(tmp_path, monkeypatch):
-    made = [path.stem for path, _ in results_within(ROOT / "results") if path.parent.name == "results"]
-    if not (names := [name for name in made if name in ENTRIES]):
+    """A minute: the other entries of a minute take the runs that those above them have made."""
+    if not any(
+        path.name == "wild.json" and path.parent.name == "results" for path, _ in results_within(ROOT / "results")
+    ):
         pytest.skip("no result says how it was made")
     monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
     for own in ("data/zoo", "results"):
         Path(own).symlink_to(ROOT / own)
-    reproduce.main(["--verify", min(names, key=lambda name: ENTRIES[name].minutes)])
+    reproduce.main(["--verify", "wild"])
 
 
 # ---------------------------------------------------------------- README
