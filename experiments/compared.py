@@ -29,6 +29,7 @@ from experiments.stages import (
     ALL_CE,
     TWO_ALL,
     TWO_FEW,
+    USED,
     chosen_videos,
     clips_of,
     fold_videos,
@@ -207,7 +208,10 @@ def detector_run(args, data, name, level, videos, seed, part):
     """The run folder of a detector, trained or up to date; `part` is its name in the detector's folder."""
     run, equalized = pixel_folder(args, data, name) / part, features_recipe(data.features).get("equalize")
     steps = 10 * len(videos.train + videos.val) // 32 if args.full else data.pixel_steps
-    return detect(name, level, videos, data.videos, run, seed, equalized, steps, args.full, args.overwrite)
+    detect(name, level, videos, data.videos, run, seed, equalized, steps, args.full, args.overwrite)
+    facts = {"train": len(videos.train + videos.val), "val": 0, "steps": steps, "seed": seed, "start": None}
+    USED[f"{run}", f"pixels-{level}"] = facts | {"settings": {"level": level, "detector": name}}
+    return run
 
 
 def pixel_folder(args, data, name):

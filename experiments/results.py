@@ -60,7 +60,7 @@ def provenance(args, data):
             shared["start"] = Path(facts["start"]).parent.parent.name or facts["start"]
         own = trained.setdefault(f"{run.parent.name}/{what}", shared | {"runs": {}})
         own["runs"][run.name] = {key: facts[key] for key in ("train", "val", "steps") if key in facts}
-        if facts["seed"] == 0 and what[:2] in ("02", "03"):
+        if facts["seed"] == 0 and "level" in facts["settings"]:
             own["runs"][run.name] |= answers(run, facts["settings"]["level"])
     digests = {own.name: hashlib.sha256(own.digest.encode()).hexdigest()[:16] for own in data}
     made = {"command": args.command, "commit": git_commit(), "made_with": environment(), "data": digests}
