@@ -10,8 +10,8 @@ writes  runs/<run>/<level>.keras    the epoch best on val; <level>_last.keras th
 
     python 03_attribute.py --preset small --level gen
 
-The defaults are the paper's (500 labels per class, margin 1, lambda 0.5, rate 1e-5). The line above is what `make demo`
-passes for the simulated zoo: a minute on two cores, accuracy 0.83 micro and 0.80 macro (chance 0.25 and 0.05).
+The defaults are the paper's (500 labels per class, margin 1, lambda 0.5, rate 1e-5). With `--labels-per-class all` the
+line above is `make demo`'s for the simulated zoo: a minute on two cores, accuracy 0.83 / 0.80 (chance 0.25 / 0.05).
 """
 
 import argparse

@@ -8,7 +8,7 @@ In one stage with all labels. Validation chooses the epoch too, so its accuracie
 
 import numpy as np
 
-from experiments.ablations import interval, signed
+from experiments.ablations import ablation_verdict, signed
 from experiments.stages import ONE_ALL, markdown
 from experiments.tables import arm_runs, caption, described, mean_std, val_scores
 from tokens.generators import level_name
@@ -52,7 +52,7 @@ def render_recipe(results):
             row.append(" / ".join(mean_std([seed[key] for seed in found]) for key in ("accuracy", "macro_accuracy")))
             row.append(f"{np.mean([seed['cross_entropy'] for seed in found]):.2f}" if found else "-")
         gains = gains_over(changes["the preset"], levels) if change != "the preset" else []
-        rows.append([*row, signed(gains), verdict(gains) if gains else "-"])
+        rows.append([*row, signed(gains), ablation_verdict({"macro": gains, "collapsed": 0}) if gains else "-"])
     first = {level: seeds[0] for level, seeds in changes["the preset"].items()}
     chance = [(f"{100 * own['majority']:.1f} / {100 * own['uniform']:.1f}", "-") for own in first.values()]
     rows.append(["chance", *sum(chance, ()), "", ""])
@@ -65,20 +65,16 @@ def render_recipe(results):
 
 NOTE = (
     "Cross-entropy is val's, in nats. The difference is the mean over both levels, with its 95% t interval over seeds;"
-    " better or worse where the interval leaves out 0, else open; of fifteen changes without effect chance calls one"
-    " better or worse."
+    " ahead or behind where the interval leaves out 0, else open; of fifteen changes without effect chance calls one"
+    " ahead or behind."
 )
 
 
 def gains_over(preset, levels):
     """Macro accuracy less the preset's by seed, mean over levels, of the seeds that did not collapse in either."""
-    pairs = [zip(levels[level], preset[level], strict=True) for level in levels]
-    by_level = [
-        [own and then and own["macro_accuracy"] - then["macro_accuracy"] for own, then in pair] for pair in pairs
-    ]
-    return [float(np.mean(own)) for own in zip(*by_level, strict=True) if None not in own]
-
-
-def verdict(gains):
-    low, high = interval(gains) or (-1, 1)
-    return "better" if low > 0 else "worse" if high < 0 else "open"
+    gains = []
+    for seed in range(len(preset[SEARCHED[0]])):
+        pairs = [(levels[level][seed], preset[level][seed]) for level in SEARCHED]
+        if all(own and plain for own, plain in pairs):
+            gains.append(float(np.mean([own["macro_accuracy"] - plain["macro_accuracy"] for own, plain in pairs])))
+    return gains

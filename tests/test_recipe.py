@@ -17,8 +17,6 @@ def test_gains_are_paired_over_seeds_and_means_over_levels():
     preset = {"team": seeds(0.5, 0.6, 0.7), "gen": seeds(0.4, 0.5, 0.6)}
     changed = {"team": seeds(0.6, 0.6, None), "gen": seeds(0.6, 0.6, 0.6)}
     np.testing.assert_allclose(recipe.gains_over(preset, changed), [0.15, 0.05])
-    assert recipe.verdict([0.10, 0.11, 0.12]) == "better" and recipe.verdict([-0.1, -0.11, -0.12]) == "worse"
-    assert recipe.verdict([0.1, -0.1, 0.0]) == recipe.verdict([0.1]) == "open"
 
 
 @pytest.mark.parametrize("change", recipe.CHANGES)

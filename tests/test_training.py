@@ -222,7 +222,14 @@ def test_features_are_compared_by_content(features, run, tmp_path):
 @pytest.mark.parametrize(
     "wrong",
     [["--batch-size", "0"], ["--epochs", "0"], ["--limit", "-1"], ["--dropout", "1.5"], ["--learning-rate", "-1"]]
-    + [["--labels-per-class", "0"], ["--fold", "6/5"]],
+    + [["--labels-per-class", "0"], ["--fold", "6/5"], ["--steps", "0"], ["--patience", "0"], ["--preset", "big"]]
+    + [
+        ["--warmup-steps", "-1"],
+        ["--decay-steps", "0"],
+        ["--schedule", "linear"],
+        ["--batching", "pk"],
+        ["--head", ""],
+    ],
 )
 def test_wrong_arguments_end_with_status_2(wrong):
     for name in (ONE, TWO):
