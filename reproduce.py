@@ -95,7 +95,7 @@ def get_args(argv=None):
 
 LIST_NOTES = """
 A table or figure needs nothing on the zoo; --features needs a folder that 01 made, --data corpus and equalized a folder
-of real clips. Minutes: two cores and JAX, when the entries above have made the runs they share. Interrupted, an entry
+of real clips. Minutes: estimates for two cores and JAX, when the entries above have made shared runs. Interrupted, one
 goes on with the same command. Pieces of loss-grid: --seeds 1, --seeds 2, --seeds 3, then without. The paper's scale:
 GenVideo, 2.3 million videos, and SigLIP-So400m/14, 31 TB of tokens.
 """
