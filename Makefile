@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-NAMED := demo steps paper ablation back-off encoder-transfer enrol loss-grid report unseen-generators wild readme
+NAMED := demo steps paper ablation back-off encoder-transfer enrol loss-grid recipe report unseen-generators wild readme
 .PHONY: $(NAMED) test fuzz check parity bench lint clean
 
 # Experiments by name; `reproduce.py --list` has them all but `compare`, which takes run folders. `paper` is all tables.

@@ -142,14 +142,14 @@ def answer(cells) -> list[str]:
     same = [comparison(cell, same_rate(cells, cell))[1].split()[0] for cell in cells if cell["loss"] != CE]
     counts = [f"{word} in {same.count(word)}" for word in dict.fromkeys(("ahead", "behind", "open", *same))]
     lines.append(f"- At equal rates mining is {', '.join(counts)} of {len(same)} cells.")
-    ahead, behind = (" and ".join(found[word]) for word in ("ahead", "behind"))
-    if ahead:
-        verdict = f"Hard negatives help here: ahead of cross-entropy is {ahead}"
-    elif behind:
-        verdict = "Hard negatives do not help here: no mined loss is ahead of cross-entropy"
+    if found["ahead"]:
+        verdict = "Hard negatives help here."
+    elif found["behind"]:
+        verdict = "Hard negatives do not help here."
     else:
-        verdict = "It is not shown that hard negatives help or harm here: no mined loss is ahead or behind"
-    return [f"{verdict}, each at its best rate{f'; behind it is {behind}' if behind else ''}.", "", *lines]
+        verdict = "It is not shown that hard negatives help or harm here."
+    ahead, behind = (", ".join(found[word]) or "none" for word in ("ahead", "behind"))
+    return [f"{verdict} Each loss at its best rate: ahead of cross-entropy {ahead}; behind it {behind}.", "", *lines]
 
 
 def trained_text(cells):

@@ -45,9 +45,12 @@ def test_an_interval_over_pairs_is_that_of_scipy():
 @pytest.mark.parametrize(
     ("mined", "wanted"),
     [
-        ((0.50, 0.53, 0.50), "Hard negatives help here with CE+HNM in one stage and CE+HNM in two stages"),
-        ((0.40, 0.43, 0.40), "Hard negatives do not help here: neither"),
-        ((0.30, 0.33, 0.30), "behind it are CE+HNM in one stage and CE+HNM in two stages"),
+        ((0.50, 0.53, 0.50), "ahead of cross-entropy CE+HNM in one stage, CE+HNM in two stages; behind it none."),
+        ((0.40, 0.43, 0.40), "It is not shown that hard negatives help or harm here"),
+        (
+            (0.30, 0.33, 0.30),
+            "Hard negatives do not help here. Each loss at its best rate: ahead of cross-entropy none; behind it CE+HNM in",
+        ),
     ],
 )
 def test_the_verdict_follows_from_the_numbers(mined, wanted):
