@@ -49,7 +49,7 @@ def test_an_interval_over_pairs_is_that_of_scipy():
         ((0.40, 0.43, 0.40), "It is not shown that hard negatives help or harm here"),
         (
             (0.30, 0.33, 0.30),
-            "Hard negatives do not help here. Each loss at its best rate: ahead of cross-entropy none; behind it CE+HNM in",
+            "ahead of cross-entropy none; behind it CE+HNM in one stage",
         ),
     ],
 )
