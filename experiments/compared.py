@@ -72,10 +72,14 @@ def measure_datasets(args, data):
 
 
 def binary_methods(args, data, only):
-    """BINARY by method and seed at BIN-L, all trained with all labels; `only` may name test_features."""
+    """BINARY by method and seed at BIN-L, all trained with all labels, and what each took; `only` may name
+    test_features.
+    """
     chosen = [chosen_videos(data, "bin", only | {"limit": args.limit}, seed, None) for seed in range(args.seeds)]
-    metrics = [read_json(run / "bin.json") for run in binary_runs(args, data, only)]
-    methods = {"SAGA": [{key: own[key] for key in BINARY} for own in metrics]}
+    methods = {"SAGA": []}
+    for run in binary_runs(args, data, only):
+        metrics = read_json(run / "bin.json")
+        methods["SAGA"].append({key: metrics[key] for key in BINARY} | spent(run, "bin"))
     for name, probe in PROBES.items():
         methods[name] = [binary_row(videos, probe(videos, seed)) for seed, videos in enumerate(chosen)]
     known = data.videos is not None and all((data.videos / row.source).is_file() for row in chosen[0].test)
@@ -84,12 +88,20 @@ def binary_methods(args, data, only):
         for seed, videos in enumerate(chosen):
             part = "-".join([part_name(seed, None), *(own_name(folder) for folder in only.values())])
             run = detector_run(args, data, name, "bin", videos, seed, part)
-            methods[name].append(binary_row(videos, clips_of(run, "bin")[0]["probabilities"]))
+            row = binary_row(videos, clips_of(run, "bin")[0]["probabilities"])
+            methods[name].append(row | {"steps": [read_json(run / "bin.json")["steps"]]})
     return methods
 
 
 def binary_row(videos, probabilities):
-    return binary_scores([row.label for row in videos.test], probabilities, videos.classes)
+    """BINARY of probabilities (V, 2) of the test clips, and the labels that a method without val took."""
+    scores = binary_scores([row.label for row in videos.test], probabilities, videos.classes)
+    return scores | {"budget": labels_without_val(videos)}
+
+
+def labels_without_val(videos):
+    """The label budget of a method that trains on val too."""
+    return {"train": len(videos.train + videos.val), "val": 0}
 
 
 def render_datasets(results):
@@ -136,7 +148,8 @@ def measure_detectors(args, data):
         levels = {level: scored(own, level) for level, own in runs.items()}
         methods[f"SAGA, {arm}"] = {"trained": arm.labels, "levels": levels} | cost(runs["gen"])
     runs = arm_runs(args, data, ALL_CE, "gen")  # as the detectors are trained
-    methods[f"SAGA, {ALL_CE}, summed"] = {"trained": "all", "levels": by_level(runs)} | cost(runs)
+    levels = by_level(runs, spent(runs[0][0], "gen")["budget"])
+    methods[f"SAGA, {ALL_CE}, summed"] = {"trained": "all", "levels": levels} | cost(runs)
     for name, probe in PROBES.items():
         for labels in PROBE_LABELS:
             methods[f"{name}, {labels}"] = {"trained": labels} | probe_results(args, data, probe, labels)
@@ -160,9 +173,9 @@ def tested_by_sums(run, level):
     return truth[truth != ""], np.array(names)[sums[truth != ""].argmax(axis=1)]
 
 
-def by_level(runs):
-    """`scored` at every level of runs at GEN-L, by sums."""
-    return {level: scored(runs, level, tested_by_sums) for level in COMPARED_LEVELS}
+def by_level(runs, budget):
+    """`scored` at every level of runs at GEN-L, by sums, with the label budget of these runs."""
+    return {level: scored(runs, level, tested_by_sums) | {"budget": budget} for level in COMPARED_LEVELS}
 
 
 def cost(runs):
@@ -187,6 +200,7 @@ def probe_results(args, data, probe, labels):
             seconds += [time.perf_counter() - started] if level == "gen" else []
             truth += [videos.classes[row.label] for row in videos.test]
         levels[level]["seeds"].append({"seed": seed} | score_names(truth, predicted))
+        levels[level]["budget"] = labels_without_val(videos)
     return {"parameters": None, "seconds": seconds, "levels": levels}
 
 
@@ -201,7 +215,7 @@ def detector_results(args, data, name):
     metrics = [read_json(run / "gen.json") for folds in runs for run in folds]
     facts = {"parameters": metrics[0]["parameters"], "seconds": [run["seconds"] for run in metrics]}
     facts["steps"] = metrics[0]["steps"]
-    return facts | {"levels": by_level(runs)}
+    return facts | {"levels": by_level(runs, labels_without_val(videos))}
 
 
 def detector_run(args, data, name, level, videos, seed, part):
@@ -209,7 +223,7 @@ def detector_run(args, data, name, level, videos, seed, part):
     run, equalized = pixel_folder(args, data, name) / part, features_recipe(data.features).get("equalize")
     steps = 10 * len(videos.train + videos.val) // 32 if args.full else data.pixel_steps
     detect(name, level, videos, data.videos, run, seed, equalized, steps, args.full, args.overwrite)
-    facts = {"train": len(videos.train + videos.val), "val": 0, "steps": steps, "seed": seed, "start": None}
+    facts = labels_without_val(videos) | {"steps": steps, "seed": seed, "start": None}
     USED[f"{run}", f"pixels-{level}"] = facts | {"settings": {"level": level, "detector": name}}
     return run
 
@@ -239,12 +253,13 @@ def render_detectors(results):
         paper = theirs["task"].get("SAGA" if method == f"SAGA, {TWO_FEW}" else method)
         printed = " / ".join(f"{theirs[level][method.split(',')[0]]:.2f}" for level in COMPARED_LEVELS) if paper else ""
         steps = f"{result['steps']}" if "steps" in result else "-"
-        rows.append([method, result["trained"], *cells, interval, count, steps, seconds, printed])
+        labels = f"{result['trained']}, {overall_cells(result['levels']['gen'])[-2]}"
+        rows.append([method, labels, *cells, interval, count, steps, seconds, printed])
     first = {level: own["seeds"][0] for level, own in results["methods"]["metadata only, all"]["levels"].items()}
     chance = [f"{100 * own['majority']:.1f} / {100 * own['uniform']:.1f}" for own in first.values()]
     rows.append(["chance", "", *chance, "", "", "", "", ""])
     clips = [f"{level.upper()}-L {own['videos']}" for level, own in first.items()]
-    header = ["method", "labels", *(f"{level.upper()}-L micro / macro" for level in COMPARED_LEVELS)]
+    header = ["method", "labels at GEN-L", *(f"{level.upper()}-L micro / macro" for level in COMPARED_LEVELS)]
     header += ["95% of GEN-L micro", "parameters", "steps of 32", "seconds a fit"]
     header.append("the paper's TASK / SD / TEAM / GEN-L")
     lines = [caption(results, "SAGA compared with detectors and probes"), "", *markdown(header, rows), ""]

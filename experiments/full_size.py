@@ -1,4 +1,4 @@
-"""The papers' tables at full size: every command in order, with its hours and terabytes. Nothing is trained.
+"""SAGA's tables and signatures at full size: every command in order, with its hours and terabytes. Nothing is trained.
 
     python reproduce.py paper --dry-run --features DIR
 
@@ -63,7 +63,7 @@ class Command(NamedTuple):
 
 
 def print_full_size(args):
-    """Print every command that the papers' tables need. Raises InputError while settings of the zoo are on."""
+    """Print every command that these tables need. Raises InputError while settings of the zoo are on."""
     features = Path(args.features[0])
     refuse_zoo_settings(args, features)
     commands = full_size_commands(features)
@@ -97,6 +97,10 @@ def refuse_zoo_settings(args, features):
 # ---------------------------------------------------------------- the commands
 
 
+def folder_name(what) -> str:
+    return "-".join(re.findall(r"\w+", what)).lower()
+
+
 class FullSize:
     """The commands on one features folder: of the clips and the sizes in it, or of GenVideo where it is not made."""
 
@@ -125,7 +129,7 @@ class FullSize:
     def train(self, what, arm, level, **only) -> Command:
         """Stage 1 or 2 with the paper's settings, which are the scripts' defaults, and these."""
         runs = Path("runs/full") / self.features.name
-        name = "stage-1" if level == "bin" and not only else "-".join(re.findall(r"\w+", what)).lower()
+        name = "stage-1" if level == "bin" and not only else folder_name(what)
         flags = [f"{script(level)}.py", "--features", self.features, "--run", runs / name]
         if level != "bin":
             start = runs / "stage-1" / "bin.keras" if arm.stages == 2 else "scratch"
@@ -135,6 +139,17 @@ class FullSize:
         windows = PAPER["epochs"] * self.windows * self.train_clips(level, arm.labels, only.get("train_generators"))
         card, disk = windows / card_rate("stage 1", "fit"), windows * self.bytes / disk_rate()
         return Command(what, flags, card / 3600, disk / 3600, 0)
+
+    def signatures(self, level) -> Command:
+        """04 on the run that stands for SAGA at a level; its test clips count as if they were trained on once."""
+        runs = Path("runs/full") / self.features.name
+        run = runs / (
+            "stage-1" if level == "bin" else folder_name(f"Table {PAPER_TABLES[level].split()[0]}, {TWO_FEW}")
+        )
+        windows = (1 - TRAIN) * self.clips.total() * self.windows
+        card, disk = windows / card_rate("stage 1", "fit"), windows * self.bytes / disk_rate()
+        flags = ["04_tsigs.py", "--features", self.features, "--run", run, "--level", level]
+        return Command(f"Fig. 6, {level_name(level)}", flags, card / 3600, disk / 3600, 0)
 
     def generators(self, chosen) -> list[str]:
         table = {name: own for name, own in load_generators().items() if name in self.clips and name != "Real"}
@@ -150,7 +165,8 @@ class FullSize:
 
 
 def full_size_commands(features) -> list[Command]:
-    """Of Tables 2 to 7 and S-3 and Sec. S-6, in the order in which they can run."""
+    """Of Tables 2 to 7 and S-3, Fig. 6 and Sec. S-6, in the order in which they can run."""
+    arms = {"bin": STAGE_ONE} | dict.fromkeys(PAPER_TABLES, TWO_FEW)
     siglip = FullSize(features, "siglip")
     dvf = FullSize(features.with_name(f"{features.name}-dvf"), "siglip", "DVF", {"DVF": DVF})
     commands = [*siglip.extract(), *dvf.extract(), siglip.train("stage 1, Table 4's first row", STAGE_ONE, "bin")]
@@ -165,8 +181,8 @@ def full_size_commands(features) -> list[Command]:
             siglip.train(f"Table {table.split()[0]}, {arm}", arm, level) for arm in LEVEL_ARMS[level] if arm.times == 1
         ]
     commands.append(siglip.train(f"Sec. S-6, {SEMI}", SEMI, "gen"))
+    commands += [siglip.signatures(level) for level in arms]
     dinov2 = FullSize(features.with_name(f"{features.name}-dinov2"), "dinov2")
-    arms = {"bin": STAGE_ONE} | dict.fromkeys(PAPER_TABLES, TWO_FEW)
     return [
         *commands,
         *dinov2.extract(),

@@ -111,11 +111,13 @@ OVERALL = ["micro (95%)", "macro", "chance micro / macro", "test clips", "seeds"
 
 
 def spent_cells(result):
-    """Labelled clips, to train and to choose by, with those of stage 1 in brackets; and the steps of all stages."""
-    if "steps" not in result:
+    """Labelled clips, to train and to choose by, with those of stage 1 in brackets; and the steps of all stages, which
+    probes do not have.
+    """
+    if "budget" not in result:
         return ["-", "-"]
     first = f" (stage 1: {sum(result['stage_1_budget'].values())})" if "stage_1_budget" in result else ""
-    return [f"{sum(result['budget'].values())}{first}", f"{sum(result['steps'])}"]
+    return [f"{sum(result['budget'].values())}{first}", f"{sum(result['steps'])}" if "steps" in result else "-"]
 
 
 def parameters_of(run):
@@ -226,13 +228,13 @@ def binary_scores(labels, probabilities, classes):
 
 
 def balanced_results(args, data, only):
-    """BINARY of stage 1 by seed, on as many Real as Fake test clips."""
+    """BINARY of stage 1 by seed, on as many Real as Fake test clips, and what each took."""
     results = []
     for seed, run in enumerate(binary_runs(args, data, only)):
         clips, classes = clips_of(run, "bin")
         labels = np.array([classes.tolist().index(name) for name in clips["class"]])
         chosen = balanced_places(labels, seed)
-        results.append(binary_scores(labels[chosen], clips["probabilities"][chosen], classes))
+        results.append(binary_scores(labels[chosen], clips["probabilities"][chosen], classes) | spent(run, "bin"))
     return results
 
 
@@ -250,11 +252,12 @@ def measure_splits(args, data):
 
 def binary_cells(seeds):
     cells = [mean_std([seed[key] for seed in seeds]) for key in BINARY[:5]]
-    return [*cells, f"{100 * seeds[0]['majority']:.1f} / 50", f"{seeds[0]['videos']}", f"{len(seeds)}"]
+    first = seeds[0]
+    return [*cells, f"{100 * first['majority']:.1f} / 50", f"{first['videos']}", f"{len(seeds)}", *spent_cells(first)]
 
 
 BINARY_HEADER = ["accuracy", "precision of Fake", "recall of Fake", "macro accuracy", "AUC", "chance micro / macro"]
-BINARY_HEADER += ["test clips", "seeds"]
+BINARY_HEADER += ["test clips", "seeds", "labels", "steps"]
 
 
 def render_splits(results):
