@@ -50,6 +50,10 @@ def write_results(args, name, results, render, data):
 # ---------------------------------------------------------------- how numbers were made
 
 
+MODEL = {"settings": dict, "start?": str, "runs": {str: {"answers?": str, "videos?": int, "correct?": int}}}
+PROVENANCE = {"command": str, "commit": object, "made_with": dict, "data": {str: str}, "trained": {str: MODEL}}
+
+
 def provenance(args, data):
     """How the entry's numbers were made: of all models that it has used since it began (stages.USED)."""
     trained = {}

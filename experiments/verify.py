@@ -11,14 +11,16 @@ import math
 import shlex
 from pathlib import Path
 
-from basics.artifacts import differing, read_json
+from basics.artifacts import differing, read_json, reading
 from basics.output import temporary_folder
 from basics.running import InputError
 from basics.statistics import wilson_interval
 from experiments.registry import run_entry
+from experiments.results import PROVENANCE
 
 NOT_COMPARED = {"provenance", "measured", "seconds", "collapsed"}  # the last counts all seeds
 COST = {"run", "steps", "budget", "stage_1_budget"}  # of the first seed that did not collapse
+AGAIN = "restore it, or delete it and measure it again"
 DATA = ("data", "features", "encoder", "full", "few", "folds", "limit")  # flags that choose which results
 
 
@@ -28,8 +30,9 @@ def verify(args, get_args):
     """
     recorded = {}
     for path in sorted(Path(args.results).rglob("*.json")):
-        if made := read_json(path).get("provenance"):
-            again = get_args(shlex.split(made["command"])[2:])
+        if made := read_json(path, {"provenance?": PROVENANCE}, AGAIN).get("provenance"):
+            with reading(path, "not as it was written", AGAIN):
+                again = get_args(shlex.split(made["command"])[2:])
             alike = all(getattr(again, key) == getattr(args, key) for key in DATA)
             if not args.name or (alike and again.name == args.name):
                 recorded.setdefault(made["command"], (again, []))[1].append(path.relative_to(args.results))

@@ -906,6 +906,24 @@ def test_verify_without_results_says_so(features):
         reproduce.main(["--verify", "table-2", "--features", "f"])
 
 
+MADE = {"command": "python reproduce.py table-2", "commit": "", "made_with": {}, "data": {}, "trained": {}}
+
+
+@pytest.mark.parametrize(
+    ("made", "wanted"),
+    [
+        (3, "provenance is 3, not an object"),
+        ({"commit": ""}, "provenance lacks command"),
+        (MADE | {"command": 'python reproduce.py "'}, "No closing quotation"),
+        (MADE | {"trained": {"a": {"settings": {}, "runs": {"seed0": {"answers": 1}}}}}, "answers is 1, not text"),
+    ],
+)
+def test_verify_names_a_damaged_result(tmp_path, made, wanted):
+    (tmp_path / "table-2.json").write_text(json.dumps({"provenance": made}))
+    with pytest.raises(InputError, match=rf"table-2.json: not as it was written \(.*{wanted}.*\); restore it"):
+        reproduce.main(["--verify", "table-2", "--results", str(tmp_path)])
+
+
 def results_within(folder):
     """(path, content) of the results in a folder that say how they were made."""
     found = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.rglob("*.json"))]
