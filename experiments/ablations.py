@@ -27,12 +27,13 @@ from experiments.tables import (
     parameters_of,
     scored,
 )
+from training.presets import PRESETS
 
 # ---------------------------------------------------------------- the conditions
 
 CE = Arm(2, "few", "CE")
 PLAIN = {"CE alone": {CE: {}}}
-WARM_UP = 100  # steps
+WARM_UP = PRESETS["small"]["warmup_steps"]
 
 
 def mined(**settings):
