@@ -1043,6 +1043,7 @@ def test_entries_run_with_the_stages_themselves(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "zoo").symlink_to(ROOT / "data" / "zoo")
     monkeypatch.setitem(datasets.SIMULATED, "zoo", (1, 60, {"few": 2, "pixel_steps": 2}))
+    monkeypatch.setitem(PRESETS, "small", PRESETS["small"] | {"steps": 6, "warmup_steps": 2})
     small = ["--limit", "6", "--seeds", "1"]
     found = reproduce.main(["table-7", *small])
     assert all(
