@@ -74,7 +74,7 @@ def test_changes_apply_and_run(project):
     printed = []
     for diff, commands in CHANGES:
         subprocess.run(["git", "apply", "-"], input=diff, text=True, cwd=project, check=True)
-        printed.append(run(project, commands))
+        printed.append(run(project, commands.replace("--preset small", "--preset small --steps 20")))
     loss, size, encoder, generator = printed
     assert "runs/contrastive" in loss
     assert "runs/zoo" in size and "runs/small" in size

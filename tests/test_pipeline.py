@@ -69,7 +69,8 @@ def test_commands_of_the_readme_run(tmp_path, monkeypatch):
             continue  # `make check` runs the demo itself
         print(command)
         reported = script == "attribute_video.py" and "--calibrate" not in arguments
-        stage(script.removesuffix(".py"), *arguments, "--max-files" if reported else "--limit", 6)
+        short = ["--steps", 20] if "--preset" in arguments else []
+        stage(script.removesuffix(".py"), *arguments, *short, "--max-files" if reported else "--limit", 6)
 
 
 def chance_probability(run, level, classes):
