@@ -15,7 +15,7 @@ from basics.artifacts import read_json
 from basics.running import ROOT
 
 CHANGES = re.findall(r"```diff\n(.*?)```\s+```bash\n(.*?)```", (ROOT / "docs" / "extend.md").read_text(), re.S)
-STAGE_ONE = "python 02_pretrain_binary.py --preset small --steps 20"
+STAGE_ONE = "python 02_pretrain_binary.py --preset small"
 
 
 @pytest.mark.parametrize("diff", [diff for diff, _ in CHANGES], ids=lambda diff: diff.split()[1])
@@ -42,13 +42,17 @@ def test_the_own_loss_equals_a_loop_over_pairs():
 
 @pytest.fixture
 def project(zoo, tmp_path):
-    """A copy of the project whose data/zoo is the small zoo, with this interpreter as .venv/bin/python."""
+    """A copy of the project whose data/zoo is the small zoo and whose preset has few steps, with this interpreter as
+    .venv/bin/python.
+    """
     listed = ["git", "-C", ROOT, "ls-files", "-co", "--exclude-standard"]
     for name in subprocess.run(listed, capture_output=True, text=True, check=True).stdout.splitlines():
         if (ROOT / name).is_file():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, tmp_path / name)
     shutil.copytree(zoo, tmp_path / "data" / "zoo")
+    presets = tmp_path / "training" / "presets.py"
+    presets.write_text(presets.read_text().replace('"steps": 600', '"steps": 20'))
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
@@ -74,7 +78,7 @@ def test_changes_apply_and_run(project):
     printed = []
     for diff, commands in CHANGES:
         subprocess.run(["git", "apply", "-"], input=diff, text=True, cwd=project, check=True)
-        printed.append(run(project, commands.replace("--preset small", "--preset small --steps 20")))
+        printed.append(run(project, commands))
     loss, size, encoder, generator = printed
     assert "runs/contrastive" in loss
     assert "runs/zoo" in size and "runs/small" in size
