@@ -181,7 +181,8 @@ def main(argv=None):
     print_results(metrics)
 
     # ---------------------------------------------------------------- save
-    metrics |= {"steps": int(optimizer.iterations), "recipe": recipe | {"seconds": round(time.time() - started, 1)}}
+    metrics |= {"steps": int(optimizer.iterations.numpy())}
+    metrics |= {"recipe": recipe | {"seconds": round(time.time() - started, 1)}}
     if is_main_process():
         save_model(model, run / "bin.keras", recipe)
         write_arrays(run / "bin_embeddings.npz", arrays | {"recipe": recipe})

@@ -2,11 +2,10 @@
 lambda * cross-entropy + (1 - lambda) * hard negative mining.
 
 reads   features/<set>/ (01_extract_features.py) and runs/<run>/bin.keras (02_pretrain_binary.py)
-writes  runs/<run>/<level>.keras    the epoch best on val; <level>_last.keras the last one
-        runs/<run>/<level>.json     metrics on the test split, the clips by role (train, val, test, unseen), the recipe
-        runs/<run>/<level>_embeddings.npz  embedding (V, D), probabilities (V, C), video, generator, group, class,
-                                    split (V,), and the recipe
-        runs/<run>/<level>_history.csv, logs/<level> (TensorBoard), <level>_confusion.png, <level>_tsne_*.png
+writes  runs/<run>/<level>.keras    the epoch best on val; <level>_last.keras the last one; and beside them
+        <level>.json            metrics on the test split, the clips by role (train, val, test, unseen), the recipe
+        <level>_embeddings.npz  embedding (V, D), probabilities (V, C), video, generator, group, class, split (V,)
+        <level>_history.csv, logs/<level> (TensorBoard), <level>_confusion.png, <level>_tsne_*.png
 
     python 03_attribute.py --preset small --level gen
 
@@ -265,7 +264,8 @@ def main(argv=None):
     print_results(metrics)
 
     # ---------------------------------------------------------------- save
-    metrics |= {"steps": int(optimizer.iterations), "recipe": recipe | {"seconds": round(time.time() - started, 1)}}
+    metrics |= {"steps": int(optimizer.iterations.numpy())}
+    metrics |= {"recipe": recipe | {"seconds": round(time.time() - started, 1)}}
     if is_main_process():
         save_model(model, run / f"{level}.keras", recipe)
         write_arrays(run / f"{level}_embeddings.npz", arrays | {"recipe": recipe})
