@@ -294,7 +294,7 @@ def test_an_ablation_changes_its_stage_alone_and_shares_what_is_there(features, 
     plain = {args.run for _, args in calls.list}
     changes = {
         "margin": ("margin", {1, 5, -1}),
-        "positives": ("positives", {"hardest", "random"}),
+        "positives": ("positives", {"all", "hardest", "random"}),
         "batching": ("batching", {"natural"}),
         "depth": ("temporal_blocks", {4, 6, 8, 12}),  # two are the preset's
     }
@@ -307,6 +307,8 @@ def test_an_ablation_changes_its_stage_alone_and_shares_what_is_there(features, 
         assert first == (wanted if what == "depth" else set())
         for _, args in new:
             assert args.temporal_blocks == PRESETS["small"]["temporal_blocks"] or what == "depth"
+            # Of two positives, so of three clips of a class: else the kinds of positives are one.
+            assert args.batch_size >= 3 * 20 or what != "positives"
     calls.list.clear()
     run_entry("ablation-schedule", "--seeds", "1")
     found = [(args.schedule, args.warmup_steps, args.loss) for name, args in calls.list if name == "03_attribute"]
