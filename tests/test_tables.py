@@ -970,6 +970,48 @@ def test_one_setting_has_one_number_wherever_printed(features, calls):
     assert what[0].startswith("2-stage-few-CE-HNM-gen") and len(found) == 2
 
 
+NUMBER = r"[-+]?\d+(?:\.\d+)?"
+
+
+def prose(text):
+    """Paragraphs and list items, without tables and code."""
+    text = re.sub(r"<!-- results/.*?<!-- end -->|^```.*?^```|^\|.*?$|`[^`]*`", "", text, flags=re.S | re.M)
+    return [" ".join(part.split()) for part in re.split(r"\n\s*\n|^\s*- ", text, flags=re.M)]
+
+
+def not_printed(part, page):
+    """Accuracies in a paragraph, pairs of micro / macro or decimals, that no line of the results it links to prints."""
+    linked = [page.parent / path for path in re.findall(r"\]\(([^)#]*results/[^)#]*)\.(?:md|png)", part)]
+    lines = [line for path in linked for line in path.with_suffix(".md").read_text(encoding="utf-8").splitlines()]
+    printed = [[float(number) for number in re.findall(NUMBER, line)] for line in lines]
+    said = re.sub(r"\]\([^)]*\)", "]", part)
+    pairs = re.findall(rf"\b([1-9]\d*(?:\.\d+)?)(?: ± {NUMBER})? / ({NUMBER})", said)
+    singles = [(number,) for number in re.findall(r"(?<![\d.])[-+]?\d+\.\d+(?![\d.]|e-)", said)] if linked else []
+    return [own for own in pairs + singles if not any(all(rounds(number, line) for number in own) for line in printed)]
+
+
+def rounds(number, line):
+    """Whether a number of the line is that one, rounded as it is written."""
+    half = 0.5 * 10.0 ** -len(number.partition(".")[2]) + 1e-9
+    return any(abs(float(number) - own) <= half for own in line)
+
+
+@pytest.mark.parametrize("page", readme.pages(), ids=lambda page: page.name)
+def test_numbers_in_prose_are_those_of_the_tables_that_it_links_to(page):
+    parts = prose(page.read_text(encoding="utf-8"))
+    assert not {part: found for part in parts if (found := not_printed(part, page))}
+
+
+def test_a_number_that_no_table_prints_is_found(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "t.md").write_text("| CE | 64.3 ± 0.8 (59-69) | 58.5 ± 2.1 |\n| HNM | 65.1 | 60.7 |\n")
+    right = "CE has 64.3 / 58.5, about 64 / 59 ([t](results/t.md)), mining 0.8 points more"
+    assert not not_printed(right, tmp_path / "README.md")
+    for wrong, said in {"64.3 / 60.7": ("64.3", "60.7"), "66": (), "66.1": ("66.1",)}.items():
+        assert not_printed(f"CE has {wrong} ([t](results/t.md))", tmp_path / "README.md") == ([said] if said else [])
+    assert not_printed("CE has 64.3 / 58.5", tmp_path / "README.md") == [("64.3", "58.5")]
+
+
 @pytest.mark.slow
 @pytest.mark.graph
 def test_the_cheapest_result_is_what_this_code_measures(tmp_path, monkeypatch):
