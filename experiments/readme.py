@@ -2,7 +2,7 @@
 that file.
 
 reads   results/**/*.json of the papers' tables and figures
-writes  the .md beside each; results/summary.md, the five levels on every data set beside the paper; README.md, docs/
+writes  the .md beside each; results/summary.md, four levels beside the paper; README.md, docs/
 """
 
 import re
@@ -14,8 +14,6 @@ from experiments.registry import ENTRIES
 from experiments.stages import markdown
 from experiments.tables import LEVEL_ARMS, mean_std
 from tokens.generators import level_name
-
-SUMMARY = {"zoo": "", "real clips, dct": "equalized-dct", "real clips, mobilenet": "equalized-mobilenet"}
 
 
 def write_readme(args=None):
@@ -46,28 +44,16 @@ def fill(text, root):
 
 
 def summarize(folder) -> list[str]:
-    """A row per level and setting: micro / macro on each data set of SUMMARY, and the paper's Overall."""
+    """A row per level and setting: micro / macro, chance, and the paper's Overall."""
     rows = []
     for level, table in PAPER_TABLES.items():
-        number = table.split()[0]
-        paths = [folder / place / f"table-{number}.json" for place in SUMMARY.values()]
-        found = [read_json(path)["arms"] if path.exists() else {} for path in paths]
-        for arm in LEVEL_ARMS[level]:
-            if any(str(arm) in arms for arms in found):
-                cells = [" / ".join(mean_std(values) for values in scores(arms.get(str(arm)))) for arms in found]
-                rows.append([level_name(level), str(arm), *cells, printed(arm_values(arm, level).get("Overall"))])
-        rows.append([level_name(level), "chance", *(chance(arms) for arms in found), ""])
-    return markdown(["level", "setting", *SUMMARY, "the paper's Overall"], rows)
-
-
-def scores(result):
-    """Micro and macro accuracies by seed."""
-    seeds = result["seeds"] if result else []
-    return [seed["micro"] for seed in seeds], [seed["macro"] for seed in seeds]
-
-
-def chance(arms):
-    for result in arms.values():
-        for seed in result["seeds"]:
-            return f"{100 * seed['majority']:.1f} / {100 * seed['uniform']:.1f}"
-    return "-"
+        path = folder / f"table-{table.split()[0]}.json"
+        arms = read_json(path)["arms"] if path.exists() else {}
+        for arm in [arm for arm in LEVEL_ARMS[level] if str(arm) in arms]:
+            seeds = arms[str(arm)]["seeds"]
+            cell = " / ".join(mean_std([seed[key] for seed in seeds]) for key in ("micro", "macro"))
+            rows.append([level_name(level), str(arm), cell, printed(arm_values(arm, level).get("Overall"))])
+        for first in [result["seeds"][0] for result in arms.values() if result["seeds"]][:1]:
+            chance = f"{100 * first['majority']:.1f} / {100 * first['uniform']:.1f}"
+            rows.append([level_name(level), "chance", chance, ""])
+    return markdown(["level", "setting", "zoo, micro / macro", "the paper's Overall"], rows)
