@@ -53,7 +53,7 @@ def summarize(folder) -> list[str]:
             seeds = arms[str(arm)]["seeds"]
             cell = " / ".join(mean_std([seed[key] for seed in seeds]) for key in ("micro", "macro"))
             rows.append([level_name(level), str(arm), cell, printed(arm_values(arm, level).get("Overall"))])
-        for first in [result["seeds"][0] for result in arms.values() if result["seeds"]][:1]:
+        if first := next((result["seeds"][0] for result in arms.values() if result["seeds"]), None):
             chance = f"{100 * first['majority']:.1f} / {100 * first['uniform']:.1f}"
             rows.append([level_name(level), "chance", chance, ""])
     return markdown(["level", "setting", "zoo, micro / macro", "the paper's Overall"], rows)
